@@ -1,1 +1,45 @@
+//! Multivio: write once; it appears, correct and exactly once, on every platform.
+//!
+//! A table of contents, in reading order.
 
+// What everything may use.
+/// All settings, read once, every problem reported together.
+pub mod config;
+/// Encryption at rest, bound to the row it belongs to.
+pub mod crypto;
+/// The pool, its sessions' limits, and the migrations.
+pub mod db;
+/// Every identifier.
+pub mod ids;
+/// One token that says "stop", and who listens to it.
+pub mod shutdown;
+/// Logs and spans; nothing secret passes.
+pub mod telemetry;
+
+// The heart.
+/// The job engine: ledger, belt, relay, worker.
+pub mod jobs;
+
+// What the product does.
+/// Text transforms through a chain of language models.
+pub mod ai;
+/// A user's authorised accounts.
+pub mod connections;
+/// Uploads, probes, renditions: ffmpeg at arm's length.
+pub mod media;
+/// The connector trait and one file per platform.
+pub mod platforms;
+/// What a user wrote once.
+pub mod posts;
+/// Publications: phases, reconcile, the publish job.
+pub mod publishing;
+
+// How it is reached.
+/// The sub-commands of `multivio`.
+pub mod cli;
+/// What every endpoint shares.
+pub mod http;
+/// A private Postgres and Redis on this machine.
+pub mod local;
+/// What the worker binaries share.
+pub mod worker;

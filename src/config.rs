@@ -1,0 +1,326 @@
+//! Every setting of every program, read once at start and typed.
+//!
+//! Nothing below `main` reads the environment. A missing or malformed value is reported together with all the
+//! others, each with the variable's name and what it needs. Secrets are [`SecretString`]: they cannot be printed.
+
+use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use secrecy::SecretString;
+use url::Url;
+
+/// Looks a variable up: the environment in programs, a closure in tests.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub environment: Environment,
+    pub log_level: String,
+    pub api: ApiConfig,
+    pub database: DatabaseConfig,
+    pub redis: RedisConfig,
+    pub worker: WorkerConfig,
+    /// Base64 keys for encryption at rest: the first encrypts, all decrypt.
+    pub encryption_keys: Vec<SecretString>,
+    pub jwt: Option<JwtConfig>,
+    pub ai: AiConfig,
+    pub x: XConfig,
+    pub storage: StorageConfig,
+    pub media: MediaConfig,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Environment {
+    Development,
+    Staging,
+    Production,
+}
+
+#[derive(Debug, Clone)]
+pub struct ApiConfig {
+    pub host: IpAddr,
+    pub port: u16,
+    pub allowed_origins: Vec<String>,
+    pub rate_limit_requests: u32,
+    pub rate_limit_window: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct DatabaseConfig {
+    pub url: SecretString,
+    /// Connections kept, plus those opened under load.
+    pub max_connections: u32,
+    pub acquire_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct RedisConfig {
+    pub url: SecretString,
+}
+
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// Jobs run at once by one process; each queue has its own default.
+    pub concurrency: Option<usize>,
+    /// How long a stopping worker lets its jobs finish before it hands them back.
+    pub grace: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct JwtConfig {
+    pub secret: SecretString,
+    pub access_token_lifetime: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct AiConfig {
+    /// In the order they are asked; a provider without a key is off.
+    pub grok: Option<AiProviderConfig>,
+    pub together: Option<AiProviderConfig>,
+    pub openai: Option<AiProviderConfig>,
+    pub max_tokens: u32,
+    pub request_timeout: Duration,
+    pub max_retries: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct AiProviderConfig {
+    pub api_key: SecretString,
+    pub base_url: Url,
+    pub model: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct XConfig {
+    pub api_base: Url,
+    pub client_id: Option<String>,
+    pub client_secret: Option<SecretString>,
+}
+
+#[derive(Debug, Clone)]
+pub struct StorageConfig {
+    /// Where media is kept until an object store is configured.
+    pub folder: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub struct MediaConfig {
+    pub ffmpeg: PathBuf,
+    pub ffprobe: PathBuf,
+    /// Where a running transcode keeps its files.
+    pub scratch: PathBuf,
+    pub max_upload_bytes: u64,
+}
+
+/// Everything that is wrong with the settings, at once.
+#[derive(Debug)]
+pub struct ConfigError(pub Vec<String>);
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} problem(s) with the configuration:", self.0.len())?;
+        for problem in &self.0 {
+            write!(f, "\n  - {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads the process's environment, after an `.env` file where there is one.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        // A missing file is the ordinary case in production; a malformed one must not pass silently.
+        if let Err(error) = dotenvy::dotenv()
+            && !error.not_found()
+        {
+            return Err(ConfigError(vec![format!(".env could not be read: {error}")]));
+        }
+        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+        Self::load(&|name| std::env::var(name).ok())
+    }
+
+    pub fn load(lookup: Lookup<'_>) -> Result<Self, ConfigError> {
+        let mut read = Reader { lookup, problems: Vec::new() };
+        let config = Self {
+            environment: read.parse("ENVIRONMENT", "development, staging or production", Environment::Development),
+            log_level: read.text("LOG_LEVEL").unwrap_or_else(|| "info".into()),
+            api: ApiConfig {
+                host: read.parse("HOST", "an IP address to listen on, such as 0.0.0.0", IpAddr::from([127, 0, 0, 1])),
+                port: read.parse("PORT", "a port number", 8080),
+                allowed_origins: read.list("ALLOWED_ORIGINS"),
+                rate_limit_requests: read.parse("RATE_LIMIT_REQUESTS", "a whole number", 600),
+                rate_limit_window: read.seconds("RATE_LIMIT_WINDOW", 60),
+            },
+            database: DatabaseConfig {
+                url: read.required_secret(
+                    &["DATABASE_URL", "SUPABASE_DB_URL"],
+                    "postgres://user:password@host/name",
+                    &["postgres://", "postgresql://"],
+                ),
+                max_connections: read.at_least_one("DB_POOL_SIZE", 10)
+                    + read.parse("DB_MAX_OVERFLOW", "a whole number", 0),
+                acquire_timeout: read.seconds("DB_POOL_TIMEOUT", 5),
+            },
+            redis: RedisConfig {
+                url: read.required_secret(&["REDIS_URL"], "redis://host:6379", &["redis://", "rediss://"]),
+            },
+            worker: WorkerConfig {
+                concurrency: read.optional("WORKER_CONCURRENCY", "a whole number, 1 or more", |n: &usize| *n > 0),
+                grace: read.seconds("WORKER_GRACE_SECONDS", 25),
+            },
+            encryption_keys: read
+                .list("ENCRYPTION_KEY")
+                .into_iter()
+                .chain(read.list("ENCRYPTION_KEYS_OLD"))
+                .map(SecretString::from)
+                .collect(),
+            jwt: read.secret("JWT_SECRET_KEY").map(|secret| JwtConfig {
+                secret,
+                access_token_lifetime: Duration::from_secs(
+                    60 * read.parse("JWT_ACCESS_TOKEN_EXPIRE_MINUTES", "a whole number of minutes", 60),
+                ),
+            }),
+            ai: AiConfig {
+                grok: read.ai_provider("GROK", "https://api.x.ai/v1", "grok-4.3"),
+                together: read.ai_provider("TOGETHER", "https://api.together.ai/v1", "openai/gpt-oss-120b"),
+                openai: read.ai_provider("OPENAI", "https://api.openai.com/v1", "gpt-6-luna"),
+                max_tokens: read.at_least_one("AI_MAX_TOKENS", 2048),
+                request_timeout: read.seconds("AI_REQUEST_TIMEOUT", 30),
+                max_retries: read.parse("AI_MAX_RETRIES", "a whole number", 2),
+            },
+            x: XConfig {
+                api_base: read.url("TWITTER_API_BASE_URL", "https://api.x.com"),
+                client_id: read.text("TWITTER_CLIENT_ID").or_else(|| read.text("TWITTER_API_KEY")),
+                client_secret: read.secret("TWITTER_CLIENT_SECRET").or_else(|| read.secret("TWITTER_API_SECRET")),
+            },
+            storage: StorageConfig { folder: read.path("STORAGE_FOLDER", ".multivio/media") },
+            media: MediaConfig {
+                ffmpeg: read.path("FFMPEG", "ffmpeg"),
+                ffprobe: read.path("FFPROBE", "ffprobe"),
+                scratch: read.path("MEDIA_SCRATCH_FOLDER", ".multivio/scratch"),
+                max_upload_bytes: read.parse("MEDIA_MAX_UPLOAD_BYTES", "a whole number of bytes", 8 << 30),
+            },
+        };
+        if read.problems.is_empty() { Ok(config) } else { Err(ConfigError(read.problems)) }
+    }
+}
+
+struct Reader<'a> {
+    lookup: Lookup<'a>,
+    problems: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// A variable set to nothing counts as not set: that is how Compose and App Platform pass absent ones.
+    fn text(&self, name: &str) -> Option<String> {
+        (self.lookup)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    fn secret(&self, name: &str) -> Option<SecretString> {
+        self.text(name).map(SecretString::from)
+    }
+
+    fn list(&self, name: &str) -> Vec<String> {
+        let text = self.text(name).unwrap_or_default();
+        text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    }
+
+    fn path(&self, name: &str, default: &str) -> PathBuf {
+        self.text(name).unwrap_or_else(|| default.to_owned()).into()
+    }
+
+    fn optional<T: FromStr>(&mut self, name: &str, needs: &str, valid: impl Fn(&T) -> bool) -> Option<T> {
+        let text = self.text(name)?;
+        let value = text.parse().ok().filter(valid);
+        if value.is_none() {
+            self.problems.push(format!("{name} is not valid: it needs {needs}"));
+        }
+        value
+    }
+
+    fn parse<T: FromStr>(&mut self, name: &str, needs: &str, default: T) -> T {
+        self.optional(name, needs, |_| true).unwrap_or(default)
+    }
+
+    fn at_least_one(&mut self, name: &str, default: u32) -> u32 {
+        self.optional(name, "a whole number, 1 or more", |n: &u32| *n > 0).unwrap_or(default)
+    }
+
+    fn seconds(&mut self, name: &str, default: u64) -> Duration {
+        Duration::from_secs(self.parse(name, "a whole number of seconds", default))
+    }
+
+    fn url(&mut self, name: &str, default: &str) -> Url {
+        let default = Url::parse(default).expect("defaults are valid addresses");
+        self.optional(name, "an http or https address", |url: &Url| matches!(url.scheme(), "http" | "https"))
+            .unwrap_or(default)
+    }
+
+    /// Never repeats the value: an address of a server carries its password.
+    fn required_secret(&mut self, names: &[&str], example: &str, schemes: &[&str]) -> SecretString {
+        let Some(value) = names.iter().find_map(|name| self.text(name)) else {
+            self.problems.push(format!("{} is not set ({example})", names[0]));
+            return SecretString::default();
+        };
+        if !schemes.iter().any(|scheme| value.starts_with(scheme)) {
+            self.problems.push(format!("{} is not valid: it needs the form {example}", names[0]));
+        }
+        value.into()
+    }
+
+    fn ai_provider(&mut self, name: &str, base_url: &str, model: &str) -> Option<AiProviderConfig> {
+        let base_url = self.url(&format!("{name}_BASE_URL"), base_url);
+        let model = self.text(&format!("{name}_MODEL")).unwrap_or_else(|| model.to_owned());
+        let api_key = self.secret(&format!("{name}_API_KEY"))?;
+        Some(AiProviderConfig { api_key, base_url, model })
+    }
+}
+
+impl FromStr for Environment {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "development" => Ok(Self::Development),
+            "staging" => Ok(Self::Staging),
+            "production" => Ok(Self::Production),
+            _ => Err(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::load(&|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    const SERVERS: [(&str, &str); 2] =
+        [("DATABASE_URL", "postgres://u:hunter2@localhost/m"), ("REDIS_URL", "redis://localhost")];
+
+    #[test]
+    fn all_problems_are_reported_together_and_name_their_variable() {
+        let error = load(&[("DB_POOL_SIZE", "many"), ("PORT", "99999")]).unwrap_err().to_string();
+        for name in ["DATABASE_URL", "REDIS_URL", "DB_POOL_SIZE", "PORT"] {
+            assert!(error.contains(name), "{name} is missing from: {error}");
+        }
+        assert!(error.starts_with("4 problem(s)"));
+    }
+
+    #[test]
+    fn an_error_never_repeats_an_address_with_its_password() {
+        let error = load(&[("DATABASE_URL", "mysql://u:hunter2@h/n"), SERVERS[1]]).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"));
+        assert!(!format!("{:?}", load(&SERVERS).unwrap()).contains("hunter2"));
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_not_set() {
+        let config = load(&[SERVERS[0], SERVERS[1], ("GROK_API_KEY", " "), ("PORT", "")]).unwrap();
+        assert!(config.ai.grok.is_none());
+        assert_eq!(config.api.port, 8080);
+    }
+}

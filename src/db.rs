@@ -1,0 +1,43 @@
+//! The Postgres pool, the limits every session carries, and the migrations.
+
+use std::{str::FromStr, time::Duration};
+
+use secrecy::ExposeSecret;
+use sqlx::{
+    PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::config::DatabaseConfig;
+
+/// Applied by `multivio migrate`, in order; an applied file is never edited.
+pub static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// Longest any statement, lock or forgotten transaction may hold up the rest (E4).
+const SESSION_LIMIT: Duration = Duration::from_secs(5);
+
+/// Connects lazily: a program starts in any order with its servers and is healthy once they are.
+pub fn pool(config: &DatabaseConfig, application: &str) -> sqlx::Result<PgPool> {
+    let options = connect_options(config, application)?;
+    Ok(PgPoolOptions::new()
+        .max_connections(config.max_connections)
+        .acquire_timeout(config.acquire_timeout)
+        .connect_lazy_with(options))
+}
+
+/// What every session of the product agrees on.
+pub fn connect_options(config: &DatabaseConfig, application: &str) -> sqlx::Result<PgConnectOptions> {
+    let limit_ms = SESSION_LIMIT.as_millis().to_string();
+    Ok(PgConnectOptions::from_str(config.url.expose_secret())?.application_name(application).options([
+        ("lock_timeout", limit_ms.as_str()),
+        ("statement_timeout", limit_ms.as_str()),
+        ("idle_in_transaction_session_timeout", limit_ms.as_str()),
+        // A vanished peer is noticed in about the time a lease lasts, at both ends.
+        ("tcp_keepalives_idle", "5"),
+        ("tcp_keepalives_interval", "2"),
+        ("tcp_keepalives_count", "3"),
+        ("tcp_user_timeout", "10000"),
+        ("timezone", "UTC"),
+    ]))
+}

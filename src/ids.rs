@@ -1,0 +1,134 @@
+//! Every identifier of the product: a UUIDv7 that knows what it names.
+//!
+//! Outside it reads `job_01988f6e...` (prefix and 32 hex digits), in Postgres it is a plain `uuid`, so a job's id
+//! can never be passed where a connection's is meant and a log line says what it talks about.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use uuid::Uuid;
+
+/// A text that is not the id it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not {article} {name} id: it looks like \"{prefix}_\" and 32 hexadecimal digits")]
+pub struct ParseIdError {
+    article: &'static str,
+    name: &'static str,
+    prefix: &'static str,
+}
+
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident = $article:literal $prefix:literal;)+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
+        #[sqlx(transparent)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// What the text form starts with, before the underscore.
+            pub const PREFIX: &'static str = $prefix;
+
+            /// A new id; ids made later sort later.
+            #[expect(clippy::new_without_default, reason = "a default id would be a surprise: each call makes another")]
+            pub fn new() -> Self {
+                Self(Uuid::now_v7())
+            }
+
+            pub const fn from_uuid(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
+            pub const fn uuid(self) -> Uuid {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "_{}"), self.0.simple())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseIdError;
+
+            fn from_str(text: &str) -> Result<Self, ParseIdError> {
+                text.strip_prefix(concat!($prefix, "_"))
+                    .filter(|hex| hex.len() == 32)
+                    .and_then(|hex| Uuid::try_parse(hex).ok())
+                    .map(Self)
+                    .ok_or(ParseIdError { article: $article, name: stringify!($name), prefix: $prefix })
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+            }
+        }
+    )+};
+}
+
+ids! {
+    /// Whose data a row is: the workspace that owns it.
+    TenantId = "a" "tnt";
+    /// A person.
+    UserId = "a" "usr";
+    /// One unit of background work.
+    JobId = "a" "job";
+    /// Jobs that are one piece of work to the person who asked for it.
+    GroupId = "a" "grp";
+    /// One start of one worker process; never reused.
+    WorkerId = "a" "wrk";
+    /// What a user wrote once.
+    PostId = "a" "post";
+    /// A user's authorised account on a platform.
+    ConnectionId = "a" "conn";
+    /// One post on one connection.
+    PublicationId = "a" "pub";
+    /// An uploaded file.
+    MediaId = "a" "med";
+    /// Media transcoded to one preset.
+    RenditionId = "a" "rend";
+}
+
+impl TenantId {
+    /// Owner of the product's own upkeep jobs.
+    pub const SYSTEM: Self = Self(Uuid::nil());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_survives_its_text_form() {
+        let id = JobId::new();
+        assert_eq!(id.to_string().parse::<JobId>(), Ok(id));
+    }
+
+    #[test]
+    fn an_id_of_another_thing_is_refused() {
+        assert!(ConnectionId::new().to_string().parse::<JobId>().is_err());
+        assert!("job_".parse::<JobId>().is_err());
+        assert!("job_{01988f6e-0000-7000-8000-000000000000}".parse::<JobId>().is_err());
+    }
+
+    #[test]
+    fn later_ids_sort_later() {
+        let ids: Vec<_> = (0..100).map(|_| JobId::new()).collect();
+        assert!(ids.is_sorted());
+    }
+}

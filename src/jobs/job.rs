@@ -1,0 +1,275 @@
+//! What a job is: a small value with its kind, its limits and its ids; and what a run of it may come to.
+
+use std::{fmt, future::Future, str::FromStr, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::JobContext;
+use crate::ids::{GroupId, JobId, TenantId};
+
+/// One kind of background work. The value itself is the arguments: ids and facts, never rows; a row may have
+/// changed or gone by the time the job runs.
+pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Stored with every job: never rename, only add.
+    const KIND: &'static str;
+    const QUEUE: Queue;
+    /// Keeps apart, within a queue, what must not wait for each other.
+    const LANE: Lane = Lane::Default;
+    /// Failed attempts after which the job fails for good. Snoozes, hand-backs and looks use none.
+    const MAX_ATTEMPTS: u16 = 8;
+    /// Longest one run may take; a run past it counts as a failed attempt.
+    const TIMEOUT: Duration = Duration::from_secs(60);
+    const BACKOFF: Backoff = Backoff::DEFAULT;
+
+    /// What a success leaves in the ledger.
+    type Output: Serialize + Send;
+
+    fn run(&self, cx: &JobContext) -> impl Future<Output = Result<Self::Output, Stop>> + Send;
+}
+
+/// Why a run ended without a result. Every failure has to choose one.
+#[derive(Debug)]
+pub enum Stop {
+    /// A passing trouble: try again, an attempt is used. Without `after` the kind's [`Backoff`] decides.
+    Retry { after: Option<Duration>, why: Why },
+    /// Nothing is wrong, it is only too early: come back at `until`. No attempt is used.
+    Snooze { until: Until, why: Why },
+    /// Waits for the event `wake` (see [`super::Engine::wake`]), at most until `deadline`; then it runs again and
+    /// decides what lateness means. No attempt is used.
+    Park { wake: String, deadline: DateTime<Utc>, why: Why },
+    /// The account must be authorised again by its owner; parked until it is, like [`Stop::Park`].
+    Reconnect { wake: String, deadline: DateTime<Utc>, why: Why },
+    /// It can never succeed as it is.
+    Failed { why: Why },
+    /// The run noticed that it was cancelled and has cleaned up.
+    Cancelled,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Until {
+    /// From now on the server's clock.
+    After(Duration),
+    At(DateTime<Utc>),
+}
+
+/// A reason a person can read: `code` is stable and for programs, `message` is for the timeline.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Why {
+    pub code: String,
+    pub message: String,
+}
+
+impl Why {
+    pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into() }
+    }
+}
+
+impl Stop {
+    pub fn retry(code: &str, message: impl Into<String>) -> Self {
+        Self::Retry { after: None, why: Why::new(code, message) }
+    }
+
+    pub fn failed(code: &str, message: impl Into<String>) -> Self {
+        Self::Failed { why: Why::new(code, message) }
+    }
+
+    pub fn snooze(delay: Duration, code: &str, message: impl Into<String>) -> Self {
+        Self::Snooze { until: Until::After(delay), why: Why::new(code, message) }
+    }
+}
+
+/// A database that is away is nobody's fault: the job waits and no attempt is used.
+impl From<sqlx::Error> for Stop {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+                Self::snooze(Duration::from_secs(2), "database_away", "the database could not be reached")
+            }
+            error => Self::retry("database_error", crate::telemetry::chain(&error)),
+        }
+    }
+}
+
+/// How long to wait before each new attempt: exponential, with full jitter so that a crowd spreads out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    pub base: Duration,
+    pub cap: Duration,
+}
+
+impl Backoff {
+    pub const DEFAULT: Self = Self { base: Duration::from_secs(2), cap: Duration::from_secs(15 * 60) };
+}
+
+macro_rules! stored_names {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)+ }
+
+        impl $name {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                Self::ALL.iter().copied().find(|name| name.as_str() == text).ok_or_else(|| {
+                    let names: Vec<_> = Self::ALL.iter().map(|name| name.as_str()).collect();
+                    format!("\"{text}\" is none of {}", names.join(", "))
+                })
+            }
+        }
+    };
+}
+
+stored_names! {
+    /// Where jobs of one sort wait; each has its own worker binary.
+    Queue {
+        Publish = "publish",
+        Ai = "ai",
+        Media = "media",
+        /// Tokens, webhooks, mail, upkeep.
+        Ops = "ops",
+    }
+}
+
+stored_names! {
+    /// A part of a queue with slots of its own: a hanging webhook never delays a token refresh.
+    Lane {
+        Default = "default",
+        Tokens = "tokens",
+        Webhooks = "webhooks",
+        Mail = "mail",
+        Upkeep = "upkeep",
+    }
+}
+
+stored_names! {
+    /// Which of two runnable jobs of a queue goes first. Low priority is slow, never starved.
+    Priority {
+        High = "high",
+        Normal = "normal",
+        Low = "low",
+    }
+}
+
+stored_names! {
+    /// Where a job is in its life.
+    State {
+        /// For other jobs: parents, or its turn in a serial order.
+        Waiting = "waiting",
+        /// For a time: its due time, a retry, a snooze, or an event with a deadline.
+        Scheduled = "scheduled",
+        /// Runnable: for a worker.
+        Queued = "queued",
+        Running = "running",
+        Succeeded = "succeeded",
+        Failed = "failed",
+        Cancelled = "cancelled",
+    }
+}
+
+impl State {
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+stored_names! {
+    /// What a parent that did not succeed (failed, cancelled, pruned) means for its child.
+    OnParent {
+        /// The child is cancelled.
+        Cancel = "cancel",
+        /// The child runs all the same and looks for itself.
+        Run = "run",
+    }
+}
+
+/// A job about to be written to the ledger.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    pub id: JobId,
+    pub tenant: TenantId,
+    pub kind: &'static str,
+    pub queue: Queue,
+    pub lane: Lane,
+    pub priority: Priority,
+    pub args: serde_json::Value,
+    pub max_attempts: u16,
+    pub timeout: Duration,
+    /// `None`: at once.
+    pub run_at: Option<DateTime<Utc>>,
+    pub group: Option<GroupId>,
+    /// At most one unfinished job of a kind and tenant carries the same key.
+    pub unique_key: Option<String>,
+    /// Jobs with the same key run one after another, in order of due time, then creation.
+    pub serial_key: Option<String>,
+    pub parents: Vec<(JobId, OnParent)>,
+}
+
+impl NewJob {
+    /// # Panics
+    /// When the arguments cannot be written as JSON, which plain data always can.
+    pub fn of<J: Job>(job: &J, tenant: TenantId) -> Self {
+        Self {
+            id: JobId::new(),
+            tenant,
+            kind: J::KIND,
+            queue: J::QUEUE,
+            lane: J::LANE,
+            priority: Priority::Normal,
+            args: serde_json::to_value(job).expect("arguments are plain data"),
+            max_attempts: J::MAX_ATTEMPTS,
+            timeout: J::TIMEOUT,
+            run_at: None,
+            group: None,
+            unique_key: None,
+            serial_key: None,
+            parents: Vec::new(),
+        }
+    }
+
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    pub fn run_at(mut self, at: DateTime<Utc>) -> Self {
+        self.run_at = Some(at);
+        self
+    }
+
+    pub fn group(mut self, group: GroupId) -> Self {
+        self.group = Some(group);
+        self
+    }
+
+    pub fn unique(mut self, key: impl Into<String>) -> Self {
+        self.unique_key = Some(key.into());
+        self
+    }
+
+    pub fn serial(mut self, key: impl Into<String>) -> Self {
+        self.serial_key = Some(key.into());
+        self
+    }
+
+    pub fn after(mut self, parent: JobId, on_parent: OnParent) -> Self {
+        self.parents.push((parent, on_parent));
+        self
+    }
+}
