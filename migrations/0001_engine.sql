@@ -150,6 +150,12 @@ create table queue_controls (
     paused_by text
 );
 
+-- When a job last went the whole way through a queue.
+create table queue_canaries (
+    queue text primary key,
+    seen_at timestamptz not null
+);
+
 -- The relay's leadership: one row, taken over when it expires by the server's clock.
 create table relay_leader (
     singleton boolean primary key default true constraint relay_leader_is_one_row check (singleton),
@@ -183,6 +189,8 @@ create table schedules (
     -- 'latest': of the fires missed while nobody led, the last one runs; 'skip': none does.
     catch_up text not null constraint schedules_catch_up_known check (catch_up in ('latest', 'skip')),
     next_at timestamptz not null,
+    -- At most one unfinished job at a time; a fire that meets one is left out.
+    exclusive boolean not null default false,
     paused boolean not null default false
 );
 

@@ -44,6 +44,8 @@ pub mod retry;
 /// A worker process: all of the above, started and stopped.
 pub mod worker;
 
+/// Jobs that prove every queue alive.
+pub mod canary;
 /// The job that does nothing.
 pub mod noop;
 
