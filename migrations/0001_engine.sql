@@ -136,6 +136,8 @@ create table workers (
     started_at timestamptz not null default now(),
     lease_expires_at timestamptz not null,
     in_hand integer not null default 0,
+    -- Runs since its start.
+    ran bigint not null default 0,
     state text not null default 'alive'
         constraint workers_state_known check (state in ('alive', 'stopping', 'stopped', 'crashed', 'lost')),
     -- How it died: signal, exit code, out of memory, last lines of its log.

@@ -33,6 +33,8 @@ mod fetch;
 mod hand;
 /// Heartbeats, on a thread of their own.
 mod heart;
+/// Tower layers around every run.
+mod layers;
 /// The timer that ends a process which outlives its lease with a request in its hand.
 mod lease_guard;
 /// The whole life of a job: claim, attempt, decide, settle.
