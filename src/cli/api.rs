@@ -11,9 +11,14 @@ use crate::{
     http::{
         App,
         health::Health,
-        limits::RateLimiter,
+        limits::{RateLimiter, Shared},
         router::{self, Services},
         server,
+    },
+    jobs::{
+        Engine,
+        belt::Belt,
+        health::{QueueFigures, probes},
     },
     shutdown, telemetry,
 };
@@ -34,5 +39,17 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
         Failure::failed(format!("cannot listen on {address}: {error}")).remedy("Choose another with --listen or PORT.")
     })?;
     let db = db::pool(&config.database, "multivio api")?;
-    unimplemented!("{:?}", (db, stop, listener))
+    let belt = Belt::new(&config.redis.url, db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
+    let limiter = RateLimiter::new(&config.api, Some(Shared::new(belt.clone())));
+    let engine = Engine::new(db.clone(), belt);
+    let health = Health::new(db.clone(), probes(&engine));
+    let figures = Arc::new(QueueFigures::new(engine.clone()));
+    let app = App::new(config, db, engine, stop.clone()).map_err(|weak| Failure::usage(weak.to_string()))?;
+    let routes = router::routes(Services {
+        app: Arc::new(app),
+        limiter: Arc::new(limiter),
+        health: Arc::new(health),
+        figures: vec![figures],
+    });
+    server::serve(listener, routes, stop).await.map_err(|error| Failure::failed(format!("the server ended: {error}")))
 }

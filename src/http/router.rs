@@ -21,10 +21,11 @@ use super::{
     request_id::RequestId,
     translate::Translate,
 };
+use crate::jobs::api::JobsApi;
 
 /// Every call of every domain.
 fn calls() -> impl OpenApi + Clone {
-    HealthApi
+    (JobsApi, HealthApi)
 }
 
 const PATHS: Paths = Paths { public: &[], uploads: &["/api/v1/media"] };

@@ -7,7 +7,7 @@ mod redis;
 mod tools;
 
 use clap::Args;
-use comfy_table::{Cell, Color, Table, presets};
+use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::{Failure, Screen};
@@ -133,19 +133,19 @@ fn services(config: &Config) -> Vec<Line> {
 
 fn table(lines: &[Line]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    table.load_style(presets::NOTHING);
     for line in lines {
-        let (word, color) = match line.verdict {
-            Verdict::Ok => ("ok", Color::Green),
-            Verdict::Warning => ("warning", Color::Yellow),
-            Verdict::Problem => ("PROBLEM", Color::Red),
-            Verdict::Off => ("off", Color::DarkGrey),
+        let word = match line.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warning => "warning",
+            Verdict::Problem => "PROBLEM",
+            Verdict::Off => "off",
         };
         let said = match &line.remedy {
             Some(remedy) => format!("{}\n-> {remedy}", line.found),
             None => line.found.clone(),
         };
-        table.add_row([Cell::new(line.name), Cell::new(word).fg(color), Cell::new(said)]);
+        table.add_row([line.name, word, &said]);
     }
     table.to_string()
 }
