@@ -6,9 +6,11 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use sha2::{Digest, Sha256};
@@ -117,17 +119,23 @@ impl ServerFolder {
     }
 }
 
+/// Waits a moment: a sweep by another run may hold it just to look.
 fn lock(file: &Path, folder: &Path) -> Result<File, LocalError> {
-    let lock = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(file)
-        .map_err(LocalError::io(format!("open {}", file.display())))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(LocalError::FolderInUse(folder.to_owned())),
-        Err(TryLockError::Error(source)) => Err(LocalError::Io { doing: format!("lock {}", file.display()), source }),
+    let fail = |source| LocalError::Io { doing: format!("lock {}", file.display()), source };
+    let deadline = Instant::now() + Duration::from_millis(500);
+    loop {
+        fs::create_dir_all(folder).map_err(fail)?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(file).map_err(fail)?;
+        match lock.try_lock() {
+            // A sweep may have removed the file between opening and locking it.
+            Ok(()) if lock.metadata().map_err(fail)?.nlink() > 0 => return Ok(lock),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(LocalError::FolderInUse(folder.to_owned()));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::Error(source)) => return Err(fail(source)),
+        }
     }
 }
 
@@ -139,7 +147,7 @@ fn elsewhere(asked: &Path) -> io::Result<PathBuf> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             // Anybody may write to /var/tmp: use only what is ours already.
             let meta = fs::symlink_metadata(&path)?;
-            if !meta.is_dir() || std::os::unix::fs::MetadataExt::uid(&meta) != 0 {
+            if !meta.is_dir() || meta.uid() != 0 {
                 return Err(io::Error::other(format!("{} belongs to somebody else: remove it", path.display())));
             }
         }
@@ -184,7 +192,8 @@ mod tests {
 
     #[test]
     fn files_go_elsewhere_when_the_servers_user_cannot_reach_the_folder() {
-        let parent = tempfile::tempdir_in("/tmp").unwrap(); // 0700
+        let parent = tempfile::tempdir_in("/tmp").unwrap();
+        fs::set_permissions(parent.path(), PermissionsExt::from_mode(0o700)).unwrap();
         let folder = ServerFolder::open(&parent.path().join("data")).unwrap();
         let Some(account) = folder.account else { return assert_eq!(folder.path, folder.asked) };
         let private = folder.private("postgres").unwrap();

@@ -125,8 +125,7 @@ impl Postgres {
             Durability::Full => "wal_log",
             Durability::None => "file_copy",
         };
-        let sql =
-            format!("create database {} template {} strategy {strategy}", quoted(name), quoted(template));
+        let sql = format!("create database {} template {} strategy {strategy}", quoted(name), quoted(template));
         self.execute("copy a database", sql).await
     }
 
@@ -198,11 +197,7 @@ impl Postgres {
         match status {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(LocalError::Refused { doing: doing.into(), status, tail: last_lines(&said, 15) }),
-            None => Err(LocalError::NotReady {
-                name: doing.into(),
-                waited: READY_WITHIN,
-                tail: last_lines(&said, 15),
-            }),
+            None => Err(LocalError::NotReady { name: doing.into(), waited: READY_WITHIN, tail: last_lines(&said, 15) }),
         }
     }
 
@@ -213,9 +208,7 @@ impl Postgres {
             if let Some(status) = process.exit_status() {
                 return Err(LocalError::Ended { name: NAME.into(), status, tail: tail(&self.log) });
             }
-            if let Ok(Ok(connection)) =
-                tokio::time::timeout(Duration::from_secs(2), self.connect("postgres")).await
-            {
+            if let Ok(Ok(connection)) = tokio::time::timeout(Duration::from_secs(2), self.connect("postgres")).await {
                 // The answer is all that was wanted; a server that is gone again shows at the next use.
                 let _ = connection.close().await;
                 self.process = Some(process);

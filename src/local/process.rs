@@ -97,9 +97,18 @@ impl Process {
         }
     }
 
+    /// Itself and its children, at this moment.
+    pub fn family(&mut self) -> Vec<u32> {
+        if self.exit_status().is_some() {
+            return Vec::new();
+        }
+        let children = children_of(self.id()).into_iter().filter_map(|child| u32::try_from(child).ok());
+        std::iter::once(self.id()).chain(children).collect()
+    }
+
     /// Asks it to stop, waits, and kills its group when it did not. `Some` is how it ended by itself.
     pub async fn stop(&mut self, politely: libc::c_int, grace: Duration) -> Option<ExitStatus> {
-        self.signal(politely);
+        self.ask(politely);
         let status = self.exited(grace).await;
         if status.is_none() {
             self.kill().await;
@@ -115,12 +124,18 @@ impl Process {
 
     /// [`Self::stop`] where nothing can be awaited.
     pub fn stop_now(&mut self, politely: libc::c_int, grace: Duration) {
-        self.signal(politely);
+        self.ask(politely);
         let deadline = Instant::now() + grace;
         while self.exit_status().is_none() && Instant::now() < deadline {
             thread::sleep(POLL);
         }
         self.end_group();
+    }
+
+    /// A stopped process hears nothing, so it is also told to go on.
+    fn ask(&mut self, politely: libc::c_int) {
+        self.signal(politely);
+        self.signal_family(libc::SIGCONT);
     }
 
     fn end_group(&mut self) {

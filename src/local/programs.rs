@@ -38,7 +38,11 @@ impl Programs {
         let postgres_bin = postgres.unwrap_or_else(|found| {
             missing.push(Remedy {
                 what: describe("Postgres", OLDEST_POSTGRES, found),
-                how: if cfg!(target_os = "macos") { "brew install postgresql@17" } else { "apt-get install postgresql" },
+                how: if cfg!(target_os = "macos") {
+                    "brew install postgresql@17"
+                } else {
+                    "apt-get install postgresql"
+                },
             });
             PathBuf::new()
         });
