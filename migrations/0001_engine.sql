@@ -160,7 +160,7 @@ create table relay_leader (
     belt_epoch uuid not null default gen_random_uuid()
 );
 insert into relay_leader (holder, epoch, expires_at)
-values ('00000000-0000-0000-0000-000000000000', 0, '-infinity');
+values ('00000000-0000-0000-0000-000000000000', 0, 'epoch');
 
 -- The database's own name on a shared Redis, so that staging beside production never mixes.
 create table installation (

@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use multivio::{
-    jobs::{Queue, Registry},
+    jobs::{Lane, Queue, Registry, noop::Noop},
     worker,
 };
 
 fn main() -> ExitCode {
-    worker::main(Queue::Publish, 16, |_config, _db| Ok(Registry::default()))
+    worker::main(Queue::Publish, 16, |_config, _db| {
+        Ok(Registry::default().job_on::<Noop>(Queue::Publish, Lane::Default))
+    })
 }

@@ -52,7 +52,7 @@ impl Fetcher {
             fetches += 1;
             let popped = match self.pop(&mut popper, fetches, permits.num_permits()).await {
                 Some(popped) => popped,
-                None => self.from_ledger(&permits).await,
+                None => self.claim_directly(&permits).await,
             };
             match popped {
                 Popped::Nothing => {}
@@ -131,7 +131,7 @@ impl Fetcher {
         [list(Slot::Suspects), first, second, third]
     }
 
-    async fn from_ledger(&self, permits: &OwnedSemaphorePermit) -> Popped {
+    async fn claim_directly(&self, permits: &OwnedSemaphorePermit) -> Popped {
         let worker = self.hand.worker();
         let claim = |suspects, limit| {
             ledger::claim_from_ledger(&self.claims, worker, self.queue, self.lane, &self.kinds, suspects, limit)

@@ -44,6 +44,9 @@ pub mod retry;
 /// A worker process: all of the above, started and stopped.
 pub mod worker;
 
+/// The job that does nothing.
+pub mod noop;
+
 /// The elected loop: due jobs, the belt's window, rescue, cron, retention.
 pub mod relay;
 

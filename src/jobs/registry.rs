@@ -36,8 +36,16 @@ type RunKind =
 impl Registry {
     /// # Panics
     /// When two jobs share a kind: a fault that every start would meet.
-    pub fn job<J: Job>(mut self) -> Self {
-        let kind = Kind { queue: J::QUEUE, lane: J::LANE, backoff: J::BACKOFF, run: run::<J> };
+    pub fn job<J: Job>(self) -> Self {
+        self.job_on::<J>(J::QUEUE, J::LANE)
+    }
+
+    /// The same for a kind that any queue may carry.
+    ///
+    /// # Panics
+    /// As [`Self::job`].
+    pub fn job_on<J: Job>(mut self, queue: Queue, lane: Lane) -> Self {
+        let kind = Kind { queue, lane, backoff: J::BACKOFF, run: run::<J> };
         let before = self.kinds.insert(J::KIND, kind);
         assert!(before.is_none(), "two jobs are of the kind \"{}\"", J::KIND);
         self

@@ -48,7 +48,7 @@ pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
         let pause = match tokio::time::timeout(ROUND_DEADLINE, relay.round()).await {
             Ok(Ok(pause)) => pause,
             Ok(Err(error)) => {
-                debug!(error = %chain(&error), "a round of the relay failed");
+                warn!(error = %chain(&error), "a round of the relay failed");
                 RENEW_EVERY
             }
             Err(_) => {
