@@ -11,6 +11,8 @@ pub mod crypto;
 pub mod db;
 /// Every identifier.
 pub mod ids;
+/// The one way to speak HTTP to the outside.
+pub mod outbound;
 /// One token that says "stop", and who listens to it.
 pub mod shutdown;
 /// Logs and spans; nothing secret passes.
