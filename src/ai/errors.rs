@@ -105,6 +105,8 @@ pub struct CallError {
     pub request_id: Option<String>,
     /// What had been written when it broke off: a provider bills for it.
     pub partial: String,
+    /// The provider was never reached, so that it cannot bill.
+    pub unsent: bool,
 }
 
 impl CallError {
@@ -118,6 +120,7 @@ impl CallError {
             should_retry: None,
             request_id: None,
             partial: String::new(),
+            unsent: false,
         }
     }
 
@@ -235,6 +238,7 @@ impl Refusal {
             should_retry: self.should_retry,
             request_id: self.request_id,
             partial: String::new(),
+            unsent: false,
         }
     }
 }
