@@ -2,18 +2,22 @@
 //!
 //! First the retries within a provider, then the next provider; a circuit breaker leaves out whoever is known to be
 //! down; one deadline bounds it all. Each call is reserved before and settled after (A2). Text that was shown and is
-//! then withdrawn, by whichever failure, is voided before anything else is shown (A1).
+//! then withdrawn, by whichever failure, is voided before anything else is shown (A1). Whoever no longer wants the
+//! answer drops the future: the request ends at once and what it used is settled all the same.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rand::RngExt as _;
-use tokio_util::sync::CancellationToken;
 
 use super::{
-    billing::{Billing, BillingError, BudgetSpent, Reservation, Settlement},
+    billing::{Billing, BillingError, BudgetSpent, Reservation},
     breaker::{Breakers, Permit},
     chat_completions::{ChatClient, Limits},
     errors::{CallError, Class},
+    open_call::OpenCall,
     provider::{Answer, Ask, Finish, ProviderName},
     tries::Try,
     usage::{self, Usage},
@@ -39,8 +43,7 @@ pub struct Work<'a> {
     /// Providers that have had their chance at this work.
     pub skip: &'a [ProviderName],
     pub deadline: Instant,
-    pub cancelled: &'a CancellationToken,
-    pub billing: &'a dyn Billing,
+    pub billing: &'a Arc<dyn Billing>,
     /// Every call that is made is added here, whatever comes of it.
     pub tries: &'a mut Vec<Try>,
     pub audience: &'a mut dyn Audience,
@@ -59,8 +62,6 @@ pub enum ChainError {
     NoProvider,
     #[error("{0}")]
     Budget(BudgetSpent),
-    #[error("it was cancelled")]
-    Cancelled,
     #[error("no provider answered in time")]
     Deadline,
     /// The same request would be refused again.
@@ -164,10 +165,7 @@ impl Chain {
                     // Within a provider the retries are this request's own; the circuit has had its report.
                     permit = self.breakers.bypass(client.name(), client.model());
                     retries += 1;
-                    tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
-                        () = work.cancelled.cancelled() => return Err(One::Ended(ChainError::Cancelled)),
-                    }
+                    tokio::time::sleep(wait).await;
                 }
                 Err(ended) => return Err(ended),
             }
@@ -187,43 +185,30 @@ impl Chain {
         };
         let attempt = u16::try_from(work.tries.len() + 1).unwrap_or(u16::MAX);
         let model = client.model().to_owned();
-        let most = Usage {
-            completion_tokens: ask.max_tokens.saturating_mul(2),
-            ..Usage::estimate(ask.prompt_bytes(), 0)
-        };
+        let most =
+            Usage { completion_tokens: ask.max_tokens.saturating_mul(2), ..Usage::estimate(ask.prompt_bytes(), 0) };
         let reservation = Reservation {
             provider: client.name(),
             ticks: most.cost_ticks(usage::price(&model)),
             model: model.clone(),
             attempt,
         };
-        let open = OpenCall::reserve(work.billing, &reservation).await?;
-        let started = Instant::now();
-        let mut shown = 0;
+        let mut open = OpenCall::reserve(work.billing, &reservation, ask.prompt_bytes()).await?;
         let audience = &mut *work.audience;
-        let mut on_delta = |text: &str| {
-            shown += text.len();
-            audience.delta(text);
-        };
-        let outcome = tokio::select! {
-            outcome = client.call(ask, limits, &mut on_delta) => outcome,
-            () = work.cancelled.cancelled() => {
-                let gone = CallError::new(client.name(), Class::Cancelled, "whoever asked has gone");
-                Err(gone)
-            }
-        };
-        let settlement = settlement(&outcome, ask, &model, shown, started.elapsed());
+        let outcome = client
+            .call(ask, limits, &mut |text| {
+                open.wrote(text.len());
+                audience.delta(text);
+            })
+            .await;
+        let shown = open.written() > 0;
+        let settlement = open.settle(&outcome).await;
         work.tries.push(Try::of(&reservation, &outcome, &settlement));
-        let settled = open.settle(settlement).await;
-        if let Err(error) = settled {
-            // The answer is worth more than the books: the reservation stays and is written off at its full amount.
-            tracing::warn!(cause = crate::telemetry::chain(&error), "a call to a language model could not be settled");
-        }
         outcome.map_err(|error| {
-            if shown > 0 {
+            if shown {
                 work.audience.void(error.class.as_str());
             }
-            if error.class == Class::Cancelled { One::Ended(ChainError::Cancelled) } else { One::Failed(error) }
+            One::Failed(error)
         })
     }
 }
@@ -252,65 +237,11 @@ enum One {
     Ended(ChainError),
 }
 
-/// A reservation on its way to being settled.
-struct OpenCall<'a> {
-    billing: &'a dyn Billing,
-    id: uuid::Uuid,
-}
-
-impl<'a> OpenCall<'a> {
-    async fn reserve(billing: &'a dyn Billing, reservation: &Reservation) -> Result<Self, One> {
-        match billing.reserve(reservation).await {
-            Ok(id) => Ok(Self { billing, id }),
-            Err(BillingError::Spent(spent)) => Err(One::Budget(spent)),
-            Err(BillingError::Database(error)) => Err(One::Ended(ChainError::Database(error))),
-        }
-    }
-
-    async fn settle(self, settlement: Settlement) -> Result<(), BillingError> {
-        self.billing.settle(self.id, &settlement).await
-    }
-}
-
-/// What a call is reckoned at: the provider's word where it gave one, else an estimate of what went over the wire. A
-/// refusal before the first token costs nothing; a time-out may well have been billed for the prompt.
-fn settlement(
-    outcome: &Result<Answer, CallError>,
-    ask: &Ask,
-    model: &str,
-    shown: usize,
-    latency: Duration,
-) -> Settlement {
-    let estimate = |written: usize| Usage::estimate(ask.prompt_bytes(), written);
-    match outcome {
-        Ok(answer) => {
-            let used = answer.usage.unwrap_or_else(|| estimate(answer.text.len()));
-            let price = usage::known_price(&answer.model).unwrap_or_else(|| usage::price(model));
-            Settlement {
-                model_answered: Some(answer.model.clone()),
-                class: "answered",
-                status: Some(200),
-                request_id: answer.request_id.clone(),
-                cost_ticks: used.cost_ticks(price),
-                usage: used,
-                first_token: answer.first_token,
-                latency: answer.latency,
-            }
-        }
-        Err(error) => {
-            let refused = error.status.is_some_and(|status| status >= 300) && error.partial.is_empty();
-            let free = refused || error.unsent;
-            let usage = if free { Usage::default() } else { estimate(shown.max(error.partial.len())) };
-            Settlement {
-                model_answered: None,
-                class: error.class.as_str(),
-                status: error.status,
-                request_id: error.request_id.clone(),
-                cost_ticks: usage.cost_ticks(usage::price(model)),
-                usage,
-                first_token: None,
-                latency,
-            }
+impl From<BillingError> for One {
+    fn from(error: BillingError) -> Self {
+        match error {
+            BillingError::Spent(spent) => Self::Budget(spent),
+            BillingError::Database(error) => Self::Ended(ChainError::Database(error)),
         }
     }
 }

@@ -100,7 +100,8 @@ impl ChatClient {
     ) -> Result<(), CallError> {
         let body = self.dialect.encode(ask, self.model());
         let request = self.http.post(self.url("chat/completions")).json(&body);
-        let response = timeout(limits.first_token, request.bearer_auth(self.config.api_key.expose_secret()).send()).await;
+        let response =
+            timeout(limits.first_token, request.bearer_auth(self.config.api_key.expose_secret()).send()).await;
         let response = response
             .map_err(|_| self.transient(format!("silent for {} s", limits.first_token.as_secs())))?
             .map_err(|error| self.lost(&error))?;

@@ -89,7 +89,8 @@ fn check_variant(
             fault(format!("the hashtag {tag} is not in the content: remove it"));
         }
     }
-    if spec.must_shrink && general_length(&text) >= general_length(content.trim()) && general_length(content.trim()) > 1 {
+    if spec.must_shrink && general_length(&text) >= general_length(content.trim()) && general_length(content.trim()) > 1
+    {
         fault(format!("the text has {} characters and is not shorter than the content", general_length(&text)));
     }
     let measure = match target {
@@ -261,10 +262,8 @@ mod tests {
 
     #[test]
     fn without_a_platform_the_asked_length_holds() {
-        let request = TransformRequest {
-            max_length: Some(10),
-            ..TransformRequest::new(TransformationType::Shorten, LONG)
-        };
+        let request =
+            TransformRequest { max_length: Some(10), ..TransformRequest::new(TransformationType::Shorten, LONG) };
         assert!(faults(&request, &[("general", "more than ten")]).contains("13 of 10"));
         assert_eq!(check(&request, &answer(&[("general", "ten")])).unwrap()[0].platform, None);
     }

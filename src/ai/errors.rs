@@ -181,7 +181,8 @@ impl Refusal {
                 let field = |name: &str| error.get(name).map(text).unwrap_or_default();
                 self.message = field("message");
                 self.code = field("code");
-                self.kind = [field("type"), field("error_type")].into_iter().find(|t| !t.is_empty()).unwrap_or_default();
+                self.kind =
+                    [field("type"), field("error_type")].into_iter().find(|t| !t.is_empty()).unwrap_or_default();
             }
             Value::String(error) => {
                 self.message = shown(error);
@@ -199,7 +200,13 @@ impl Refusal {
 
     pub fn says_exhausted(&self) -> bool {
         self.status == 402
-            || self.says(&["insufficient_quota", "spending-limit", "spending limit", "available credits", "credit limit"])
+            || self.says(&[
+                "insufficient_quota",
+                "spending-limit",
+                "spending limit",
+                "available credits",
+                "credit limit",
+            ])
     }
 
     pub fn says_too_long(&self) -> bool {

@@ -141,7 +141,8 @@ impl PartialAnswer {
             key.push(c);
             return;
         }
-        let [Level::Object { key: outer, .. }, Level::Array { index }, Level::Object { key, .. }] = &self.stack[..] else {
+        let [Level::Object { key: outer, .. }, Level::Array { index }, Level::Object { key, .. }] = &self.stack[..]
+        else {
             return;
         };
         if outer != "variants" {

@@ -150,8 +150,7 @@ impl TransformRequest {
 
     /// The limit where no platform sets one, in characters: what was asked for, else half of the content.
     pub fn general_limit(&self) -> usize {
-        let length = self.content.chars().count();
-        self.max_length.map_or_else(|| (length / 2).max(1), |max| max as usize)
+        self.max_length.map_or_else(|| (general_length(&self.content) / 2).max(1), |max| max as usize)
     }
 
     /// Everything that is wrong with it.
@@ -174,13 +173,24 @@ impl TransformRequest {
             }
         }
         if self.tone.as_ref().is_some_and(|tone| tone.trim().is_empty() || tone.chars().count() > LONGEST_TONE) {
-            invalid("tone", "is empty or too long".to_owned(), "Describe the tone in up to 100 characters, or leave it out");
+            invalid(
+                "tone",
+                "is empty or too long".to_owned(),
+                "Describe the tone in up to 100 characters, or leave it out",
+            );
         }
         if self.language.as_ref().is_some_and(|language| !is_language_tag(language)) {
-            invalid("language", "is not a language tag".to_owned(), "Use a tag such as \"en\", \"pt-BR\" or \"zh-Hant\"");
+            invalid(
+                "language",
+                "is not a language tag".to_owned(),
+                "Use a tag such as \"en\", \"pt-BR\" or \"zh-Hant\"",
+            );
         }
         if self.platforms.is_empty() && self.transformation_type.spec().platforms_required {
             invalid("platforms", "is empty".to_owned(), "Name at least one platform, such as [\"x\", \"linkedin\"]");
+        }
+        if self.max_length.is_some() && !self.platforms.is_empty() {
+            invalid("max_length", "goes with no platform".to_owned(), "Leave it out: each platform sets its own limit");
         }
         if self.max_length.is_some_and(|max| max == 0 || max as usize > LONGEST_CONTENT) {
             invalid("max_length", "is out of range".to_owned(), "Use a number from 1 to 50000, or leave it out");

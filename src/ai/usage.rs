@@ -62,6 +62,18 @@ impl Usage {
         }
     }
 
+    /// Of two calls together. A bill is only exact for one call and is not added up here.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens.saturating_add(other.prompt_tokens),
+            cached_tokens: self.cached_tokens.saturating_add(other.cached_tokens),
+            completion_tokens: self.completion_tokens.saturating_add(other.completion_tokens),
+            reasoning_tokens: self.reasoning_tokens.saturating_add(other.reasoning_tokens),
+            billed_ticks: None,
+            estimated: self.estimated || other.estimated,
+        }
+    }
+
     pub fn cost_ticks(&self, price: &Price) -> i64 {
         self.billed_ticks.unwrap_or_else(|| price.ticks(self))
     }
