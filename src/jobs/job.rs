@@ -29,7 +29,7 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
 }
 
 /// Why a run ended without a result. Every failure has to choose one.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Stop {
     /// A passing trouble: try again, an attempt is used. Without `after` the kind's [`Backoff`] decides.
     Retry { after: Option<Duration>, why: Why },

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// How a run ended.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Outcome {
     Returned(Result<Value, Stop>),
     TimedOut(Duration),
