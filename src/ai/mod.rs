@@ -41,6 +41,8 @@ pub mod partial;
 pub mod prompt;
 /// The neutral request and answer.
 pub mod provider;
+/// What was used, read back.
+pub mod store;
 /// Server-sent events.
 pub mod stream;
 /// Together AI.
