@@ -1,1 +1,2 @@
-
+mod media_clips;
+mod media_render;
