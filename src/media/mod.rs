@@ -8,6 +8,7 @@
 //! A file from outside is never opened by anything but ffmpeg with its demuxer pinned, and never by a name that
 //! its owner chose.
 
+pub mod admission;
 pub mod boxes;
 pub mod encode;
 pub mod exit;
@@ -20,5 +21,7 @@ pub mod probe;
 pub mod progress;
 pub mod proof;
 pub mod render;
+pub mod scratch;
 pub mod sniff;
 pub mod still;
+pub mod storage;
