@@ -21,7 +21,18 @@ pub mod probe;
 pub mod progress;
 pub mod proof;
 pub mod render;
+pub mod rendition_store;
 pub mod scratch;
+pub mod service;
 pub mod sniff;
 pub mod still;
 pub mod storage;
+pub mod store;
+pub mod transcode;
+pub mod upkeep;
+pub mod upload;
+
+pub use preset::PresetName;
+pub use service::MediaService;
+pub use transcode::Transcode;
+pub use upkeep::MediaUpkeep;

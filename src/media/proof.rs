@@ -117,6 +117,19 @@ pub async fn prove_still(
     Ok((proof, probe))
 }
 
+/// Proves a moving picture that goes out as it came: its plan has checked its size, and here it plays to its end.
+pub async fn prove_animation(
+    tools: &Tools,
+    path: &Path,
+    kind: Kind,
+    cancel: &CancellationToken,
+) -> Result<Proof, FfmpegError> {
+    let mut proof = Proof::default();
+    let decoded = decode(tools, path, kind, None, 1, cancel).await?;
+    proof.check("decodes", decoded.is_none(), decoded.unwrap_or_else(|| "to its end without an error".into()));
+    Ok(proof)
+}
+
 async fn read_head(path: &Path) -> std::io::Result<Vec<u8>> {
     use tokio::io::AsyncReadExt;
     let mut head = Vec::with_capacity(sniff::HEAD_BYTES);

@@ -95,7 +95,14 @@ pub async fn render(
 ) -> Result<Rendered, RenderError> {
     match (&request.plan.target, &request.preset.kind) {
         (None, _) => Err(RenderError::Refused(request.plan.summary.clone())),
-        (Some(Target::Animation), _) => Ok(as_it_is(request, Proof::default(), request.probe.clone())),
+        (Some(Target::Animation), _) => {
+            let proved = proof::prove_animation(tools, request.source, request.probe.kind, cancel).await;
+            let proof = proved.map_err(|error| RenderError::Ffmpeg("proving", error))?;
+            if !proof.holds() {
+                return Err(RenderError::Damaged(proof.failures().join("; ")));
+            }
+            Ok(as_it_is(request, proof, request.probe.clone()))
+        }
         (Some(Target::Still(target)), PresetKind::Still(rules)) => {
             render_still(tools, request, target, rules, cancel, on_progress).await
         }

@@ -13,6 +13,7 @@ use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{
     GetOptions, ObjectStore, ObjectStoreExt, WriteMultipart, local::LocalFileSystem, path::Path as Key,
 };
+use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 /// Longest one step (opening, one part, finishing) may take.
@@ -70,10 +71,11 @@ impl Storage {
         Ok(Upload(WriteMultipart::new_with_chunk_size(upload, PART_BYTES)))
     }
 
-    /// Copies a file into an object, streaming.
-    pub async fn store_file(&self, key: &str, path: &Path) -> Result<u64, StorageError> {
+    /// Copies a file into an object, streaming; returns its size and its hash.
+    pub async fn store_file(&self, key: &str, path: &Path) -> Result<(u64, [u8; 32]), StorageError> {
         let mut upload = self.create(key).await?;
         let mut size_bytes = 0;
+        let mut hash = Sha256::new();
         let mut file = tokio::fs::File::open(path).await.map_err(StorageError::Copy)?;
         let mut buffer = vec![0; 256 << 10];
         loop {
@@ -82,6 +84,7 @@ impl Storage {
                 Ok(0) => break,
                 Ok(read) => {
                     size_bytes += read as u64;
+                    hash.update(&buffer[..read]);
                     upload.write(Bytes::copy_from_slice(&buffer[..read])).await?;
                 }
                 Err(error) => {
@@ -91,7 +94,7 @@ impl Storage {
             }
         }
         upload.finish().await?;
-        Ok(size_bytes)
+        Ok((size_bytes, hash.finalize().into()))
     }
 
     /// Opens an object, or a part of it; the part is cut to what there is.
