@@ -10,7 +10,7 @@ use multivio::{
 
 fn main() -> ExitCode {
     worker::main(Queue::Ai, 16, |config, _db| {
-        let transformer = Arc::new(Transformer::new(&config.ai)?);
-        Ok(Registry::of(Queue::Ai).job::<Transform>().service(transformer))
+        let transformer = Transformer::new(&config.ai)?;
+        Ok(Registry::of(Queue::Ai).service(Arc::new(transformer)).job::<Transform>())
     })
 }

@@ -10,6 +10,7 @@ use multivio::{
 use poem::{Endpoint, EndpointExt, Request, test::TestClient};
 use poem_openapi::OpenApiService;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::fake::{CONTENT, Fake, plain};
 use crate::harness::App;
@@ -18,11 +19,11 @@ async fn client(app: &App) -> TestClient<impl Endpoint> {
     let config = app.config();
     let belt = Belt::new(&config.redis.url, app.pool.clone()).unwrap();
     let engine = Engine::new(app.pool.clone(), belt);
-    let models = ModelLists::new(Arc::new(Transformer::new(&config.ai).unwrap()));
-    let shared = Arc::new(http::App::new(config, app.pool.clone(), engine).unwrap());
+    let models = Arc::new(ModelLists::new(Arc::new(Transformer::new(&config.ai).unwrap())));
+    let shared = Arc::new(http::App::new(config, app.pool.clone(), engine, CancellationToken::new()).unwrap());
     let caller = Caller { tenant: app.tenant, user: app.user, scopes: Scopes::of([Scope::Workspace]) };
-    let service = OpenApiService::new(AiApi::new(models), "ai", "1");
-    TestClient::new(service.data(shared).before(move |mut request: Request| {
+    let service = OpenApiService::new(AiApi, "ai", "1");
+    TestClient::new(service.data(models).data(shared).before(move |mut request: Request| {
         request.extensions_mut().insert(caller.clone());
         async move { Ok(request) }
     }))
