@@ -38,6 +38,10 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let listener = TcpListener::bind(address).await.map_err(|error| {
         Failure::failed(format!("cannot listen on {address}: {error}")).remedy("Choose another with --listen or PORT.")
     })?;
+    // For whoever started it on port 0: where it listens, as the first line of standard output.
+    let url = listener.local_addr().map(|address| format!("http://{address}"));
+    let url = url.map_err(|error| Failure::failed(format!("the own address is unknown: {error}")))?;
+    super::print_line(&serde_json::json!({ "url": url }).to_string());
     let db = db::pool(&config.database, "multivio api")?;
     let belt = Belt::new(&config.redis.url, db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let limiter = RateLimiter::new(&config.api, Some(Shared::new(belt.clone())));

@@ -15,6 +15,7 @@ pub mod check;
 pub mod migrate;
 pub mod openapi;
 pub mod token;
+pub mod up;
 
 /// One line per sub-command: its doc comment is its help, its module has `Arguments` and `run`.
 macro_rules! commands {
@@ -33,6 +34,8 @@ macro_rules! commands {
 }
 
 commands! {
+    /// Run everything on this machine, with a Postgres and a Redis of its own
+    Up = up,
     /// Serve the HTTP API
     Api = api,
     /// Bring the database's schema up to date
@@ -58,6 +61,7 @@ pub struct Multivio {
 
 const EXAMPLES: &str = "\
 Examples:
+  multivio up                     everything on this machine, ready to use
   multivio check                  what is missing before anything is started
   multivio migrate && multivio api
   curl -H \"Authorization: Bearer $(multivio token)\" localhost:8080/api/v1/jobs
