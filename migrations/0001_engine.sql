@@ -136,6 +136,8 @@ create table workers (
     started_at timestamptz not null default now(),
     lease_expires_at timestamptz not null,
     in_hand integer not null default 0,
+    -- Runs since its start.
+    ran bigint not null default 0,
     state text not null default 'alive'
         constraint workers_state_known check (state in ('alive', 'stopping', 'stopped', 'crashed', 'lost')),
     -- How it died: signal, exit code, out of memory, last lines of its log.
@@ -148,6 +150,12 @@ create table queue_controls (
     queue text primary key,
     paused_at timestamptz,
     paused_by text
+);
+
+-- When a job last went the whole way through a queue.
+create table queue_canaries (
+    queue text primary key,
+    seen_at timestamptz not null
 );
 
 -- The relay's leadership: one row, taken over when it expires by the server's clock.
@@ -183,6 +191,8 @@ create table schedules (
     -- 'latest': of the fires missed while nobody led, the last one runs; 'skip': none does.
     catch_up text not null constraint schedules_catch_up_known check (catch_up in ('latest', 'skip')),
     next_at timestamptz not null,
+    -- At most one unfinished job at a time; a fire that meets one is left out.
+    exclusive boolean not null default false,
     paused boolean not null default false
 );
 

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use multivio::{
-    jobs::{Lane, Queue, Registry, noop::Noop},
+    jobs::{Queue, Registry},
     worker,
 };
 
 fn main() -> ExitCode {
-    worker::main(Queue::Ai, 16, |_config, _db| Ok(Registry::default().job_on::<Noop>(Queue::Ai, Lane::Default)))
+    worker::main(Queue::Ai, 16, |_config, _db| Ok(Registry::of(Queue::Ai)))
 }

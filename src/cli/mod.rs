@@ -12,6 +12,8 @@ use crate::config::{Config, ConfigError};
 
 pub mod api;
 pub mod check;
+pub mod health;
+pub mod jobs;
 pub mod migrate;
 pub mod openapi;
 pub mod token;
@@ -44,6 +46,10 @@ commands! {
     Check = check,
     /// Print a token for the API (development and self-hosting)
     Token = token,
+    /// List, show, cancel, retry, pause, resume: the operators' view of jobs
+    Jobs = jobs,
+    /// Exit with 0 when this host's API, or a worker, is healthy (for containers)
+    Health = health,
     /// Print the OpenAPI document
     #[command(hide = true)]
     Openapi = openapi,
@@ -141,6 +147,12 @@ impl fmt::Display for Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::usage(error.to_string()).remedy(".env.sample lists every setting; `multivio check` checks them all.")
+    }
+}
+
+impl From<crate::http::Problem> for Failure {
+    fn from(problem: crate::http::Problem) -> Self {
+        Self::failed(problem.document().detail.clone())
     }
 }
 

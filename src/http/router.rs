@@ -42,21 +42,24 @@ pub struct Services {
 pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static {
     let document = Arc::new(document());
     let metrics = Arc::new(Metrics::new(listed_calls(document.spec())));
-    let gate = Gate { app: Arc::clone(&services.app), limiter: services.limiter, paths: PATHS };
-    let edge = Edge::new(&services.app.config);
-    Route::new()
+    let calls = Route::new()
         .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
         .at("/docs", DocsEndpoint(document))
         .at("/metrics", metrics_endpoint(Arc::clone(&metrics), services.figures))
         .nest("/", service())
-        // From the inside out: what is written last sees a request first.
-        .data(services.app)
-        .data(services.health)
-        .with(Translate)
-        .with(gate)
-        .with(edge)
-        .with(Count(metrics))
-        .with(RequestId)
+        .data(services.health);
+    guarded(calls, services.app, services.limiter, metrics)
+}
+
+/// What every request passes through, from the inside out: what is written last sees it first.
+pub fn guarded(
+    calls: impl Endpoint + 'static,
+    app: Arc<App>,
+    limiter: Arc<RateLimiter>,
+    metrics: Arc<Metrics>,
+) -> impl Endpoint<Output = Response> + 'static {
+    let (edge, gate) = (Edge::new(&app.config), Gate { app: Arc::clone(&app), limiter, paths: PATHS });
+    calls.data(app).with(Translate).with(gate).with(edge).with(Count(metrics)).with(RequestId)
 }
 
 /// The OpenAPI document, as it is served and as it is kept in `openapi.json`.

@@ -108,7 +108,7 @@ impl Fresh {
 }
 
 /// Only one queue is divided.
-fn lanes(queue: Queue) -> &'static [Lane] {
+pub fn lanes(queue: Queue) -> &'static [Lane] {
     match queue {
         Queue::Ops => Lane::ALL,
         Queue::Publish | Queue::Ai | Queue::Media => &[Lane::Default],

@@ -33,6 +33,8 @@ mod fetch;
 mod hand;
 /// Heartbeats, on a thread of their own.
 mod heart;
+/// Tower layers around every run.
+mod layers;
 /// The timer that ends a process which outlives its lease with a request in its hand.
 mod lease_guard;
 /// The whole life of a job: claim, attempt, decide, settle.
@@ -44,6 +46,8 @@ pub mod retry;
 /// A worker process: all of the above, started and stopped.
 pub mod worker;
 
+/// Jobs that prove every queue alive.
+pub mod canary;
 /// The job that does nothing.
 pub mod noop;
 

@@ -12,7 +12,9 @@ use serde_json::{Value, value::RawValue};
 
 use super::{
     JobContext,
+    canary::Canary,
     job::{Backoff, Job, Lane, Queue, Stop},
+    noop::Noop,
 };
 
 /// Made once at start; a kind that is not in it is left to a worker that knows it (E15).
@@ -34,6 +36,11 @@ type RunKind =
     for<'a> fn(&'a RawValue, &'a JobContext) -> Result<BoxFuture<'a, Result<Value, Stop>>, serde_json::Error>;
 
 impl Registry {
+    /// What every worker of `queue` knows: the jobs that prove it alive and measure it.
+    pub fn of(queue: Queue) -> Self {
+        Self::default().job_on::<Canary>(queue, Lane::Default).job_on::<Noop>(queue, Lane::Default)
+    }
+
     /// # Panics
     /// When two jobs share a kind: a fault that every start would meet.
     pub fn job<J: Job>(self) -> Self {

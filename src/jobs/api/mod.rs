@@ -16,7 +16,10 @@ use poem_openapi::{
     payload::{EventStream, Json},
 };
 
-pub use self::view::{GroupView, JobError, JobLinks, JobList, JobState, JobView, QueueName, TimelineView};
+pub use self::view::{
+    Context as ViewContext, GroupView, JobError, JobLinks, JobList, JobState, JobView, QueueName, TimelineView,
+    location, progress as progress_of,
+};
 use self::{events::JobEvents, view::Context};
 use super::{
     Engine, State,

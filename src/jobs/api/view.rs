@@ -9,7 +9,6 @@ use sha2::{Digest, Sha256};
 use sqlx::PgPool;
 
 use crate::{
-    http::Problem,
     ids::{GroupId, JobId},
     jobs::{
         Queue, State,
@@ -151,7 +150,7 @@ pub struct Context {
 }
 
 impl Context {
-    pub async fn of(db: &PgPool, rows: &[JobRow]) -> Result<Self, Problem> {
+    pub async fn of(db: &PgPool, rows: &[JobRow]) -> sqlx::Result<Self> {
         let mut context = Self::default();
         if rows.iter().any(|row| row.state == State::Queued) {
             let paused = ledger::paused(db).await?;
