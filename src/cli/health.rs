@@ -15,7 +15,9 @@ use super::{Failure, Screen};
 use crate::{config::Config, db, jobs::Queue, telemetry::chain};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  multivio health                    the API on PORT\n  multivio health --worker           a worker on this host\n  multivio health --worker media     a media worker on this host")]
+#[command(
+    after_help = "Examples:\n  multivio health                    the API on PORT\n  multivio health --worker           a worker on this host\n  multivio health --worker media     a media worker on this host"
+)]
 pub struct Arguments {
     /// Ask for a worker on this host, of any queue or of this one, instead of the API
     #[arg(long, value_name = "QUEUE")]

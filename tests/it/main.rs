@@ -9,3 +9,4 @@ mod harness;
 mod local;
 mod media_clips;
 mod media_render;
+mod settings;
