@@ -170,6 +170,6 @@ async fn save_schedules(registry: &Registry, engine: &Engine) {
     }
 }
 
-fn hostname() -> String {
+pub(crate) fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |name| name.trim().into())
 }

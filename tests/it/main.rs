@@ -10,3 +10,4 @@ mod ai;
 mod local;
 mod media_clips;
 mod media_render;
+mod settings;
