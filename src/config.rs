@@ -130,14 +130,20 @@ impl fmt::Display for ConfigError {
 impl Config {
     /// Reads the process's environment, after an `.env` file where there is one.
     pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_env_with(&[])
+    }
+
+    /// [`Self::from_env`] for programs that bring servers of their own: what is given wins.
+    pub fn from_env_with(given: &[(String, String)]) -> Result<Self, ConfigError> {
         // A missing file is the ordinary case in production; a malformed one must not pass silently.
         if let Err(error) = dotenvy::dotenv()
             && !error.not_found()
         {
             return Err(ConfigError(vec![format!(".env could not be read: {error}")]));
         }
+        let given = |name: &str| given.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-        Self::load(&|name| std::env::var(name).ok())
+        Self::load(&|name| given(name).or_else(|| std::env::var(name).ok()))
     }
 
     pub fn load(lookup: Lookup<'_>) -> Result<Self, ConfigError> {
