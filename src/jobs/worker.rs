@@ -46,7 +46,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     let Options { queue, concurrency, grace, process } = options;
     let name = format!("multivio-{queue}");
     let pool = db::pool(&config.database, &name)?;
-    let connect = db::connect_options(&config.database, &name)?;
+    let connect = db::engine_options(&config.database, &name)?;
     let own_pool = |options: sqlx::postgres::PgConnectOptions, size: u32| {
         PgPoolOptions::new()
             .max_connections(size)

@@ -7,3 +7,5 @@
 mod harness;
 
 mod local;
+mod media_clips;
+mod media_render;
