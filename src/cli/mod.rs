@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::config::{Config, ConfigError};
 
 pub mod api;
+pub mod bench;
 pub mod check;
 pub mod jobs;
 pub mod migrate;
@@ -44,6 +45,8 @@ commands! {
     Token = token,
     /// List, show, cancel, retry, pause, resume: the operators' view of jobs
     Jobs = jobs,
+    /// Measure this machine with the product on it, each figure beside its limit
+    Bench = bench,
     /// Print the OpenAPI document
     #[command(hide = true)]
     Openapi = openapi,
