@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::config::{Config, ConfigError};
 
 pub mod api;
+pub mod bench;
 pub mod check;
 pub mod health;
 pub mod jobs;
@@ -50,6 +51,8 @@ commands! {
     Jobs = jobs,
     /// Exit with 0 when this host's API, or a worker, is healthy (for containers)
     Health = health,
+    /// Measure this machine with the product on it, each figure beside its limit
+    Bench = bench,
     /// Print the OpenAPI document
     #[command(hide = true)]
     Openapi = openapi,
