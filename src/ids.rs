@@ -3,8 +3,15 @@
 //! Outside it reads `job_01988f6e...` (prefix and 32 hex digits), in Postgres it is a plain `uuid`, so a job's id
 //! can never be passed where a connection's is meant and a log line says what it talks about.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
+use poem::{http::HeaderValue, web::Field};
+use poem_openapi::{
+    registry::{MetaSchema, MetaSchemaRef},
+    types::{
+        ParseError, ParseFromJSON, ParseFromMultipartField, ParseFromParameter, ParseResult, ToHeader, ToJSON, Type,
+    },
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use uuid::Uuid;
 
@@ -76,6 +83,68 @@ macro_rules! ids {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+            }
+        }
+
+        // The same text form in the API, where the document shows what it looks like.
+        impl Type for $name {
+            const IS_REQUIRED: bool = true;
+
+            type RawValueType = Self;
+            type RawElementValueType = Self;
+
+            fn name() -> Cow<'static, str> {
+                concat!("string_", $prefix, "_id").into()
+            }
+
+            fn schema_ref() -> MetaSchemaRef {
+                MetaSchemaRef::Inline(Box::new(MetaSchema {
+                    pattern: Some(concat!("^", $prefix, "_[0-9a-f]{32}$").to_owned()),
+                    example: Some(concat!($prefix, "_01988f6e5d3a7c41b2f09e6d8a417c35").into()),
+                    ..MetaSchema::new_with_format("string", concat!($prefix, "_id"))
+                }))
+            }
+
+            fn as_raw_value(&self) -> Option<&Self> {
+                Some(self)
+            }
+
+            fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+                Box::new(std::iter::once(self))
+            }
+        }
+
+        impl ParseFromJSON for $name {
+            fn parse_from_json(value: Option<serde_json::Value>) -> ParseResult<Self> {
+                match value.unwrap_or_default() {
+                    serde_json::Value::String(text) => text.parse().map_err(ParseError::custom),
+                    value => Err(ParseError::expected_type(value)),
+                }
+            }
+        }
+
+        impl ParseFromParameter for $name {
+            fn parse_from_parameter(text: &str) -> ParseResult<Self> {
+                text.parse().map_err(ParseError::custom)
+            }
+        }
+
+        impl ParseFromMultipartField for $name {
+            async fn parse_from_multipart(field: Option<Field>) -> ParseResult<Self> {
+                let field = field.ok_or_else(ParseError::expected_input)?;
+                field.text().await.map_err(ParseError::custom)?.parse().map_err(ParseError::custom)
+            }
+        }
+
+        impl ToJSON for $name {
+            fn to_json(&self) -> Option<serde_json::Value> {
+                Some(self.to_string().into())
+            }
+        }
+
+        impl ToHeader for $name {
+            fn to_header(&self) -> Option<HeaderValue> {
+                HeaderValue::from_str(&self.to_string()).ok()
             }
         }
     )+};

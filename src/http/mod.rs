@@ -1,1 +1,19 @@
+//! What every endpoint shares. Knows no domain: domains bring their own `Api` and use what is here.
 
+pub mod answer;
+pub mod auth;
+pub mod body;
+pub mod idempotency;
+pub mod page;
+pub mod problem;
+pub mod request_id;
+mod schema;
+pub mod state;
+
+pub use answer::{Accepted, Created};
+pub use auth::{Caller, Scope};
+pub use body::Input;
+pub use idempotency::{IdempotencyKey, Turn};
+pub use page::Page;
+pub use problem::{FieldError, Problem};
+pub use state::App;
