@@ -35,6 +35,8 @@ pub mod platforms;
 pub mod posts;
 /// Publications: phases, reconcile, the publish job.
 pub mod publishing;
+/// How long a text is to each platform, and what else they refuse.
+pub mod text;
 
 // How it is reached.
 /// The sub-commands of `multivio`.
