@@ -143,9 +143,11 @@ impl ConnectorError {
     /// In words a user understands.
     pub fn explain(&self) -> Explanation {
         let (code, turn, message): (&str, Turn, String) = match self {
-            Self::Unreachable { platform, .. } => {
-                ("platform_unreachable", Turn::Platform, format!("{} cannot be reached; we try again.", platform.title()))
-            }
+            Self::Unreachable { platform, .. } => (
+                "platform_unreachable",
+                Turn::Platform,
+                format!("{} cannot be reached; we try again.", platform.title()),
+            ),
             Self::Interrupted { platform, .. } => {
                 ("interrupted", Turn::Us, format!("The exchange with {} broke off; we try again.", platform.title()))
             }
@@ -157,32 +159,50 @@ impl ConnectorError {
             Self::AnswerLost { platform, .. } | Self::AnswerUnclear { platform, .. } => (
                 "answer_lost",
                 Turn::Us,
-                format!("The post was sent to {} but the answer was lost; we look whether it is there.", platform.title()),
+                format!(
+                    "The post was sent to {} but the answer was lost; we look whether it is there.",
+                    platform.title()
+                ),
             ),
             Self::RateLimited { platform, .. } => (
                 "rate_limited",
                 Turn::Platform,
-                format!("{} takes no more posts of this account for now; it goes out when the limit resets.", platform.title()),
+                format!(
+                    "{} takes no more posts of this account for now; it goes out when the limit resets.",
+                    platform.title()
+                ),
             ),
             Self::TokenRefused { platform } | Self::RefreshRefused { platform } => (
                 "reconnect",
                 Turn::User,
-                format!("{} no longer accepts our access to this account. Connect the account again.", platform.title()),
+                format!(
+                    "{} no longer accepts our access to this account. Connect the account again.",
+                    platform.title()
+                ),
             ),
             Self::PermissionMissing { platform } => (
                 "permission_missing",
                 Turn::User,
-                format!("{} says we lack a permission. Connect the account again and grant everything asked.", platform.title()),
+                format!(
+                    "{} says we lack a permission. Connect the account again and grant everything asked.",
+                    platform.title()
+                ),
             ),
             Self::AccountBlocked { platform } => (
                 "account_blocked",
                 Turn::User,
-                format!("{0} has suspended or locked this account. Sign in at {0}, then connect it again.", platform.title()),
+                format!(
+                    "{0} has suspended or locked this account. Sign in at {0}, then connect it again.",
+                    platform.title()
+                ),
             ),
             Self::Duplicate { platform, .. } => (
                 "duplicate",
                 Turn::User,
-                format!("{} refuses this because the account has posted the same recently. Change the text.", platform.title()),
+                format!(
+                    "{} refuses this because the account has posted the same recently. Change the text.",
+                    platform.title()
+                ),
             ),
             Self::MediaUnknown { platform } => {
                 ("media_unknown", Turn::Us, format!("{} does not know the uploaded media.", platform.title()))
@@ -199,24 +219,35 @@ impl ConnectorError {
             Self::RefusedBare { platform } => (
                 "refused_bare",
                 Turn::User,
-                format!("{} refused the post without a reason. Shorten or change it, or post by hand.", platform.title()),
+                format!(
+                    "{} refused the post without a reason. Shorten or change it, or post by hand.",
+                    platform.title()
+                ),
             ),
             Self::CreditGone { platform } => (
                 "credit_gone",
                 Turn::Operator,
-                format!("This installation's credit at {} is used up; posts wait until it is topped up.", platform.title()),
+                format!(
+                    "This installation's credit at {} is used up; posts wait until it is topped up.",
+                    platform.title()
+                ),
             ),
             Self::AppRefused { platform, detail } => (
                 "app_refused",
                 Turn::Operator,
-                format!("{} refuses this installation's app ({detail}); posts wait until that is settled.", platform.title()),
+                format!(
+                    "{} refuses this installation's app ({detail}); posts wait until that is settled.",
+                    platform.title()
+                ),
             ),
             Self::Gone { platform } => {
                 ("gone", Turn::User, format!("What the post refers to is no longer on {}.", platform.title()))
             }
-            Self::Unreadable { platform, .. } => {
-                ("unreadable_answer", Turn::Us, format!("{} answered in a form we do not understand.", platform.title()))
-            }
+            Self::Unreadable { platform, .. } => (
+                "unreadable_answer",
+                Turn::Us,
+                format!("{} answered in a form we do not understand.", platform.title()),
+            ),
         };
         Explanation::new(code, turn, message)
     }

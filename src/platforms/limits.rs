@@ -55,7 +55,9 @@ impl Timing {
         match self.looks.get(look) {
             Some(&after) => after.min(certain),
             // Past the schedule only a look that did not count leads here: go on at a calm pace.
-            None => certain + Duration::from_secs(30) * u32::try_from(look - self.looks.len()).unwrap_or(u32::MAX).min(20),
+            None => {
+                certain + Duration::from_secs(30) * u32::try_from(look - self.looks.len()).unwrap_or(u32::MAX).min(20)
+            }
         }
     }
 }

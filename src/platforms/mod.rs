@@ -127,5 +127,7 @@ pub enum Sighting {
     /// The whole list was read and the post is not on it.
     Absent,
     /// The list could not be read to its end, or holds something that may be the post.
-    Unclear { why: &'static str },
+    Unclear {
+        why: &'static str,
+    },
 }
