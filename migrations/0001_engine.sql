@@ -3,7 +3,7 @@
 create type job_state as enum ('waiting', 'scheduled', 'queued', 'running', 'succeeded', 'failed', 'cancelled');
 
 -- Order of becoming runnable, within a queue's list and tenant.
-create sequence job_seq cache 100;
+create sequence job_seq;
 
 create table jobs (
     id uuid primary key,
@@ -69,7 +69,8 @@ create index jobs_tenant_newest on jobs (tenant_id, id);
 create index jobs_ready on jobs (queue, lane, priority, tenant_id, seq) where state = 'queued' and not suspect;
 create index jobs_suspects on jobs (queue, lane, seq) where state = 'queued' and suspect;
 create index jobs_running on jobs (worker_id) where state = 'running';
-create index jobs_due on jobs (run_at) where state = 'scheduled';
+create index jobs_due on jobs (run_at) where state = 'scheduled' and serial_key is null;
+create index jobs_due_serial on jobs (run_at) where state = 'scheduled' and serial_key is not null;
 create index jobs_due_by_tenant on jobs (queue, lane, tenant_id, run_at) where state = 'scheduled';
 create index jobs_waiting on jobs (id) where state = 'waiting';
 create index jobs_failed on jobs (queue, finished_at) where state = 'failed';
@@ -86,6 +87,8 @@ create table job_edges (
     child_id uuid not null references jobs (id) on delete cascade,
     -- What a parent that did not succeed means for the child: 'cancel' or 'run'.
     on_parent text not null constraint job_edges_on_parent_known check (on_parent in ('cancel', 'run')),
+    -- Closed once, by the statement that lowers the child for it.
+    open boolean not null default true,
     primary key (parent_id, child_id)
 );
 create index job_edges_child on job_edges (child_id);

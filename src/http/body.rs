@@ -59,8 +59,7 @@ fn parse<T: ParseFromJSON>(bytes: &[u8]) -> Result<T, Problem> {
             return Err(Problem::invalid(errors));
         }
     }
-    let kept = value.clone();
-    T::parse_from_json(Some(value)).map_err(|error| refused::<T>(&kept, error.message()))
+    T::parse_from_json(Some(value)).map_err(|error| refused::<T>(bytes, error.message()))
 }
 
 fn memmem(haystack: &[u8], needle: &[u8]) -> bool {
@@ -75,11 +74,13 @@ fn malformed(error: &serde_json::Error) -> Problem {
     )
 }
 
-fn refused<T: ParseFromJSON>(value: &Value, message: &str) -> Problem {
+fn refused<T: ParseFromJSON>(bytes: &[u8], message: &str) -> Problem {
+    // Read a second time rather than cloned beforehand: a good body should not pay for a bad one.
+    let value = serde_json::from_slice(bytes).unwrap_or_default();
     let mut registry = Registry::new();
     T::register(&mut registry);
     let mut errors = Vec::new();
-    schema::explain(value, &T::schema_ref(), &registry, "", &mut errors);
+    schema::explain(&value, &T::schema_ref(), &registry, "", &mut errors);
     schema::find_unknown(message, &mut errors);
     if errors.is_empty() {
         let field = schema::field_in(message).unwrap_or("body");

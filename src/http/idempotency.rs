@@ -122,13 +122,15 @@ async fn try_lock(tx: &mut PgConnection, claimed: &Claimed) -> sqlx::Result<bool
     sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(tx).await
 }
 
+type Columns = (Vec<u8>, Option<i16>, Option<String>, Option<Value>);
+
 struct Row {
     request_hash: Vec<u8>,
     answer: Kept,
 }
 
 async fn find(tx: &mut PgConnection, claimed: &Claimed) -> sqlx::Result<Option<Row>> {
-    let row: Option<(Vec<u8>, Option<i16>, Option<String>, Option<Value>)> = sqlx::query_as(
+    let row: Option<Columns> = sqlx::query_as(
         "select request_hash, status, location, response from idempotency_keys \
          where tenant_id = $1 and route = $2 and key = $3",
     )

@@ -3,12 +3,22 @@
 pub mod answer;
 pub mod auth;
 pub mod body;
+pub mod connection;
+pub mod docs;
+pub mod edge;
+pub mod gate;
+pub mod health;
 pub mod idempotency;
+pub mod limits;
+pub mod metrics;
 pub mod page;
 pub mod problem;
 pub mod request_id;
 mod schema;
+pub mod server;
 pub mod state;
+pub mod tag;
+pub mod translate;
 
 pub use answer::{Accepted, Created};
 pub use auth::{Caller, Scope};
@@ -17,3 +27,4 @@ pub use idempotency::{IdempotencyKey, Turn};
 pub use page::Page;
 pub use problem::{FieldError, Problem};
 pub use state::App;
+pub use tag::Tag;

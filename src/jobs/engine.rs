@@ -1,19 +1,37 @@
-//! The engine's front: enqueue, steer, wake. Cheap to clone.
+//! The engine's front: enqueue, follow, steer. Cheap to clone.
 
+use std::{sync::Arc, time::Duration};
+
+use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
+use tracing::debug;
 
-use super::NewJob;
-use crate::ids::JobId;
+use super::{
+    belt::{Belt, Event, List, Slot},
+    enqueue::Batcher,
+    hub::{Follower, Hub},
+    job::{NewJob, Queue, State},
+    ledger::{self, CancelOutcome, Entry, GroupStatus, Insert, JobFilter, JobRow, Runnable},
+};
+use crate::{
+    ids::{GroupId, JobId, TenantId},
+    telemetry::chain,
+};
 
 #[derive(Debug, Clone)]
 pub struct Engine {
     db: PgPool,
+    belt: Belt,
+    hub: Arc<Hub>,
+    batcher: Batcher,
 }
 
-/// A job that is in the ledger but not yet on the belt; [`Engine::ring`] after the commit.
-#[derive(Debug, Clone)]
+/// A job in the ledger that is not yet on the belt; [`Engine::ring`] after the commit.
+#[derive(Debug, Clone, Copy)]
 pub struct Ticket {
     pub job: JobId,
+    list: List,
+    state: State,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -25,28 +43,242 @@ pub enum EnqueueError {
     Unstorable(String),
     #[error("the ledger could not be reached")]
     Ledger(#[from] sqlx::Error),
+    #[error("this process is stopping")]
+    Stopping,
 }
 
+/// Arguments longer than this belong into a table or a file.
+const MAX_ARGS_BYTES: usize = 256 * 1024;
+
 impl Engine {
+    /// Starts the tasks behind it; call inside a runtime.
+    pub fn new(db: PgPool, belt: Belt) -> Self {
+        let hub = Arc::new(Hub::default());
+        tokio::spawn(Arc::clone(&hub).listen(belt.clone()));
+        let batcher = Batcher::start(db.clone(), belt.clone());
+        Self { db, belt, hub, batcher }
+    }
+
     pub fn db(&self) -> &PgPool {
         &self.db
     }
 
+    pub fn belt(&self) -> &Belt {
+        &self.belt
+    }
+
+    pub(super) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
     /// Writes one job on its own, sharing a commit with whatever else is being enqueued at this moment, and rings.
-    pub async fn enqueue(&self, _job: NewJob) -> Result<JobId, EnqueueError> {
-        unimplemented!()
+    pub async fn enqueue(&self, job: NewJob) -> Result<JobId, EnqueueError> {
+        check(&job)?;
+        if !job.parents.is_empty() {
+            let mut tx = self.db.begin().await?;
+            let tickets = self.enqueue_in(&mut tx, std::slice::from_ref(&job)).await?;
+            tx.commit().await?;
+            self.ring(&tickets).await;
+            return Ok(job.id);
+        }
+        self.batcher.enqueue(job).await
     }
 
     /// Writes jobs within the caller's transaction, so that the business rows and the jobs commit together.
-    pub async fn enqueue_in(&self, _tx: &mut PgConnection, _jobs: &[NewJob]) -> Result<Vec<Ticket>, EnqueueError> {
-        unimplemented!()
+    pub async fn enqueue_in(&self, tx: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Ticket>, EnqueueError> {
+        let mut tickets = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            check(job)?;
+            let entered = if job.parents.is_empty() {
+                let pushed = self.batcher.is_short(list_of(job)).await;
+                ledger::insert(tx, &[Insert { job, pushed, open_parents: 0 }]).await.map(|rows| rows.first().copied())
+            } else {
+                ledger::insert_with_parents(tx, job).await
+            };
+            match entered.map_err(unstorable)? {
+                Some((id, state)) => tickets.push(Ticket { job: id, list: list_of(job), state }),
+                None => return Err(EnqueueError::Duplicate { existing: existing(tx, job).await? }),
+            }
+        }
+        Ok(tickets)
     }
 
     /// Pushes committed jobs to the belt. Only saves time: what is not pushed, the relay finds.
-    pub async fn ring(&self, _tickets: &[Ticket]) {}
-
-    /// Wakes what is parked on `wake` (such as `connection:conn_...`). Returns how many.
-    pub async fn wake(&self, _tx: &mut PgConnection, _wake: &str) -> sqlx::Result<u64> {
-        unimplemented!()
+    pub async fn ring(&self, tickets: &[Ticket]) {
+        let queued = tickets.iter().filter(|ticket| ticket.state == State::Queued);
+        let runnable: Vec<_> = queued.map(|ticket| Runnable { job: ticket.job, list: ticket.list }).collect();
+        if !runnable.is_empty()
+            && let Err(error) = self.belt.push(&runnable).await
+        {
+            debug!(error = %chain(&error), "left to the relay");
+        }
+        if tickets.iter().any(|ticket| ticket.state == State::Scheduled) {
+            self.ring_relay().await;
+        }
     }
+
+    /// Names a piece of work whose jobs share one status.
+    pub async fn new_group(&self, tx: &mut PgConnection, tenant: TenantId, name: &str) -> sqlx::Result<GroupId> {
+        let id = GroupId::new();
+        sqlx::query("insert into job_groups (id, tenant_id, name) values ($1, $2, $3)")
+            .bind(id)
+            .bind(tenant)
+            .bind(name)
+            .execute(tx)
+            .await?;
+        Ok(id)
+    }
+
+    /// Wakes what is parked on `wake` (such as `connection:conn_...`), in the caller's transaction. Returns how many.
+    pub async fn wake(&self, tx: &mut PgConnection, wake: &str) -> sqlx::Result<u64> {
+        ledger::wake(tx, wake).await
+    }
+
+    /// `tenant`: `None` for operators.
+    pub async fn job(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<Option<JobRow>> {
+        ledger::get(&self.db, tenant, job).await
+    }
+
+    pub async fn jobs(&self, filter: &JobFilter, before: Option<JobId>, limit: i64) -> sqlx::Result<Vec<JobRow>> {
+        ledger::list(&self.db, filter, before, limit).await
+    }
+
+    pub async fn group(&self, tenant: TenantId, group: GroupId) -> sqlx::Result<Option<GroupStatus>> {
+        ledger::group(&mut *self.db.acquire().await?, tenant, group).await
+    }
+
+    pub async fn timeline(&self, job: &JobRow) -> sqlx::Result<Vec<Entry>> {
+        ledger::timeline(&mut *self.db.acquire().await?, job).await
+    }
+
+    /// News of a job from now on. Take it before looking, so that nothing falls between.
+    pub fn follow(&self, job: JobId) -> Follower {
+        self.hub.follow(job)
+    }
+
+    /// The job once it has ended, or as it is after `longest`. Works without Redis, a little later.
+    pub async fn wait(&self, tenant: Option<TenantId>, job: JobId, longest: Duration) -> sqlx::Result<Option<JobRow>> {
+        const LOOK_ANYWAY: Duration = Duration::from_secs(1);
+        let deadline = tokio::time::Instant::now() + longest;
+        let follower = self.follow(job);
+        loop {
+            let news = follower.news();
+            let mut news = std::pin::pin!(news);
+            news.as_mut().enable();
+            let row = self.job(tenant, job).await?;
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            if left.is_zero() || row.as_ref().is_none_or(|row| row.state.is_final()) {
+                return Ok(row);
+            }
+            let _either = tokio::time::timeout(left.min(LOOK_ANYWAY), news).await;
+        }
+    }
+
+    /// A job's events after `after` (`"0"`: from the start).
+    pub async fn events(&self, job: JobId, after: &str) -> Result<Vec<Event>, super::belt::BeltError> {
+        self.belt.events(job, after, 500).await
+    }
+
+    /// The latest `{fraction, phase}` a running job told; `None` without Redis.
+    pub async fn progress(&self, job: JobId) -> Option<Value> {
+        self.belt.latest_event(job, "progress").await.ok().flatten().map(|event| event.data)
+    }
+
+    pub async fn cancel(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<CancelOutcome> {
+        let outcome = ledger::cancel(&mut *self.db.acquire().await?, tenant, job).await?;
+        if outcome == CancelOutcome::Cancelled {
+            self.release(vec![job]).await?;
+            self.tell(&[job]).await;
+        }
+        Ok(outcome)
+    }
+
+    /// Runs a failed or cancelled job once more; `false` when it is in neither state.
+    pub async fn retry(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<bool> {
+        let retried = ledger::request_retry(&self.db, tenant, job).await?.is_some();
+        if retried {
+            self.ring_relay().await;
+            self.tell(&[job]).await;
+        }
+        Ok(retried)
+    }
+
+    pub async fn retry_failed(&self, queue: Queue, kind: Option<&str>, limit: i64) -> sqlx::Result<u64> {
+        let retried = ledger::retry_failed(&self.db, queue, kind, limit).await?;
+        self.ring_relay().await;
+        Ok(retried)
+    }
+
+    pub async fn pause(&self, queue: Queue, by: &str) -> sqlx::Result<()> {
+        ledger::pause(&self.db, queue, by).await
+    }
+
+    pub async fn resume(&self, queue: Queue) -> sqlx::Result<bool> {
+        let resumed = ledger::resume(&self.db, queue).await?;
+        self.ring_relay().await;
+        Ok(resumed)
+    }
+
+    /// Settles the children of jobs that ended, and theirs, until nothing is left to do.
+    pub(super) async fn release(&self, mut ended: Vec<JobId>) -> sqlx::Result<()> {
+        while !ended.is_empty() {
+            let freed = ledger::release_children(&self.db, &ended).await?;
+            if !freed.runnable.is_empty()
+                && let Err(error) = self.belt.push(&freed.runnable).await
+            {
+                debug!(error = %chain(&error), "left to the relay");
+            }
+            ended = freed.cancelled_parents;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn ring_relay(&self) {
+        self.hub.ring();
+        if let Err(error) = self.belt.ring_relay().await {
+            debug!(error = %chain(&error), "the relay comes by itself");
+        }
+    }
+
+    async fn tell(&self, jobs: &[JobId]) {
+        if let Err(error) = self.belt.tell_news(jobs).await {
+            debug!(error = %chain(&error), "followers will look by themselves");
+        }
+    }
+}
+
+pub(super) fn list_of(job: &NewJob) -> List {
+    List { queue: job.queue, lane: job.lane, slot: Slot::Priority(job.priority) }
+}
+
+/// The unfinished job that has taken `job`'s unique key.
+pub(super) async fn existing(db: &mut PgConnection, job: &NewJob) -> sqlx::Result<JobId> {
+    sqlx::query_scalar(
+        "select id from jobs where tenant_id = $1 and kind = $2 and unique_key = $3 order by finished_at is null desc, \
+         id desc limit 1",
+    )
+    .bind(job.tenant)
+    .bind(&*job.kind)
+    .bind(job.unique_key.as_deref())
+    .fetch_one(db)
+    .await
+}
+
+/// A row that Postgres refuses for what is in it is the caller's fault and no other row's.
+pub(super) fn unstorable(error: sqlx::Error) -> EnqueueError {
+    match error.as_database_error() {
+        Some(refusal) if refusal.code().is_some_and(|code| code.starts_with("22") || code.starts_with("54")) => {
+            EnqueueError::Unstorable(refusal.message().to_owned())
+        }
+        _ => EnqueueError::Ledger(error),
+    }
+}
+
+fn check(job: &NewJob) -> Result<(), EnqueueError> {
+    let length = job.args.to_string().len();
+    if length > MAX_ARGS_BYTES {
+        let text = format!("its arguments have {length} bytes, at most {MAX_ARGS_BYTES} fit");
+        return Err(EnqueueError::Unstorable(text));
+    }
+    Ok(())
 }

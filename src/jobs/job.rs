@@ -1,6 +1,6 @@
 //! What a job is: a small value with its kind, its limits and its ids; and what a run of it may come to.
 
-use std::{fmt, future::Future, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, future::Future, str::FromStr, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -29,7 +29,7 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
 }
 
 /// Why a run ended without a result. Every failure has to choose one.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Stop {
     /// A passing trouble: try again, an attempt is used. Without `after` the kind's [`Backoff`] decides.
     Retry { after: Option<Duration>, why: Why },
@@ -206,7 +206,7 @@ stored_names! {
 pub struct NewJob {
     pub id: JobId,
     pub tenant: TenantId,
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     pub queue: Queue,
     pub lane: Lane,
     pub priority: Priority,
@@ -220,6 +220,8 @@ pub struct NewJob {
     pub unique_key: Option<String>,
     /// Jobs with the same key run one after another, in order of due time, then creation.
     pub serial_key: Option<String>,
+    /// How long past its due time it waits for predecessors that back off; `None`: as long as it takes.
+    pub serial_patience: Option<Duration>,
     pub parents: Vec<(JobId, OnParent)>,
 }
 
@@ -230,7 +232,7 @@ impl NewJob {
         Self {
             id: JobId::new(),
             tenant,
-            kind: J::KIND,
+            kind: Cow::Borrowed(J::KIND),
             queue: J::QUEUE,
             lane: J::LANE,
             priority: Priority::Normal,
@@ -241,6 +243,7 @@ impl NewJob {
             group: None,
             unique_key: None,
             serial_key: None,
+            serial_patience: None,
             parents: Vec::new(),
         }
     }
@@ -267,6 +270,11 @@ impl NewJob {
 
     pub fn serial(mut self, key: impl Into<String>) -> Self {
         self.serial_key = Some(key.into());
+        self
+    }
+
+    pub fn serial_patience(mut self, patience: Duration) -> Self {
+        self.serial_patience = Some(patience);
         self
     }
 

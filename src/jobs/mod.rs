@@ -3,14 +3,51 @@
 //! The **ledger** (the `jobs` table) is the only truth about a job; the **belt** (Redis lists) only says "look at
 //! this row", so losing all of Redis loses nothing and a duplicate id does no harm. This folder knows no domain.
 //!
-//! In reading order: [`job`] is what a kind of job is; [`engine`] enqueues and steers; `ledger` holds every change
-//! of state; `belt` names every Redis key; `lifecycle` shows the whole life of a job; `backend` hands claimed jobs
-//! to apalis; `relay` moves due jobs and rescues lost ones.
+//! In reading order: [`job`] is what a kind of job is, [`engine`] enqueues, follows and steers, [`lifecycle`] shows
+//! the whole life of a job, [`worker`] puts a worker process together.
 
-pub mod context;
+/// Redis lists, events and channels.
+pub mod belt;
+/// The front: enqueue, follow, cancel, retry, pause.
 pub mod engine;
+/// Group commit of jobs enqueued on their own.
+mod enqueue;
+/// Who waits for news of which job.
+mod hub;
+/// What a job is and what a run of it may come to.
 pub mod job;
+/// Every change of a job's state.
+pub mod ledger;
+
+/// apalis's view of the engine.
+mod backend;
+/// Completions, many in one statement.
+mod completion;
+/// What a running job may use.
+pub mod context;
+/// Events of running jobs, on their way out.
+mod emitter;
+/// From the belt into the hand.
+mod fetch;
+/// What a worker process has in hand, and until when.
+mod hand;
+/// Heartbeats, on a thread of their own.
+mod heart;
+/// The timer that ends a process which outlives its lease with a request in its hand.
+mod lease_guard;
+/// The whole life of a job: claim, attempt, decide, settle.
+pub mod lifecycle;
+/// Which kinds a worker knows and the services they need.
+pub mod registry;
+/// What a run's outcome means: retry maths and rules, pure.
+pub mod retry;
+/// A worker process: all of the above, started and stopped.
+pub mod worker;
+
+/// The elected loop: due jobs, the belt's window, rescue, cron, retention.
+pub mod relay;
 
 pub use context::JobContext;
 pub use engine::{Engine, EnqueueError, Ticket};
-pub use job::{Backoff, Job, Lane, NewJob, OnParent, Priority, Queue, State, Stop, Why};
+pub use job::{Backoff, Job, Lane, NewJob, OnParent, Priority, Queue, State, Stop, Until, Why};
+pub use registry::Registry;

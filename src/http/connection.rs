@@ -1,0 +1,284 @@
+//! The sockets behind the API, and how long a client may keep one without moving.
+//!
+//! A connection is closed when it says nothing for too long, when a request trickles in too slowly, or when the
+//! client does not take its answer. The clock is looked at once per tick of some seconds, so watching costs a busy
+//! connection next to nothing.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use poem::{
+    http::uri::Scheme,
+    listener::Acceptor,
+    web::{LocalAddr, RemoteAddr},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep, sleep},
+};
+
+/// How long a client may take for what.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// How often the clock is looked at.
+    tick: Duration,
+    /// Longest silence. Longer than the pauses between the events of a stream.
+    idle: Duration,
+    /// How long after a request began its pace matters, unless an answer began. A socket cannot see whether a
+    /// request is complete, so this is longer than any answer may take to begin.
+    patience: Duration,
+    slowest_bytes_a_second: u64,
+}
+
+const LIMITS: Limits = Limits {
+    tick: Duration::from_secs(5),
+    idle: Duration::from_secs(75),
+    patience: Duration::from_secs(45),
+    slowest_bytes_a_second: 512,
+};
+const _: () = assert!(LIMITS.patience.as_secs() > super::gate::ANSWER_TIME.as_secs());
+
+/// More clients than this wait in the backlog of the system.
+const MOST_CONNECTIONS: usize = 8192;
+
+/// Accepts connections that watch their own pace.
+pub struct Watched {
+    listener: TcpListener,
+    local: LocalAddr,
+    room: Arc<Semaphore>,
+}
+
+impl Watched {
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        let local = LocalAddr(listener.local_addr()?.into());
+        Ok(Self { listener, local, room: Arc::new(Semaphore::new(MOST_CONNECTIONS)) })
+    }
+}
+
+impl Acceptor for Watched {
+    type Io = Connection<TcpStream>;
+
+    fn local_addr(&self) -> Vec<LocalAddr> {
+        vec![self.local.clone()]
+    }
+
+    async fn accept(&mut self) -> io::Result<(Self::Io, LocalAddr, RemoteAddr, Scheme)> {
+        let room = Arc::clone(&self.room).acquire_owned().await.expect("the semaphore is never closed");
+        let (stream, peer) = match self.listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: without a pause this would spin.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return Err(error);
+            }
+        };
+        stream.set_nodelay(true)?;
+        let connection = Connection::new(stream, LIMITS, Some(room));
+        Ok((connection, self.local.clone(), RemoteAddr(peer.into()), Scheme::HTTP))
+    }
+}
+
+/// A stream that ends itself when its peer does not move.
+pub struct Connection<S> {
+    stream: S,
+    limits: Limits,
+    pace: Pace,
+    tick: Pin<Box<Sleep>>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// What was seen of the peer. Bytes and turns are counted as they come, times only at ticks.
+struct Pace {
+    read_bytes: u64,
+    /// Pieces of answers that the peer took.
+    turns: u64,
+    seen: (u64, u64),
+    /// Since when nothing at all has moved.
+    quiet_since: Instant,
+    /// Since when it only sends, and what had been read by then.
+    sending_since: (Instant, u64),
+}
+
+impl<S> Connection<S> {
+    fn new(stream: S, limits: Limits, room: Option<OwnedSemaphorePermit>) -> Self {
+        let now = Instant::now();
+        let pace = Pace { read_bytes: 0, turns: 0, seen: (0, 0), quiet_since: now, sending_since: (now, 0) };
+        Self { stream, limits, pace, tick: Box::pin(sleep(limits.tick)), _room: room }
+    }
+
+    /// Called whenever the peer keeps us waiting.
+    fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while self.tick.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            self.pace.look(now, &self.limits)?;
+            self.tick.as_mut().reset(now + self.limits.tick);
+        }
+        Ok(())
+    }
+}
+
+impl Pace {
+    fn look(&mut self, now: Instant, limits: &Limits) -> io::Result<()> {
+        let seen = (self.read_bytes, self.turns);
+        if seen != self.seen {
+            self.quiet_since = now;
+        }
+        // An answer went out, or nothing is coming in: what comes next is a request of its own.
+        if seen.1 != self.seen.1 || seen.0 == self.sending_since.1 {
+            self.sending_since = (now, seen.0);
+        }
+        self.seen = seen;
+        if now - self.quiet_since >= limits.idle {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the client said nothing for too long"));
+        }
+        let (since, before) = self.sending_since;
+        let sending = now - since;
+        let slowest = limits.slowest_bytes_a_second * sending.as_secs();
+        if seen.0 > before && sending >= limits.patience && seen.0 - before < slowest {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the client sends too slowly"));
+        }
+        Ok(())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Pending => match self.watch(cx) {
+                Ok(()) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            },
+            ready => {
+                self.pace.read_bytes += (buffer.filled().len() - before) as u64;
+                ready
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Connection<S> {
+    fn wrote<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match poll {
+            Poll::Pending => match self.watch(cx) {
+                Ok(()) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            },
+            ready => {
+                self.pace.turns += 1;
+                ready
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(cx, poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(cx, poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    /// Looks at the pace once per tick for `seconds`, after `moves` was called with the second.
+    fn paced(seconds: u64, mut moves: impl FnMut(u64, &mut Pace)) -> io::Result<()> {
+        let start = Instant::now();
+        let mut pace = Pace { read_bytes: 0, turns: 0, seen: (0, 0), quiet_since: start, sending_since: (start, 0) };
+        for second in 1..=seconds {
+            moves(second, &mut pace);
+            if second % LIMITS.tick.as_secs() == 0 {
+                pace.look(start + Duration::from_secs(second), &LIMITS)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_client_that_trickles_is_left_and_one_that_keeps_pace_is_not() {
+        assert!(paced(60, |_, pace| pace.read_bytes += 1).is_err());
+        assert!(paced(60, |second, pace| pace.read_bytes += second % 7 / 6).is_err());
+        assert!(paced(600, |_, pace| pace.read_bytes += 2 * LIMITS.slowest_bytes_a_second).is_ok());
+    }
+
+    #[test]
+    fn short_requests_over_a_long_time_are_no_trickle() {
+        let often = paced(600, |_, pace| (pace.read_bytes, pace.turns) = (pace.read_bytes + 100, pace.turns + 1));
+        assert!(often.is_ok());
+        let seldom = |second, pace: &mut Pace| {
+            pace.read_bytes += u64::from(second % 60 == 0) * 100;
+            pace.turns += u64::from(second % 60 == 1);
+        };
+        assert!(paced(600, seldom).is_ok());
+    }
+
+    #[test]
+    fn a_client_that_waits_for_its_answer_or_follows_events_is_kept() {
+        let answer_at = super::super::gate::ANSWER_TIME.as_secs();
+        assert!(
+            paced(60, |second, pace| match second {
+                1 => pace.read_bytes += 100,
+                second if second == answer_at => pace.turns += 1,
+                _ => {}
+            })
+            .is_ok()
+        );
+        assert!(paced(600, |second, pace| pace.turns += u64::from(second % 15 == 0)).is_ok());
+    }
+
+    const QUICK: Limits = Limits { tick: Duration::from_millis(5), idle: Duration::from_millis(30), ..LIMITS };
+
+    #[tokio::test]
+    async fn a_silent_client_is_left_and_its_place_given_to_another() {
+        let (_client, server) = duplex(64);
+        let room = Arc::new(Semaphore::new(1));
+        let permit = Arc::clone(&room).try_acquire_owned().unwrap();
+        let mut connection = Connection::new(server, QUICK, Some(permit));
+        let error = connection.read_to_end(&mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(connection);
+        assert_eq!(room.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_take_its_answer_is_left() {
+        let (_client, server) = duplex(64);
+        let mut connection = Connection::new(server, QUICK, None);
+        let error = connection.write_all(&[0; 1024]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

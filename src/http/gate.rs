@@ -1,0 +1,262 @@
+//! The gate before every call: who it is, whether there is still room in the limit, a body of bounded size that
+//! arrives in bounded time, and an answer in bounded time. In that order, so that a stranger costs least.
+//!
+//! Closed by default: below `/api` nothing is answered without a valid credential but what the router names as
+//! public.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use poem::{
+    Body, Endpoint, IntoResponse, Middleware, Request, Response, Result,
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+};
+
+use super::{
+    App, Problem,
+    auth::{Caller, caller_of},
+    limits::{RateLimiter, Subject, Verdict},
+};
+
+/// A body that is not a file.
+pub const MAX_BODY_BYTES: u64 = 1 << 20;
+/// Longest such a body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(20);
+/// Longest any answer may take to begin, long polls included; uploads take as long as they take.
+pub const ANSWER_TIME: Duration = Duration::from_secs(40);
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// What the gate must know about paths, from the router.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Paths {
+    /// Beginnings of paths below `/api` that are open to everyone.
+    pub public: &'static [&'static str],
+    /// Beginnings of paths whose bodies may be files: streamed, not gathered.
+    pub uploads: &'static [&'static str],
+}
+
+pub struct Gate {
+    pub app: Arc<App>,
+    pub limiter: Arc<RateLimiter>,
+    pub paths: Paths,
+}
+
+impl<E: Endpoint> Middleware<E> for Gate {
+    type Output = GateEndpoint<E>;
+
+    fn transform(&self, inner: E) -> Self::Output {
+        let (limit, window) = (self.limiter.limit(), self.limiter.window().as_secs());
+        GateEndpoint {
+            inner,
+            app: Arc::clone(&self.app),
+            limiter: Arc::clone(&self.limiter),
+            paths: self.paths,
+            policy: text_header(&format!("\"requests\";q={limit};w={window}")),
+        }
+    }
+}
+
+pub struct GateEndpoint<E> {
+    inner: E,
+    app: Arc<App>,
+    limiter: Arc<RateLimiter>,
+    paths: Paths,
+    policy: HeaderValue,
+}
+
+impl<E: Endpoint> Endpoint for GateEndpoint<E> {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> Result<Response> {
+        if !request.uri().path().starts_with("/api/") {
+            return self.pass(request).await;
+        }
+        let caller = caller_of(&request, &self.app.auth);
+        let verdict = self.limiter.count(subject(&request, &caller)).await;
+        let mut response = match verdict {
+            Verdict::Refuse { retry_in } => Problem::too_many_requests(retry_in).into_response(),
+            Verdict::Pass { .. } => match self.admit(request, caller) {
+                Ok(request) => self.pass(request).await?,
+                Err(problem) => problem.into_response(),
+            },
+        };
+        self.tell(verdict, &mut response);
+        Ok(response)
+    }
+}
+
+/// A caller by who he is; a stranger by where he comes from.
+fn subject(request: &Request, caller: &Result<Option<Caller>, Problem>) -> Subject {
+    if let Ok(Some(caller)) = caller {
+        return Subject::User(caller.user);
+    }
+    let address = request.remote_addr().as_socket_addr().map(|address| address.ip());
+    Subject::address(address.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()))
+}
+
+impl<E: Endpoint> GateEndpoint<E> {
+    fn admit(&self, mut request: Request, caller: Result<Option<Caller>, Problem>) -> Result<Request, Problem> {
+        match caller? {
+            Some(caller) => {
+                request.extensions_mut().insert(caller);
+            }
+            None if begins_with(&request, self.paths.public) => {}
+            None => return Err(Problem::unauthorized()),
+        }
+        Ok(request)
+    }
+
+    async fn pass(&self, mut request: Request) -> Result<Response> {
+        let may_have_body = !matches!(*request.method(), Method::GET | Method::HEAD);
+        if may_have_body && is_file(&request) && begins_with(&request, self.paths.uploads) {
+            if let Err(problem) = bound_file(&mut request, self.app.config.media.max_upload_bytes) {
+                return Ok(problem.into_response());
+            }
+            return Ok(self.inner.call(request).await?.into_response());
+        }
+        if may_have_body && let Err(problem) = gather_body(&mut request).await {
+            return Ok(problem.into_response());
+        }
+        match tokio::time::timeout(ANSWER_TIME, self.inner.call(request)).await {
+            Ok(answer) => Ok(answer?.into_response()),
+            Err(_elapsed) => Ok(took_too_long().into_response()),
+        }
+    }
+
+    fn tell(&self, verdict: Verdict, response: &mut Response) {
+        let (remaining, resets_in) = match verdict {
+            Verdict::Pass { remaining, resets_in } => (remaining, resets_in),
+            Verdict::Refuse { retry_in } => (0, retry_in),
+        };
+        let headers = response.headers_mut();
+        headers.insert(RATE_LIMIT_POLICY, self.policy.clone());
+        let seconds = resets_in.as_millis().div_ceil(1000);
+        headers.insert(RATE_LIMIT, text_header(&format!("\"requests\";r={remaining};t={seconds}")));
+    }
+}
+
+fn text_header(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).expect("quotes, letters and digits are a valid header")
+}
+
+fn begins_with(request: &Request, paths: &[&str]) -> bool {
+    paths.iter().any(|path| request.uri().path().starts_with(path))
+}
+
+fn is_file(request: &Request) -> bool {
+    !request.content_type().is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("application/json"))
+}
+
+fn declared_length(request: &Request) -> Option<u64> {
+    request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Reads a small body whole, here, so that no handler can be kept waiting by a slow client or fed without end.
+async fn gather_body(request: &mut Request) -> Result<(), Problem> {
+    if declared_length(request).is_some_and(|length| length > MAX_BODY_BYTES) {
+        return Err(Problem::payload_too_large(MAX_BODY_BYTES));
+    }
+    let body = request.take_body();
+    if body.is_empty() {
+        return Ok(());
+    }
+    let gathered = tokio::time::timeout(BODY_TIME, gather(body.into_bytes_stream())).await;
+    let bytes = gathered.map_err(|_elapsed| body_too_slow())??;
+    request.set_body(bytes);
+    Ok(())
+}
+
+async fn gather(mut chunks: impl Stream<Item = io::Result<Bytes>> + Unpin) -> Result<Bytes, Problem> {
+    let mut bytes = Bytes::new();
+    let mut more = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_error| cut_off())?;
+        if (bytes.len() + more.len() + chunk.len()) as u64 > MAX_BODY_BYTES {
+            return Err(Problem::payload_too_large(MAX_BODY_BYTES));
+        }
+        // The usual body comes in one piece and is passed on as it is.
+        if bytes.is_empty() && more.is_empty() {
+            bytes = chunk;
+        } else {
+            if more.is_empty() {
+                more.extend_from_slice(&std::mem::take(&mut bytes));
+            }
+            more.extend_from_slice(&chunk);
+        }
+    }
+    Ok(if more.is_empty() { bytes } else { more.into() })
+}
+
+/// A file is never gathered: it is counted as it flows, and breaks off where it grows beyond the limit.
+fn bound_file(request: &mut Request, limit_bytes: u64) -> Result<(), Problem> {
+    match declared_length(request) {
+        Some(length) if length > limit_bytes => return Err(Problem::payload_too_large(limit_bytes)),
+        Some(_kept_by_hyper) => return Ok(()),
+        None => {}
+    }
+    let mut seen = 0;
+    let counted = request.take_body().into_bytes_stream().map(move |chunk| {
+        let chunk = chunk?;
+        seen += chunk.len() as u64;
+        if seen > limit_bytes { Err(io::Error::other(TooLarge { limit_bytes })) } else { Ok(chunk) }
+    });
+    request.set_body(Body::from_bytes_stream(counted));
+    Ok(())
+}
+
+/// Inside the error of a body that grew beyond its limit while it was streamed.
+#[derive(Debug, thiserror::Error)]
+#[error("the body has more than {limit_bytes} bytes")]
+pub struct TooLarge {
+    pub limit_bytes: u64,
+}
+
+fn body_too_slow() -> Problem {
+    Problem::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "body_too_slow",
+        "The body took too long",
+        format!("The body has to arrive within {} seconds. Send the request again.", BODY_TIME.as_secs()),
+    )
+}
+
+fn cut_off() -> Problem {
+    Problem::bad_request("body_cut_off", "The body ended before it was complete. Send the request again.")
+}
+
+fn took_too_long() -> Problem {
+    tracing::warn!("a call took longer than any may and was given up");
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "timeout",
+        "The answer took too long",
+        "The call was given up. It may or may not have been done: send it again with the same Idempotency-Key.",
+    )
+    .with_retry_after(Duration::from_secs(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn gathered(chunks: Vec<io::Result<&'static [u8]>>) -> Result<Bytes, Problem> {
+        gather(futures::stream::iter(chunks.into_iter().map(|chunk| chunk.map(Bytes::from_static)))).await
+    }
+
+    #[tokio::test]
+    async fn a_body_in_pieces_is_put_together() {
+        assert_eq!(gathered(vec![Ok(b"one")]).await.unwrap(), "one");
+        assert_eq!(gathered(vec![Ok(b"one "), Ok(b""), Ok(b"two "), Ok(b"three")]).await.unwrap(), "one two three");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_grows_beyond_the_limit_or_breaks_off_is_refused() {
+        static HALF: [u8; (MAX_BODY_BYTES as usize) / 2] = [b'x'; (MAX_BODY_BYTES as usize) / 2];
+        assert!(gathered(vec![Ok(&HALF), Ok(&HALF)]).await.is_ok());
+        assert_eq!(gathered(vec![Ok(&HALF), Ok(&HALF), Ok(b"x")]).await.unwrap_err().status(), 413);
+        assert_eq!(gathered(vec![Ok(b"x"), Err(io::Error::other("gone"))]).await.unwrap_err().code(), "body_cut_off");
+    }
+}

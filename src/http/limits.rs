@@ -1,0 +1,330 @@
+//! Rate limits: so many requests per caller and window, over all processes together.
+//!
+//! The count of a window stands in Redis. A process does not ask Redis for every request: it takes a block of the
+//! window's requests ahead and gives them out by itself, smaller blocks the less is left. The bounds of that:
+//!
+//! - over all processes never more than `limit` requests pass in a window (windows may meet: 2 x `limit` in any span
+//!   as long as one);
+//! - a process may hold back at most an eighth of what was left when it last asked, so a caller spread over many
+//!   processes may be refused that much early, never late;
+//! - without Redis each process counts by itself and gives the whole limit: `limit` x processes.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::BuildHasher,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use redis::{Script, aio::ConnectionManager};
+
+use crate::{config::ApiConfig, ids::UserId};
+
+const SHARDS: usize = 16;
+/// Callers remembered per shard before those with a finished window are forgotten.
+const SHARD_ROOM: usize = 4096;
+/// Requests taken ahead at most.
+const LARGEST_BLOCK: u32 = 1024;
+/// Longest a request waits for Redis before the process counts by itself.
+const REDIS_WAIT: Duration = Duration::from_millis(100);
+/// After a failure Redis is left alone this long, so that requests do not queue up behind it.
+const REDIS_REST: Duration = Duration::from_secs(1);
+
+/// Who is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Subject {
+    User(UserId),
+    /// Of an IPv6 address its /64, which is what one customer has.
+    Address(IpAddr),
+}
+
+impl Subject {
+    pub fn address(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(v6) => Self::Address(IpAddr::V6((v6.to_bits() >> 64 << 64).into())),
+            v4 => Self::Address(v4),
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(user) => write!(f, "user:{user}"),
+            Self::Address(address) => write!(f, "address:{address}"),
+        }
+    }
+}
+
+/// What became of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Pass {
+        /// Requests certainly left in this window.
+        remaining: u32,
+        resets_in: Duration,
+    },
+    Refuse {
+        retry_in: Duration,
+    },
+}
+
+pub struct RateLimiter {
+    limit: u32,
+    window: Duration,
+    block: u32,
+    shards: [Mutex<HashMap<Subject, Arc<Cell>>>; SHARDS],
+    hasher: std::collections::hash_map::RandomState,
+    shared: Option<Shared>,
+}
+
+/// One caller's share in this process.
+#[derive(Default)]
+struct Cell {
+    bucket: Mutex<Option<Bucket>>,
+    /// Only one request at a time asks for more; the others wait for what it brings.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    /// Requests this process may still let pass.
+    left: u32,
+    /// Requests nobody has taken yet, when last heard.
+    untaken: u32,
+    ends: Instant,
+}
+
+/// The count that all processes share.
+pub struct Shared {
+    redis: ConnectionManager,
+    prefix: String,
+    script: Script,
+    /// Milliseconds since `started` until which Redis is left alone.
+    rest_until_ms: AtomicU64,
+    started: Instant,
+}
+
+/// What Redis granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Grant {
+    granted: u32,
+    used: u32,
+    ends_in: Duration,
+}
+
+impl RateLimiter {
+    /// Without `shared` every process counts by itself.
+    pub fn new(config: &ApiConfig, shared: Option<Shared>) -> Self {
+        let limit = config.rate_limit_requests.max(1);
+        Self {
+            limit,
+            window: config.rate_limit_window.max(Duration::from_secs(1)),
+            block: (limit / 64).clamp(1, LARGEST_BLOCK),
+            shards: Default::default(),
+            hasher: Default::default(),
+            shared,
+        }
+    }
+
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    pub fn window(&self) -> Duration {
+        self.window
+    }
+
+    /// Counts one request of `subject`.
+    pub async fn count(&self, subject: Subject) -> Verdict {
+        let cell = self.cell(subject);
+        if let Some(verdict) = cell.take(Instant::now()) {
+            return verdict;
+        }
+        let _turn = cell.asking.lock().await;
+        // Whoever had the turn before may have brought some.
+        if let Some(verdict) = cell.take(Instant::now()) {
+            return verdict;
+        }
+        let grant = match &self.shared {
+            Some(shared) => shared.ask(subject, self).await,
+            None => None,
+        };
+        let grant = grant.unwrap_or(Grant { granted: self.limit, used: self.limit, ends_in: self.window });
+        let now = Instant::now();
+        let bucket =
+            Bucket { left: grant.granted, untaken: self.limit.saturating_sub(grant.used), ends: now + grant.ends_in };
+        cell.put(bucket);
+        cell.take(now).unwrap_or(Verdict::Refuse { retry_in: grant.ends_in })
+    }
+
+    fn cell(&self, subject: Subject) -> Arc<Cell> {
+        let shard = &self.shards[self.hasher.hash_one(subject) as usize % SHARDS];
+        let mut cells = lock(shard);
+        if let Some(cell) = cells.get(&subject) {
+            return Arc::clone(cell);
+        }
+        if cells.len() >= SHARD_ROOM {
+            let now = Instant::now();
+            cells.retain(|_, cell| lock(&cell.bucket).is_some_and(|bucket| bucket.ends > now));
+            if cells.len() >= SHARD_ROOM {
+                // A flood of callers: what they took stays counted in Redis, only the blocks in hand are given up.
+                cells.clear();
+            }
+        }
+        Arc::clone(cells.entry(subject).or_default())
+    }
+}
+
+impl Cell {
+    /// `None`: nothing is known of the present window, or this process's block is used up; ask.
+    fn take(&self, now: Instant) -> Option<Verdict> {
+        let mut guard = lock(&self.bucket);
+        let bucket = guard.as_mut().filter(|bucket| bucket.ends > now)?;
+        if bucket.left > 0 {
+            bucket.left -= 1;
+            let remaining = bucket.left.saturating_add(bucket.untaken);
+            return Some(Verdict::Pass { remaining, resets_in: bucket.ends - now });
+        }
+        // Nobody has any: no need to ask again before the window ends.
+        (bucket.untaken == 0).then(|| Verdict::Refuse { retry_in: bucket.ends - now })
+    }
+
+    fn put(&self, bucket: Bucket) {
+        *lock(&self.bucket) = Some(bucket);
+    }
+}
+
+/// A panic while counting leaves numbers, not a broken structure: going on with them is right.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Grants up to ARGV[1], at most an eighth of what is left (but one), and says when the window ends.
+const SCRIPT: &str = r"
+local block, limit, window_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local used = tonumber(redis.call('GET', KEYS[1]) or '0')
+local left = limit - used
+local granted = 0
+if left > 0 then
+  granted = math.max(1, math.min(block, math.floor(left / 8)))
+  used = redis.call('INCRBY', KEYS[1], granted)
+end
+local ends_in = redis.call('PTTL', KEYS[1])
+if ends_in < 0 then
+  redis.call('PEXPIRE', KEYS[1], window_ms)
+  ends_in = window_ms
+end
+return {granted, used, ends_in}
+";
+
+impl Shared {
+    /// `prefix` keeps two installations on one Redis apart.
+    pub fn new(redis: ConnectionManager, prefix: &str) -> Self {
+        Self {
+            redis,
+            prefix: format!("{prefix}:rate"),
+            script: Script::new(SCRIPT),
+            rest_until_ms: AtomicU64::new(0),
+            started: Instant::now(),
+        }
+    }
+
+    /// `None` when Redis cannot say.
+    async fn ask(&self, subject: Subject, limiter: &RateLimiter) -> Option<Grant> {
+        if self.elapsed_ms() < self.rest_until_ms.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut redis = self.redis.clone();
+        let window_ms = u64::try_from(limiter.window.as_millis()).unwrap_or(u64::MAX);
+        let mut call = self.script.prepare_invoke();
+        call.key(format!("{}:{subject}", self.prefix)).arg(limiter.block).arg(limiter.limit).arg(window_ms);
+        let answer = tokio::time::timeout(REDIS_WAIT, call.invoke_async::<(u32, u32, u64)>(&mut redis)).await;
+        match answer {
+            Ok(Ok((granted, used, ends_in_ms))) => {
+                Some(Grant { granted, used, ends_in: Duration::from_millis(ends_in_ms) })
+            }
+            Ok(Err(error)) => self.rest(&crate::telemetry::chain(&error)),
+            Err(_elapsed) => self.rest("no answer in time"),
+        }
+    }
+
+    fn rest(&self, cause: &str) -> Option<Grant> {
+        let rest_ms = u64::try_from(REDIS_REST.as_millis()).unwrap_or(u64::MAX);
+        self.rest_until_ms.store(self.elapsed_ms().saturating_add(rest_ms), Ordering::Relaxed);
+        tracing::warn!(cause, "rate limits are counted by this process alone for now");
+        None
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limiter(limit: u32, window: Duration) -> RateLimiter {
+        let config = ApiConfig {
+            host: IpAddr::from([127, 0, 0, 1]),
+            port: 0,
+            allowed_origins: Vec::new(),
+            rate_limit_requests: limit,
+            rate_limit_window: window,
+        };
+        RateLimiter { window, ..RateLimiter::new(&config, None) }
+    }
+
+    fn passes(verdict: Verdict) -> bool {
+        matches!(verdict, Verdict::Pass { .. })
+    }
+
+    #[tokio::test]
+    async fn the_limit_holds_under_concurrency_and_each_caller_has_his_own() {
+        let limiter = Arc::new(limiter(100, Duration::from_secs(60)));
+        let (one, other) = (Subject::User(UserId::new()), Subject::User(UserId::new()));
+        let tasks = (0..300).map(|_| {
+            let limiter = Arc::clone(&limiter);
+            tokio::spawn(async move { passes(limiter.count(one).await) })
+        });
+        let passed = futures::future::join_all(tasks).await.into_iter().filter(|passed| *passed.as_ref().unwrap());
+        assert_eq!(passed.count(), 100);
+        assert!(matches!(limiter.count(one).await, Verdict::Refuse { .. }));
+        assert!(matches!(limiter.count(other).await, Verdict::Pass { remaining: 99, .. }));
+    }
+
+    #[tokio::test]
+    async fn a_new_window_starts_anew() {
+        let limiter = limiter(1, Duration::from_millis(30));
+        let subject = Subject::address("192.0.2.1".parse().unwrap());
+        assert!(passes(limiter.count(subject).await));
+        let Verdict::Refuse { retry_in } = limiter.count(subject).await else { panic!("passed beyond the limit") };
+        tokio::time::sleep(retry_in).await;
+        assert!(passes(limiter.count(subject).await));
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_callers_does_not_grow_the_memory() {
+        let limiter = limiter(10, Duration::from_secs(60));
+        for host in 0..(SHARDS * SHARD_ROOM * 2) as u32 {
+            limiter.count(Subject::Address(IpAddr::from(host.to_be_bytes()))).await;
+        }
+        let remembered: usize = limiter.shards.iter().map(|shard| lock(shard).len()).sum();
+        assert!(remembered <= SHARDS * SHARD_ROOM);
+    }
+
+    #[test]
+    fn addresses_of_one_customer_are_one_subject() {
+        let subject = |text: &str| Subject::address(text.parse().unwrap());
+        assert_eq!(subject("2001:db8:0:1::1"), subject("2001:db8:0:1:ffff::2"));
+        assert_ne!(subject("2001:db8:0:1::1"), subject("2001:db8:0:2::1"));
+        assert_eq!(subject("::ffff:192.0.2.1"), subject("192.0.2.1"));
+        assert_ne!(subject("192.0.2.1"), subject("192.0.2.2"));
+    }
+}

@@ -1,0 +1,165 @@
+//! Group commit: jobs that are enqueued on their own at the same moment share one statement, one commit and one
+//! push. While one batch commits the next gathers, so a lone job waits for nobody and a crowd pays for one.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use sqlx::PgPool;
+use tokio::sync::{mpsc, oneshot};
+use tracing::debug;
+
+use super::{
+    belt::{Belt, List},
+    engine::{EnqueueError, existing, list_of, unstorable},
+    job::{NewJob, State},
+    ledger::{self, Insert, Runnable},
+};
+use crate::{ids::JobId, telemetry::chain};
+
+/// Most rows in one statement.
+const BATCH: usize = 512;
+/// Jobs that wait for a batch; more callers than this wait with theirs.
+const WAITING: usize = 8 * BATCH;
+/// A list longer than this is filled by the relay in fair turns, not by whoever comes (E18).
+const SHORT: usize = 64;
+/// How long a list's known length is good.
+const LENGTH_KNOWN_FOR: Duration = Duration::from_millis(50);
+
+type Reply = oneshot::Sender<Result<JobId, EnqueueError>>;
+
+#[derive(Debug, Clone)]
+pub struct Batcher {
+    jobs: mpsc::Sender<(NewJob, Reply)>,
+    lengths: Lengths,
+}
+
+impl Batcher {
+    pub fn start(db: PgPool, belt: Belt) -> Self {
+        let (jobs, waiting) = mpsc::channel(WAITING);
+        let lengths = Lengths { known: Arc::default(), belt: belt.clone() };
+        tokio::spawn(run(waiting, db, belt, lengths.clone()));
+        Self { jobs, lengths }
+    }
+
+    pub async fn enqueue(&self, job: NewJob) -> Result<JobId, EnqueueError> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send((job, reply)).await.map_err(|_| EnqueueError::Stopping)?;
+        answer.await.map_err(|_| EnqueueError::Stopping)?
+    }
+
+    pub async fn is_short(&self, list: List) -> bool {
+        self.lengths.is_short(list).await
+    }
+}
+
+async fn run(mut waiting: mpsc::Receiver<(NewJob, Reply)>, db: PgPool, belt: Belt, lengths: Lengths) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while waiting.recv_many(&mut batch, BATCH).await > 0 {
+        // The same order in every process: two batches with the same unique keys never wait in a circle (E9).
+        batch.sort_by(|(a, _), (b, _)| (a.tenant, &a.kind, &a.unique_key).cmp(&(b.tenant, &b.kind, &b.unique_key)));
+        let mut rows = Vec::with_capacity(batch.len());
+        for (job, _) in &batch {
+            rows.push(Insert { job, pushed: lengths.is_short(list_of(job)).await, open_parents: 0 });
+        }
+        let answers = write(&db, &rows).await;
+        let mut runnable = Vec::new();
+        let mut rings = false;
+        for (row, answer) in rows.iter().zip(&answers) {
+            match answer {
+                Ok((_, State::Queued)) if row.pushed => {
+                    runnable.push(Runnable { job: row.job.id, list: list_of(row.job) });
+                }
+                Ok((_, State::Scheduled)) if row.job.run_at.is_none() => rings = true,
+                Ok(_) | Err(_) => {}
+            }
+        }
+        for ((_, reply), answer) in batch.drain(..).zip(answers) {
+            // A caller that went away has its job all the same.
+            let _gone = reply.send(answer.map(|(id, _)| id));
+        }
+        if !runnable.is_empty() {
+            match belt.push(&runnable).await {
+                Ok(longest) => lengths.learn(&runnable, longest),
+                Err(error) => debug!(error = %chain(&error), "left to the relay"),
+            }
+        }
+        if rings && let Err(error) = belt.ring_relay().await {
+            debug!(error = %chain(&error), "the relay comes by itself");
+        }
+    }
+}
+
+type Entered = Result<(JobId, State), EnqueueError>;
+
+/// Writes the rows, each with an answer of its own: a batch that Postgres refuses is cut in two until the one bad
+/// row stands alone (E9).
+async fn write(db: &PgPool, rows: &[Insert<'_>]) -> Vec<Entered> {
+    let attempt = async {
+        let mut connection = db.acquire().await?;
+        let entered: HashMap<JobId, State> = ledger::insert(&mut connection, rows).await?.into_iter().collect();
+        let mut answers: Vec<Entered> = Vec::with_capacity(rows.len());
+        for row in rows {
+            answers.push(match entered.get(&row.job.id) {
+                Some(state) => Ok((row.job.id, *state)),
+                None => Err(match existing(&mut connection, row.job).await {
+                    Ok(existing) => EnqueueError::Duplicate { existing },
+                    Err(error) => EnqueueError::Ledger(error),
+                }),
+            });
+        }
+        Ok(answers)
+    };
+    match attempt.await.map_err(unstorable) {
+        Ok(answers) => answers,
+        Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
+            let (left, right) = rows.split_at(rows.len() / 2);
+            let mut answers = Box::pin(write(db, left)).await;
+            answers.extend(Box::pin(write(db, right)).await);
+            answers
+        }
+        Err(EnqueueError::Unstorable(text)) => vec![Err(EnqueueError::Unstorable(text))],
+        Err(error) => {
+            let text = chain(&error);
+            let again = || EnqueueError::Ledger(sqlx::Error::Io(std::io::Error::other(text.clone())));
+            rows.iter().map(|_| Err(again())).collect()
+        }
+    }
+}
+
+/// What this process last heard of the lists' lengths.
+#[derive(Debug, Clone)]
+struct Lengths {
+    known: Arc<Mutex<HashMap<List, (Instant, usize)>>>,
+    belt: Belt,
+}
+
+impl Lengths {
+    async fn is_short(&self, list: List) -> bool {
+        let known = self.lock().get(&list).copied();
+        match known {
+            None => true,
+            Some((_, length)) if length < SHORT => true,
+            Some((at, _)) if at.elapsed() < LENGTH_KNOWN_FOR => false,
+            Some(_) => {
+                // Without Redis the relay is the one to push once it is back.
+                let Ok(length) = self.belt.len(list).await else { return false };
+                self.lock().insert(list, (Instant::now(), length));
+                length < SHORT
+            }
+        }
+    }
+
+    fn learn(&self, pushed: &[Runnable], longest: usize) {
+        let mut known = self.lock();
+        for entry in pushed {
+            known.insert(entry.list, (Instant::now(), longest));
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<List, (Instant, usize)>> {
+        self.known.lock().expect("nothing panics while it holds this lock")
+    }
+}

@@ -1,0 +1,143 @@
+//! What people ask of jobs and queues: cancel, retry, pause, resume, wake.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgExecutor};
+
+use crate::{
+    ids::{JobId, TenantId},
+    jobs::job::{Queue, State},
+};
+
+/// What a request to cancel met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelOutcome {
+    Cancelled,
+    /// It runs; its worker stops it within a second or says why not.
+    Requested,
+    /// It had ended already.
+    TooLate(State),
+    NotFound,
+}
+
+/// Cancels a job that has not started, or asks for the end of one that runs. `tenant`: `None` for operators.
+pub async fn cancel(db: &mut PgConnection, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<CancelOutcome> {
+    let changed: Option<String> = sqlx::query_scalar(
+        "update jobs set cancel_requested = true, \
+                state = case when state = 'running' then 'running' else 'cancelled' end::job_state, \
+                finished_at = case when state <> 'running' then now() end, open_parents = 0, \
+                why = case when state = 'running' then why \
+                           else jsonb_build_object('code', 'cancelled', 'message', 'cancelled on request') end \
+         where id = $1 and ($2::uuid is null or tenant_id = $2) \
+           and state in ('waiting', 'scheduled', 'queued', 'running') returning state::text",
+    )
+    .bind(job)
+    .bind(tenant)
+    .fetch_optional(&mut *db)
+    .await?;
+    match changed.as_deref() {
+        Some("running") => return Ok(CancelOutcome::Requested),
+        Some(_) => return Ok(CancelOutcome::Cancelled),
+        None => {}
+    }
+    let state: Option<String> =
+        sqlx::query_scalar("select state::text from jobs where id = $1 and ($2::uuid is null or tenant_id = $2)")
+            .bind(job)
+            .bind(tenant)
+            .fetch_optional(db)
+            .await?;
+    match state.map(|state| state.parse()) {
+        None => Ok(CancelOutcome::NotFound),
+        Some(Ok(state)) => Ok(CancelOutcome::TooLate(state)),
+        Some(Err(error)) => Err(sqlx::Error::Decode(error.into())),
+    }
+}
+
+/// Runs a failed or cancelled job once more, with all its attempts. `None`: there is no such job, or it is in
+/// another state.
+pub async fn request_retry(
+    db: impl PgExecutor<'_>,
+    tenant: Option<TenantId>,
+    job: JobId,
+) -> sqlx::Result<Option<JobId>> {
+    sqlx::query_scalar(
+        "update jobs set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, \
+                suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null, result = null \
+         where id = $1 and ($2::uuid is null or tenant_id = $2) and state in ('failed', 'cancelled') returning id",
+    )
+    .bind(job)
+    .bind(tenant)
+    .fetch_optional(db)
+    .await
+}
+
+/// Retries failed jobs of a queue, oldest first, at most `limit` a call; with `kind`, only those. Jobs whose
+/// unique key was taken meanwhile are left as they are.
+pub async fn retry_failed(db: impl PgExecutor<'_>, queue: Queue, kind: Option<&str>, limit: i64) -> sqlx::Result<u64> {
+    let retried = sqlx::query(
+        "with picked as ( \
+            select f.id from jobs f where f.state = 'failed' and f.queue = $1 and ($2::text is null or f.kind = $2) \
+            and (f.unique_key is null or not exists ( \
+                select from jobs o where o.tenant_id = f.tenant_id and o.kind = f.kind \
+                and o.unique_key = f.unique_key and o.finished_at is null)) \
+            order by f.finished_at limit $3 for update skip locked) \
+         update jobs j set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, \
+                suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null \
+         from picked where j.id = picked.id",
+    )
+    .bind(queue.as_str())
+    .bind(kind)
+    .bind(limit)
+    .execute(db)
+    .await?;
+    Ok(retried.rows_affected())
+}
+
+/// Nothing of a paused queue starts; what runs goes on.
+pub async fn pause(db: impl PgExecutor<'_>, queue: Queue, by: &str) -> sqlx::Result<()> {
+    sqlx::query(
+        "insert into queue_controls (queue, paused_at, paused_by) values ($1, now(), $2) \
+         on conflict (queue) do update set paused_at = coalesce(queue_controls.paused_at, now()), \
+                                           paused_by = coalesce(queue_controls.paused_by, excluded.paused_by)",
+    )
+    .bind(queue.as_str())
+    .bind(by)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// `true`: it had been paused.
+pub async fn resume(db: impl PgExecutor<'_>, queue: Queue) -> sqlx::Result<bool> {
+    let resumed = sqlx::query(
+        "update queue_controls set paused_at = null, paused_by = null where queue = $1 and paused_at is not null",
+    )
+    .bind(queue.as_str())
+    .execute(db)
+    .await?;
+    Ok(resumed.rows_affected() == 1)
+}
+
+/// A paused queue.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Paused {
+    pub queue: String,
+    pub paused_at: DateTime<Utc>,
+    pub paused_by: Option<String>,
+}
+
+pub async fn paused(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Paused>> {
+    sqlx::query_as("select queue, paused_at, paused_by from queue_controls where paused_at is not null order by queue")
+        .fetch_all(db)
+        .await
+}
+
+/// Brings forward what is parked on `wake` (E17).
+pub async fn wake(db: impl PgExecutor<'_>, wake: &str) -> sqlx::Result<u64> {
+    let woken = sqlx::query(
+        "update jobs set run_at = now(), parked = false, wake_key = null where wake_key = $1 and state = 'scheduled'",
+    )
+    .bind(wake)
+    .execute(db)
+    .await?;
+    Ok(woken.rows_affected())
+}

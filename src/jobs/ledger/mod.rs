@@ -1,0 +1,72 @@
+//! The ledger: every change of a job's state, and nothing else changes one.
+//!
+//! Each transition is a single guarded statement that commits by itself: it names the state it leaves, locks rows
+//! in id order and skips what another holds, so a process stopped in the middle holds nobody up (E4). Time is
+//! Postgres's `now()`, never a worker's clock. Locks are taken, and an answer that never came is survived, by the
+//! fence: every claim raises `run`, every completion names it (E2).
+
+mod claim;
+mod control;
+mod enqueue;
+mod promote;
+mod query;
+mod relay;
+mod rescue;
+mod retention;
+mod schedule;
+mod settle;
+mod timeline;
+
+pub use claim::{Claim, claim, claim_from_ledger};
+pub use control::{CancelOutcome, Paused, cancel, pause, paused, request_retry, resume, retry_failed, wake};
+pub use enqueue::{Insert, insert, insert_with_parents};
+pub use promote::{
+    Due, Turn, Waiting, expected_on_belt, fill, promote_due, promote_due_by_turns, promote_serial, suspect_lists,
+    sweep_waiting, waiting,
+};
+pub use query::{DEPTH_CEILING, Depth, GroupStatus, JobFilter, JobRow, depth, get, get_many, group, list};
+pub use relay::{Leadership, lead, set_belt_epoch, step_down};
+pub use rescue::{
+    CRASHES_ALONE, Heartbeat, Rescued, WorkerRow, cancel_requests, hand_back_strays, heartbeat, reap, register,
+    report_death, say_stopped,
+};
+pub use retention::{Retention, prune};
+pub use schedule::{ScheduleRow, due as due_schedules, fire, list as list_schedules, upsert as upsert_schedule};
+pub use settle::{Again, End, Freed, Settled, Settlement, release_children, save_checkpoint, settle, settle_succeeded};
+pub use timeline::{Entry, note, timeline};
+
+use super::{
+    belt::{List, Slot},
+    job::{Lane, Priority, Queue},
+};
+use crate::ids::JobId;
+
+/// A runnable job and the list its id belongs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Runnable {
+    pub job: JobId,
+    pub list: List,
+}
+
+/// Reads what the columns `queue`, `lane`, `priority` and `suspect` say; `None` for names of a newer version.
+fn list_of(queue: &str, lane: &str, priority: i16, suspect: bool) -> Option<List> {
+    let slot = if suspect { Slot::Suspects } else { Slot::Priority(priority_of(priority)?) };
+    Some(List { queue: queue.parse::<Queue>().ok()?, lane: lane.parse::<Lane>().ok()?, slot })
+}
+
+fn priority_of(stored: i16) -> Option<Priority> {
+    Priority::ALL.get(usize::try_from(stored).ok()?).copied()
+}
+
+const fn stored_priority(priority: Priority) -> i16 {
+    match priority {
+        Priority::High => 0,
+        Priority::Normal => 1,
+        Priority::Low => 2,
+    }
+}
+
+/// Milliseconds as Postgres takes them; longer than 292 million years is cut.
+fn millis(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,193 @@
+//! Leases: heartbeats of the living, and what becomes of the jobs of the dead.
+
+use std::time::Duration;
+
+use sqlx::{PgExecutor, Row, postgres::PgRow};
+use uuid::Uuid;
+
+use super::millis;
+use crate::ids::{JobId, WorkerId};
+
+/// A crash counts towards this many only while the job ran alone (E10).
+pub const CRASHES_ALONE: i16 = 3;
+
+/// Who a worker process is.
+#[derive(Debug, Clone)]
+pub struct WorkerRow {
+    pub id: WorkerId,
+    /// Shared with the supervising parent, which reports the death of this process by it.
+    pub process: Uuid,
+    pub queue: String,
+    pub host: String,
+    pub pid: u32,
+}
+
+pub async fn register(db: impl PgExecutor<'_>, worker: &WorkerRow, lease: Duration) -> sqlx::Result<()> {
+    sqlx::query(
+        "insert into workers (id, process_id, queue, host, pid, version, lease_expires_at) \
+         values ($1, $2, $3, $4, $5, $6, now() + $7 * interval '1 millisecond')",
+    )
+    .bind(worker.id)
+    .bind(worker.process)
+    .bind(&worker.queue)
+    .bind(&worker.host)
+    .bind(i32::try_from(worker.pid).unwrap_or(0))
+    .bind(env!("CARGO_PKG_VERSION"))
+    .bind(millis(lease))
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// What a heartbeat came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heartbeat {
+    Renewed,
+    /// The relay took this worker's jobs away: what it still runs, it runs without a lease.
+    Lost,
+}
+
+pub async fn heartbeat(
+    db: impl PgExecutor<'_>,
+    worker: WorkerId,
+    lease: Duration,
+    in_hand: usize,
+    stopping: bool,
+) -> sqlx::Result<Heartbeat> {
+    let renewed = sqlx::query(
+        "update workers set lease_expires_at = now() + $2 * interval '1 millisecond', in_hand = $3, \
+                            state = case when $4 then 'stopping' else 'alive' end \
+         where id = $1 and state in ('alive', 'stopping')",
+    )
+    .bind(worker)
+    .bind(millis(lease))
+    .bind(i32::try_from(in_hand).unwrap_or(i32::MAX))
+    .bind(stopping)
+    .execute(db)
+    .await?;
+    Ok(if renewed.rows_affected() == 1 { Heartbeat::Renewed } else { Heartbeat::Lost })
+}
+
+/// Hands back rows that say they run in this worker though it does not hold them: the answer to their claim was
+/// lost (E1). `claimed_before` is longer than any claim may still be on its way.
+pub async fn hand_back_strays(
+    db: impl PgExecutor<'_>,
+    worker: WorkerId,
+    in_hand: &[(JobId, i32)],
+    claimed_before: Duration,
+) -> sqlx::Result<u64> {
+    let strays = sqlx::query(
+        "with strays as ( \
+            select j.id from jobs j \
+            where j.state = 'running' and j.worker_id = $1 and j.claimed_at < now() - $4 * interval '1 millisecond' \
+            and not exists (select from unnest($2::uuid[], $3::integer[]) as h (id, run) \
+                            where h.id = j.id and h.run = j.run) \
+            order by j.id for update skip locked) \
+         update jobs j set state = case when cancel_requested then 'cancelled' else 'queued' end::job_state, \
+                finished_at = case when cancel_requested then now() end, \
+                worker_id = null, queued_at = now(), seq = nextval('job_seq'), pushed = false, \
+                why = jsonb_build_object('code', 'claim_lost', 'message', 'the answer to its claim was lost') \
+         from strays where j.id = strays.id",
+    )
+    .bind(worker)
+    .bind(in_hand.iter().map(|(id, _)| id.uuid()).collect::<Vec<Uuid>>())
+    .bind(in_hand.iter().map(|(_, run)| *run).collect::<Vec<_>>())
+    .bind(millis(claimed_before))
+    .execute(db)
+    .await?;
+    Ok(strays.rows_affected())
+}
+
+/// Jobs in this worker's hand whose cancelling was asked for.
+pub async fn cancel_requests(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<Vec<(JobId, i32)>> {
+    sqlx::query_as("select id, run from jobs where state = 'running' and worker_id = $1 and cancel_requested")
+        .bind(worker)
+        .fetch_all(db)
+        .await
+}
+
+/// The supervising parent's word on how a worker process died. Its lease ends at once.
+pub async fn report_death(db: impl PgExecutor<'_>, process: Uuid, cause: &str) -> sqlx::Result<()> {
+    sqlx::query(
+        "update workers set state = 'crashed', cause = $2, lease_expires_at = now() \
+         where process_id = $1 and state in ('alive', 'stopping')",
+    )
+    .bind(process)
+    .bind(cause)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The last word of a worker that has nothing in hand any more.
+pub async fn say_stopped(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<()> {
+    sqlx::query("update workers set state = 'stopped', in_hand = 0, lease_expires_at = now() where id = $1 and state in ('alive', 'stopping')")
+        .bind(worker)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// A job taken from a worker that is gone, or from a run past its deadline.
+#[derive(Debug)]
+pub struct Rescued {
+    pub job: JobId,
+    pub worker: Option<WorkerId>,
+    /// It has ended instead: cancelled meanwhile, or it killed its process once too often.
+    pub ended: bool,
+    pub has_children: bool,
+}
+
+/// Takes jobs back, at most `limit` (E10, E11, E12).
+///
+/// The jobs of a process that died become suspects and run alone; only a crash while alone is counted, and the
+/// third ends the job with the cause. A run past its deadline in a living worker is a failed attempt.
+pub async fn reap(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<Vec<Rescued>> {
+    let rows = sqlx::query(
+        "with lost as ( \
+            select j.id, coalesce(w.lease_expires_at < now(), true) as died, coalesce(w.state = 'stopped', false) as stopped, j.worker_id, j.claimed_at, \
+                   coalesce(w.cause, case when coalesce(w.lease_expires_at < now(), true) then 'process vanished' \
+                                          else 'the run went on past its deadline' end) as cause \
+            from jobs j left join workers w on w.id = j.worker_id \
+            where j.state = 'running' and (w.id is null or w.lease_expires_at < now() or j.deadline_at < now()) \
+            order by j.id limit $1 for update of j skip locked \
+         ), judged as ( \
+            select l.*, j.crashes + (case when l.died and not l.stopped and j.suspect then 1 else 0 end)::smallint as crashes_now, \
+                   l.died and not l.stopped as crashed, \
+                   j.attempt + (case when l.died then 0 else 1 end)::smallint as attempt_now \
+            from lost l join jobs j on j.id = l.id \
+         ), logged as ( \
+            insert into job_attempts (job_id, run, worker_id, started_at, class, code, message) \
+            select j.id, j.run, d.worker_id, d.claimed_at, \
+                   case when d.crashed then 'crash' when d.died then 'handed_back' else 'timeout' end, \
+                   case when d.crashed then 'worker_died' when d.died then 'worker_stopped' else 'deadline' end, d.cause \
+            from judged d join jobs j on j.id = d.id on conflict do nothing \
+         ), gone as ( \
+            update workers w set state = 'lost' from lost l \
+            where w.id = l.worker_id and l.died and w.state in ('alive', 'stopping') \
+         ) \
+         update jobs j set \
+            crashes = d.crashes_now, attempt = d.attempt_now, \
+            suspect = d.crashed, \
+            state = case when j.cancel_requested then 'cancelled' \
+                         when d.crashes_now >= $2 or d.attempt_now >= j.max_attempts and not d.died then 'failed' \
+                         else 'queued' end::job_state, \
+            finished_at = case when j.cancel_requested or d.crashes_now >= $2 \
+                                 or d.attempt_now >= j.max_attempts and not d.died then now() end, \
+            why = case when d.crashes_now >= $2 then jsonb_build_object('code', 'crashed_alone', 'message', \
+                           'it ended its process ' || d.crashes_now || ' times while nothing else ran: ' || d.cause) \
+                       else jsonb_build_object('code', case when d.died then 'worker_died' else 'deadline' end, \
+                                               'message', d.cause) end, \
+            worker_id = null, queued_at = now(), seq = nextval('job_seq'), pushed = false \
+         from judged d where j.id = d.id returning j.id, d.worker_id, j.finished_at is not null, j.has_children",
+    )
+    .bind(limit)
+    .bind(CRASHES_ALONE)
+    .fetch_all(db)
+    .await?;
+    rows.iter().map(rescued).collect()
+}
+
+fn rescued(row: &PgRow) -> sqlx::Result<Rescued> {
+    Ok(Rescued { job: row.try_get(0)?, worker: row.try_get(1)?, ended: row.try_get(2)?, has_children: row.try_get(3)? })
+}

@@ -1,0 +1,262 @@
+//! The relay: one elected loop, in any worker or API process, that moves due jobs to the belt, keeps the belt's
+//! window filled, rescues what was lost, fires schedules and forgets what is old.
+//!
+//! It takes no input but the ledger and the belt, and everything it does is safe to do twice, so two leaders at
+//! once do no harm (E3).
+
+mod audit;
+mod cron;
+mod window;
+
+use std::time::Duration;
+
+use sqlx::{Acquire, PgConnection, PgPool};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+pub use self::cron::{CatchUp, ScheduleError, next as next_fire, schedule};
+use self::{audit::Audit, window::Windows};
+use super::{
+    Engine,
+    heart::LEASE,
+    ledger::{self, Due, Leadership, Retention},
+};
+use crate::telemetry::chain;
+
+/// How long a leader leads without renewing; another leads at most this and a round later.
+const LEADS_FOR: Duration = Duration::from_secs(4);
+const RENEW_EVERY: Duration = Duration::from_secs(1);
+/// A round while nothing rings.
+const ROUND: Duration = Duration::from_millis(100);
+/// A round while more waits than fits on the belt.
+const BUSY_ROUND: Duration = Duration::from_millis(25);
+/// A round that takes longer than this met a server that is not well.
+const ROUND_DEADLINE: Duration = Duration::from_secs(10);
+const AUDIT_EVERY: Duration = Duration::from_secs(2);
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// Rows one statement moves.
+const BATCH: i64 = 1_000;
+/// Rows of one tenant that one statement moves while a crowd is due.
+const TURN: i64 = 250;
+
+/// Runs until `stop`; outages are waited out.
+pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
+    let mut relay = Relay::new(engine, db.clone());
+    while !stop.is_cancelled() {
+        let pause = match tokio::time::timeout(ROUND_DEADLINE, relay.round()).await {
+            Ok(Ok(pause)) => pause,
+            Ok(Err(error)) => {
+                debug!(error = %chain(&error), "a round of the relay failed");
+                RENEW_EVERY
+            }
+            Err(_) => {
+                warn!("a round of the relay had no answer in time");
+                RENEW_EVERY
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = relay.engine.hub().bell(), if relay.leading.is_some() && pause <= ROUND => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    if relay.leading.is_some() {
+        let _ended = tokio::time::timeout(Duration::from_secs(1), ledger::step_down(&db, relay.me)).await;
+    }
+}
+
+struct Relay {
+    me: Uuid,
+    engine: Engine,
+    db: PgPool,
+    leading: Option<Leadership>,
+    windows: Windows,
+    audit: Audit,
+    /// More is due than one batch: the tenants take turns.
+    crowd: bool,
+    /// Nobody's lease counts as over before this: after an outage the living need time to say so (E12).
+    reap_from: Instant,
+    healthy_at: Instant,
+    renewed_at: Option<Instant>,
+    audited_at: Instant,
+    pruned_at: Instant,
+    prune_after: Uuid,
+    retention: Retention,
+}
+
+impl Relay {
+    fn new(engine: Engine, db: PgPool) -> Self {
+        let now = Instant::now();
+        Self {
+            me: Uuid::new_v4(),
+            engine,
+            db,
+            leading: None,
+            windows: Windows::default(),
+            audit: Audit::default(),
+            crowd: false,
+            reap_from: now,
+            healthy_at: now,
+            renewed_at: None,
+            audited_at: now,
+            pruned_at: now,
+            prune_after: Uuid::nil(),
+            retention: Retention::default(),
+        }
+    }
+
+    /// One round; returns how long to wait for the next.
+    async fn round(&mut self) -> sqlx::Result<Duration> {
+        let mut db = self.db.acquire().await?;
+        let slow = self.renewed_at.is_none_or(|at| at.elapsed() >= RENEW_EVERY);
+        if slow {
+            self.renewed_at = Some(Instant::now());
+            self.lead(&mut db).await?;
+        }
+        if self.leading.is_none() {
+            return Ok(RENEW_EVERY);
+        }
+        if self.healthy_at.elapsed() > LEADS_FOR {
+            self.grant_a_lease("the database was away");
+        }
+        let belt_is_there = self.keep_the_belt(&mut db).await?;
+        self.promote(&mut db, belt_is_there).await?;
+        let more_waits = belt_is_there && self.windows.fill(&mut db, self.engine.belt()).await?;
+        if slow {
+            self.rescue(&mut db).await?;
+            cron::fire_due(&mut db, &self.engine).await?;
+        }
+        if belt_is_there && self.audited_at.elapsed() >= AUDIT_EVERY {
+            self.audited_at = Instant::now();
+            self.audit.run(&mut db, self.engine.belt(), &self.windows).await?;
+        }
+        if self.pruned_at.elapsed() >= PRUNE_EVERY {
+            self.prune(&mut db).await?;
+        }
+        self.healthy_at = Instant::now();
+        Ok(if more_waits || self.crowd { BUSY_ROUND } else { ROUND })
+    }
+
+    async fn lead(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
+        let now = ledger::lead(db, self.me, LEADS_FOR).await?;
+        let before = self.leading.map(|leadership| leadership.epoch);
+        match now {
+            Some(leadership) if before != Some(leadership.epoch) => {
+                info!(epoch = leadership.epoch, "leads the relay");
+                self.windows = Windows::default();
+                self.audit = Audit::default();
+                self.windows.learn_what_is_there(self.engine.belt()).await;
+                // The former leader was heard a moment ago, so the database was there for heartbeats too.
+                if leadership.vacant + LEADS_FOR > LEASE.saturating_sub(RENEW_EVERY * 2) {
+                    self.grant_a_lease("nobody had led for a while");
+                }
+            }
+            None if before.is_some() => info!("another process leads the relay"),
+            _ => {}
+        }
+        self.leading = now;
+        Ok(())
+    }
+
+    fn grant_a_lease(&mut self, why: &str) {
+        debug!(why, "everybody is granted one lease");
+        self.reap_from = Instant::now() + LEASE;
+        self.healthy_at = Instant::now();
+    }
+
+    /// `false`: Redis is away. Builds the belt anew when Redis was emptied or replaced (E6).
+    async fn keep_the_belt(&mut self, db: &mut PgConnection) -> sqlx::Result<bool> {
+        let Some(leadership) = &mut self.leading else { return Ok(false) };
+        match self.engine.belt().epoch().await {
+            Ok(Some(epoch)) if epoch == leadership.belt_epoch => return Ok(true),
+            Ok(_) => {}
+            Err(error) => {
+                debug!(error = %chain(&error), "no belt");
+                return Ok(false);
+            }
+        }
+        let epoch = Uuid::new_v4();
+        if !ledger::set_belt_epoch(db, self.me, epoch).await? {
+            return Ok(false);
+        }
+        leadership.belt_epoch = epoch;
+        self.windows = Windows::default();
+        match self.engine.belt().start_anew(epoch).await {
+            Ok(()) => {
+                info!("the belt is built anew");
+                // What its makers had pushed is gone too: the audit finds it at its next two looks.
+                self.audit.forget();
+                self.audited_at = Instant::now().checked_sub(AUDIT_EVERY).unwrap_or_else(Instant::now);
+                Ok(true)
+            }
+            Err(error) => {
+                debug!(error = %chain(&error), "the belt could not be built");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn promote(&mut self, db: &mut PgConnection, belt_is_there: bool) -> sqlx::Result<()> {
+        let serial = ledger::promote_serial(&mut *db, BATCH).await?;
+        self.push(&serial, belt_is_there).await;
+        if self.crowd {
+            let due = ledger::promote_due_by_turns(&mut *db, TURN).await?;
+            self.crowd = due.moved > 0;
+        } else {
+            let push = belt_is_there && self.windows.have_room();
+            let due = ledger::promote_due(&mut *db, BATCH, push).await?;
+            self.crowd = i64::try_from(due.moved).unwrap_or(i64::MAX) >= BATCH;
+            if push {
+                self.push(&due, belt_is_there).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn push(&self, due: &Due, belt_is_there: bool) {
+        if due.runnable.is_empty() || !belt_is_there {
+            return;
+        }
+        if let Err(error) = self.engine.belt().push(&due.runnable).await {
+            debug!(error = %chain(&error), "the audit pushes them again");
+        }
+    }
+
+    async fn rescue(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
+        ledger::sweep_waiting(&mut *db, BATCH).await?;
+        if Instant::now() < self.reap_from {
+            return Ok(());
+        }
+        loop {
+            let rescued = ledger::reap(&mut *db, BATCH).await?;
+            if rescued.is_empty() {
+                return Ok(());
+            }
+            info!(jobs = rescued.len(), "taken back from workers that are gone");
+            let ended = rescued.iter().filter(|row| row.ended && row.has_children).map(|row| row.job).collect();
+            self.engine.release(ended).await?;
+        }
+    }
+
+    async fn prune(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
+        self.pruned_at = Instant::now();
+        // A bounded piece of it a minute, so that forgetting never holds up the rest.
+        while self.pruned_at.elapsed() < Duration::from_secs(2) {
+            match ledger::prune(&mut *db, self.prune_after, &self.retention, BATCH).await? {
+                Some(last) => self.prune_after = last,
+                None => {
+                    self.prune_after = Uuid::nil();
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A transaction on a connection that is already held.
+async fn begin(db: &mut PgConnection) -> sqlx::Result<sqlx::Transaction<'_, sqlx::Postgres>> {
+    db.begin().await
+}
