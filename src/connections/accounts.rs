@@ -51,7 +51,6 @@ pub enum TokenTrouble {
 /// Cheap to clone; a service of the workers and of the API.
 #[derive(Clone)]
 pub struct Accounts {
-    engine: Engine,
     keyring: Keyring,
     connectors: Connectors,
 }
@@ -64,8 +63,8 @@ pub struct NewTokens {
 }
 
 impl Accounts {
-    pub fn new(engine: Engine, keyring: Keyring, connectors: Connectors) -> Self {
-        Self { engine, keyring, connectors }
+    pub fn new(keyring: Keyring, connectors: Connectors) -> Self {
+        Self { keyring, connectors }
     }
 
     pub fn connectors(&self) -> &Connectors {
@@ -77,13 +76,18 @@ impl Accounts {
     }
 
     /// The account with a token that will not end during the call.
-    pub async fn open(&self, id: ConnectionId, witness: &dyn Witness) -> Result<Account, TokenTrouble> {
-        let row = self.usable(id).await?;
+    pub async fn open(
+        &self,
+        engine: &Engine,
+        id: ConnectionId,
+        witness: &dyn Witness,
+    ) -> Result<Account, TokenTrouble> {
+        let row = self.usable(engine, id).await?;
         let stale = row.expires_in_s.is_some_and(|seconds| seconds < FRESH_FOR.as_secs_f64());
         if !stale || row.refresh_token.is_none() {
             return self.unseal(&row);
         }
-        match self.trade(&row, witness).await {
+        match self.trade(engine, &row, witness).await {
             // What cannot be refreshed just now may still be good for a moment.
             Err(TokenTrouble::Later { .. }) if row.expires_in_s.is_some_and(|seconds| seconds > 5.0) => {
                 self.unseal(&row)
@@ -93,15 +97,19 @@ impl Accounts {
     }
 
     /// Another token, after the platform refused this one. Whoever asks second gets what the first one brought.
-    pub async fn renew(&self, refused: &Account, witness: &dyn Witness) -> Result<Account, TokenTrouble> {
-        let row = self.usable(refused.connection).await?;
-        if row.generation > refused.generation { self.unseal(&row) } else { self.trade(&row, witness).await }
+    pub async fn renew(
+        &self,
+        engine: &Engine,
+        refused: &Account,
+        witness: &dyn Witness,
+    ) -> Result<Account, TokenTrouble> {
+        let row = self.usable(engine, refused.connection).await?;
+        if row.generation > refused.generation { self.unseal(&row) } else { self.trade(engine, &row, witness).await }
     }
 
     /// The platform refuses even new tokens, or wants more than tokens: its owner has to act.
-    pub async fn give_up(&self, refused: &Account, explanation: &Explanation) -> sqlx::Result<()> {
-        let marked =
-            store::needs_reconnect(self.engine.db(), refused.connection, refused.generation, explanation).await?;
+    pub async fn give_up(&self, engine: &Engine, refused: &Account, explanation: &Explanation) -> sqlx::Result<()> {
+        let marked = store::needs_reconnect(engine.db(), refused.connection, refused.generation, explanation).await?;
         if marked {
             tracing::warn!(connection = %refused.connection, code = explanation.code, "a connection needs its owner");
         }
@@ -111,20 +119,22 @@ impl Accounts {
     /// Refreshes ahead of the end. `false`: somebody else did already.
     pub async fn refresh(
         &self,
+        engine: &Engine,
         id: ConnectionId,
         generation: i32,
         witness: &dyn Witness,
     ) -> Result<bool, TokenTrouble> {
-        let row = self.usable(id).await?;
+        let row = self.usable(engine, id).await?;
         if row.generation != generation || row.refresh_token.is_none() {
             return Ok(false);
         }
-        self.trade(&row, witness).await.map(|_| true)
+        self.trade(engine, &row, witness).await.map(|_| true)
     }
 
     /// Adds an account, or connects again the one that is there; wakes what waited for it.
     pub async fn connect(
         &self,
+        engine: &Engine,
         tx: &mut sqlx::PgConnection,
         tenant: TenantId,
         platform: Platform,
@@ -137,16 +147,16 @@ impl Accounts {
         let sealed = self.seal(id, &tokens.access, tokens.refresh.as_ref(), tokens.expires);
         let renewed = store::put(tx, id, tenant, platform, remote_account_id, names, &sealed).await?;
         if tokens.refresh.is_some() {
-            self.schedule_refresh(tx, tenant, id, renewed).await?;
+            self.schedule_refresh(engine, tx, tenant, id, renewed).await?;
         }
         if known.is_some() {
-            self.engine.wake(tx, &wake_key(id)).await?;
+            engine.wake(tx, &wake_key(id)).await?;
         }
         Ok(id)
     }
 
-    async fn usable(&self, id: ConnectionId) -> Result<SealedConnection, TokenTrouble> {
-        let row = store::sealed(self.engine.db(), id).await?.ok_or(TokenTrouble::Removed)?;
+    async fn usable(&self, engine: &Engine, id: ConnectionId) -> Result<SealedConnection, TokenTrouble> {
+        let row = store::sealed(engine.db(), id).await?.ok_or(TokenTrouble::Removed)?;
         match ConnectionState::of(&row)? {
             ConnectionState::Active => Ok(row),
             ConnectionState::NeedsReconnect => Err(reconnect(&row)),
@@ -154,13 +164,18 @@ impl Accounts {
         }
     }
 
-    async fn trade(&self, row: &SealedConnection, witness: &dyn Witness) -> Result<Account, TokenTrouble> {
-        match flight::take(self.engine.db(), row.tenant_id, row.id, row.generation).await? {
-            Taken::Theirs => self.await_other(row).await,
+    async fn trade(
+        &self,
+        engine: &Engine,
+        row: &SealedConnection,
+        witness: &dyn Witness,
+    ) -> Result<Account, TokenTrouble> {
+        match flight::take(engine.db(), row.tenant_id, row.id, row.generation).await? {
+            Taken::Theirs => self.await_other(engine, row).await,
             Taken::Ours { fence, .. } => {
-                let outcome = self.fly(row, fence, witness).await;
+                let outcome = self.fly(engine, row, fence, witness).await;
                 // Only frees the way earlier: the flight expires by itself.
-                if let Err(error) = flight::lands(self.engine.db(), row.id, fence).await {
+                if let Err(error) = flight::lands(engine.db(), row.id, fence).await {
                     tracing::warn!(connection = %row.id, %error, "a token flight was left to expire");
                 }
                 outcome
@@ -168,9 +183,15 @@ impl Accounts {
         }
     }
 
-    async fn fly(&self, row: &SealedConnection, fence: Uuid, witness: &dyn Witness) -> Result<Account, TokenTrouble> {
+    async fn fly(
+        &self,
+        engine: &Engine,
+        row: &SealedConnection,
+        fence: Uuid,
+        witness: &dyn Witness,
+    ) -> Result<Account, TokenTrouble> {
         // Between our reading and our taking the flight, its last holder may have brought a new pair.
-        let now = self.usable(row.id).await?;
+        let now = self.usable(engine, row.id).await?;
         if now.generation != row.generation {
             return self.unseal(&now);
         }
@@ -182,36 +203,36 @@ impl Accounts {
                 Turn::User,
                 format!("Our access to this {} account has ended. Connect the account again.", platform.title()),
             );
-            return self.end(&now, explanation).await;
+            return self.end(engine, &now, explanation).await;
         };
         let refresh_token = self.keyring.decrypt(refresh_place(now.id), sealed)?;
-        if !flight::departs(self.engine.db(), now.id, fence).await? {
+        if !flight::departs(engine.db(), now.id, fence).await? {
             return Err(later(FLIGHT_PAUSE, "refresh_overtaken", "another worker refreshes the access"));
         }
         match connector.refresh(&refresh_token, witness).await {
-            Ok(pair) => self.keep(&now, pair).await,
+            Ok(pair) => self.keep(engine, &now, pair).await,
             Err(error) => {
                 tracing::warn!(connection = %now.id, error = crate::telemetry::chain(&error), "a token refresh failed");
-                self.refused(&now, error.class(), error.explain()).await
+                self.refused(engine, &now, error.class(), error.explain()).await
             }
         }
     }
 
     /// The new pair is committed before anybody uses it, and tried hard: it exists nowhere else.
-    async fn keep(&self, row: &SealedConnection, pair: TokenPair) -> Result<Account, TokenTrouble> {
+    async fn keep(&self, engine: &Engine, row: &SealedConnection, pair: TokenPair) -> Result<Account, TokenTrouble> {
         let sealed = self.seal(row.id, &pair.access_token, pair.refresh_token.as_ref(), Expires::In(pair.expires_in));
         let mut tries = 0;
         let renewed = loop {
             tries += 1;
-            match store::save_pair(self.engine.db(), row.id, row.generation, &sealed).await {
+            match store::save_pair(engine.db(), row.id, row.generation, &sealed).await {
                 Ok(renewed) => break renewed,
                 Err(error) if tries == SAVES => return Err(error.into()),
                 Err(_) => sleep(POLL * 2u32.pow(tries.min(4))).await,
             }
         };
         // Its owner connected the account again while we asked: those tokens are the newer ones.
-        let Some(renewed) = renewed else { return self.unseal(&self.usable(row.id).await?) };
-        if let Err(error) = self.after_save(row, renewed).await {
+        let Some(renewed) = renewed else { return self.unseal(&self.usable(engine, row.id).await?) };
+        if let Err(error) = self.after_save(engine, row, renewed).await {
             // The pair is safe. The next use refreshes by itself, so only the head start is lost.
             tracing::warn!(connection = %row.id, error = crate::telemetry::chain(&error), "no refresh ahead of time");
         }
@@ -224,16 +245,17 @@ impl Accounts {
         })
     }
 
-    async fn after_save(&self, row: &SealedConnection, renewed: Renewed) -> Result<(), EnqueueError> {
-        let mut tx = self.engine.db().begin().await?;
-        self.schedule_refresh(&mut tx, row.tenant_id, row.id, renewed).await?;
-        self.engine.wake(&mut tx, &wake_key(row.id)).await?;
+    async fn after_save(&self, engine: &Engine, row: &SealedConnection, renewed: Renewed) -> Result<(), EnqueueError> {
+        let mut tx = engine.db().begin().await?;
+        self.schedule_refresh(engine, &mut tx, row.tenant_id, row.id, renewed).await?;
+        engine.wake(&mut tx, &wake_key(row.id)).await?;
         tx.commit().await?;
         Ok(())
     }
 
     async fn schedule_refresh(
         &self,
+        engine: &Engine,
         tx: &mut sqlx::PgConnection,
         tenant: TenantId,
         id: ConnectionId,
@@ -243,7 +265,7 @@ impl Accounts {
         let job = NewJob::of(&RefreshToken { connection: id, generation: renewed.generation }, tenant)
             .run_at(expires_at - AHEAD)
             .unique(format!("{id}:{}", renewed.generation));
-        match self.engine.enqueue_in(tx, &[job]).await {
+        match engine.enqueue_in(tx, &[job]).await {
             // Far in the future: the relay brings it to the belt in time.
             Ok(_) | Err(EnqueueError::Duplicate { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -252,12 +274,13 @@ impl Accounts {
 
     async fn refused(
         &self,
+        engine: &Engine,
         row: &SealedConnection,
         class: Class,
         explanation: Explanation,
     ) -> Result<Account, TokenTrouble> {
         let after = match class {
-            Class::Reconnect => return self.end(row, explanation).await,
+            Class::Reconnect => return self.end(engine, row, explanation).await,
             // The old token may be spent. Asking once more with it is the only way to know: it is taken, or refused.
             Class::Uncertain => Duration::from_secs(5),
             Class::Retry { after } => after.unwrap_or(Duration::from_secs(15)),
@@ -272,21 +295,26 @@ impl Accounts {
         Err(TokenTrouble::Later { after, explanation })
     }
 
-    async fn end(&self, row: &SealedConnection, explanation: Explanation) -> Result<Account, TokenTrouble> {
-        if store::needs_reconnect(self.engine.db(), row.id, row.generation, &explanation).await? {
+    async fn end(
+        &self,
+        engine: &Engine,
+        row: &SealedConnection,
+        explanation: Explanation,
+    ) -> Result<Account, TokenTrouble> {
+        if store::needs_reconnect(engine.db(), row.id, row.generation, &explanation).await? {
             tracing::warn!(connection = %row.id, code = explanation.code, "a connection needs its owner");
             return Err(TokenTrouble::Reconnect { connection: row.id, explanation });
         }
         // What was refused is not what is kept any more.
-        self.unseal(&self.usable(row.id).await?)
+        self.unseal(&self.usable(engine, row.id).await?)
     }
 
     /// Somebody else refreshes: takes what they bring.
-    async fn await_other(&self, row: &SealedConnection) -> Result<Account, TokenTrouble> {
+    async fn await_other(&self, engine: &Engine, row: &SealedConnection) -> Result<Account, TokenTrouble> {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             sleep(POLL).await;
-            let now = self.usable(row.id).await?;
+            let now = self.usable(engine, row.id).await?;
             if now.generation > row.generation {
                 return self.unseal(&now);
             }

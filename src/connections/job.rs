@@ -37,7 +37,7 @@ impl Job for RefreshToken {
     async fn run(&self, cx: &JobContext) -> Result<Refreshed, Stop> {
         let accounts = cx.service::<Accounts>();
         let seen = Seen::default();
-        let outcome = accounts.refresh(self.connection, self.generation, &seen).await;
+        let outcome = accounts.refresh(&cx.engine, self.connection, self.generation, &seen).await;
         for exchange in seen.take() {
             cx.note("platform_exchange", describe(&exchange)).await?;
         }
