@@ -74,6 +74,9 @@ pub trait Connector: Send + Sync {
     /// Trades a refresh token. The old pair may be dead as soon as this was sent, answered or not.
     async fn refresh(&self, refresh_token: &SecretString, witness: &dyn Witness) -> Result<TokenPair, ConnectorError>;
 
+    /// Where a person sees what an account has posted.
+    fn profile(&self, username: &str) -> String;
+
     /// Removes a post; one that is gone already counts as removed.
     async fn delete(&self, call: &Call<'_>, remote_id: &str) -> Result<(), ConnectorError>;
 }

@@ -127,6 +127,10 @@ impl Connector for X {
         })
     }
 
+    fn profile(&self, username: &str) -> String {
+        if is_name(username) { format!("https://x.com/{username}") } else { "https://x.com/home".to_owned() }
+    }
+
     async fn delete(&self, call: &Call<'_>, remote_id: &str) -> Result<(), ConnectorError> {
         if !is_id(remote_id) {
             return Err(ConnectorError::Gone { platform: Platform::X });
@@ -149,8 +153,15 @@ fn deleted(answer: &Answer) -> Result<(), ConnectorError> {
 
 /// Needs no name, so that it outlives a change of the account's name; the name is for people who read it.
 fn permalink(username: &str, id: &str) -> String {
-    let plain = !username.is_empty() && username.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    if plain { format!("https://x.com/{username}/status/{id}") } else { format!("https://x.com/i/status/{id}") }
+    if is_name(username) {
+        format!("https://x.com/{username}/status/{id}")
+    } else {
+        format!("https://x.com/i/status/{id}")
+    }
+}
+
+fn is_name(username: &str) -> bool {
+    !username.is_empty() && username.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// Ids of X go into addresses and comparisons: only digits, at most as many as 64 bits have.
