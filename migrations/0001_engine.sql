@@ -136,6 +136,8 @@ create table workers (
     started_at timestamptz not null default now(),
     lease_expires_at timestamptz not null,
     in_hand integer not null default 0,
+    -- Runs since its start.
+    ran bigint not null default 0,
     state text not null default 'alive'
         constraint workers_state_known check (state in ('alive', 'stopping', 'stopped', 'crashed', 'lost')),
     -- How it died: signal, exit code, out of memory, last lines of its log.
@@ -150,6 +152,12 @@ create table queue_controls (
     paused_by text
 );
 
+-- When a job last went the whole way through a queue.
+create table queue_canaries (
+    queue text primary key,
+    seen_at timestamptz not null
+);
+
 -- The relay's leadership: one row, taken over when it expires by the server's clock.
 create table relay_leader (
     singleton boolean primary key default true constraint relay_leader_is_one_row check (singleton),
@@ -160,7 +168,7 @@ create table relay_leader (
     belt_epoch uuid not null default gen_random_uuid()
 );
 insert into relay_leader (holder, epoch, expires_at)
-values ('00000000-0000-0000-0000-000000000000', 0, '-infinity');
+values ('00000000-0000-0000-0000-000000000000', 0, 'epoch');
 
 -- The database's own name on a shared Redis, so that staging beside production never mixes.
 create table installation (
@@ -183,6 +191,8 @@ create table schedules (
     -- 'latest': of the fires missed while nobody led, the last one runs; 'skip': none does.
     catch_up text not null constraint schedules_catch_up_known check (catch_up in ('latest', 'skip')),
     next_at timestamptz not null,
+    -- At most one unfinished job at a time; a fire that meets one is left out.
+    exclusive boolean not null default false,
     paused boolean not null default false
 );
 

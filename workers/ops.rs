@@ -8,5 +8,5 @@ use multivio::{
 };
 
 fn main() -> ExitCode {
-    worker::main(Queue::Ops, 8, |_config, _db| Ok(Registry::default()))
+    worker::main(Queue::Ops, 8, |_config, _db| Ok(Registry::of(Queue::Ops)))
 }

@@ -8,5 +8,5 @@ use multivio::{
 };
 
 fn main() -> ExitCode {
-    worker::main(Queue::Publish, 16, |_config, _db| Ok(Registry::default()))
+    worker::main(Queue::Publish, 16, |_config, _db| Ok(Registry::of(Queue::Publish)))
 }

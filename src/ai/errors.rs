@@ -105,6 +105,8 @@ pub struct CallError {
     pub request_id: Option<String>,
     /// What had been written when it broke off: a provider bills for it.
     pub partial: String,
+    /// The provider was never reached, so that it cannot bill.
+    pub unsent: bool,
 }
 
 impl CallError {
@@ -118,6 +120,7 @@ impl CallError {
             should_retry: None,
             request_id: None,
             partial: String::new(),
+            unsent: false,
         }
     }
 
@@ -178,7 +181,8 @@ impl Refusal {
                 let field = |name: &str| error.get(name).map(text).unwrap_or_default();
                 self.message = field("message");
                 self.code = field("code");
-                self.kind = [field("type"), field("error_type")].into_iter().find(|t| !t.is_empty()).unwrap_or_default();
+                self.kind =
+                    [field("type"), field("error_type")].into_iter().find(|t| !t.is_empty()).unwrap_or_default();
             }
             Value::String(error) => {
                 self.message = shown(error);
@@ -196,7 +200,13 @@ impl Refusal {
 
     pub fn says_exhausted(&self) -> bool {
         self.status == 402
-            || self.says(&["insufficient_quota", "spending-limit", "spending limit", "available credits", "credit limit"])
+            || self.says(&[
+                "insufficient_quota",
+                "spending-limit",
+                "spending limit",
+                "available credits",
+                "credit limit",
+            ])
     }
 
     pub fn says_too_long(&self) -> bool {
@@ -235,6 +245,7 @@ impl Refusal {
             should_retry: self.should_retry,
             request_id: self.request_id,
             partial: String::new(),
+            unsent: false,
         }
     }
 }

@@ -52,7 +52,7 @@ impl Fetcher {
             fetches += 1;
             let popped = match self.pop(&mut popper, fetches, permits.num_permits()).await {
                 Some(popped) => popped,
-                None => self.from_ledger(&permits).await,
+                None => self.claim_directly(&permits).await,
             };
             match popped {
                 Popped::Nothing => {}
@@ -131,7 +131,7 @@ impl Fetcher {
         [list(Slot::Suspects), first, second, third]
     }
 
-    async fn from_ledger(&self, permits: &OwnedSemaphorePermit) -> Popped {
+    async fn claim_directly(&self, permits: &OwnedSemaphorePermit) -> Popped {
         let worker = self.hand.worker();
         let claim = |suspects, limit| {
             ledger::claim_from_ledger(&self.claims, worker, self.queue, self.lane, &self.kinds, suspects, limit)
@@ -189,10 +189,10 @@ impl Fetcher {
     async fn start(&self, claims: Vec<Claim>, mut permits: OwnedSemaphorePermit) {
         let jobs: Vec<JobId> = claims.iter().map(|claim| claim.job).collect();
         for claim in claims {
-            let grip = self.hand.take(claim.job, claim.run);
-            let permit = permits.split(1).expect("never more claims than slots");
+            let slot = permits.split(1).expect("never more claims than slots");
+            let grip = self.hand.take(claim.job, claim.run, slot);
             // The channel holds as many as there are slots: this never waits.
-            if self.claimed.send(Handed(Arc::new(claim), grip, Arc::new(permit))).await.is_err() {
+            if self.claimed.send(Handed(Arc::new(claim), grip)).await.is_err() {
                 warn!("claimed jobs met no worker; their lease brings them back");
             }
         }

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::{
     hand::{Hand, StopReason},
+    layers::Counts,
     lease_guard::boottime_ns,
     ledger::{self, Heartbeat, WorkerRow},
 };
@@ -26,6 +27,7 @@ const CLAIM_CERTAIN_AFTER: Duration = Duration::from_secs(12);
 pub struct Heart {
     pub options: PgConnectOptions,
     pub hand: Arc<Hand>,
+    pub counts: Arc<Counts>,
     pub row: WorkerRow,
     /// Cancelled when the worker starts to stop.
     pub stopping: CancellationToken,
@@ -92,7 +94,7 @@ impl Heart {
         } else if is_due {
             let pairs = self.hand.pairs();
             let stopping = self.stopping.is_cancelled();
-            match ledger::heartbeat(&mut *db, self.row.id, LEASE, pairs.len(), stopping).await? {
+            match ledger::heartbeat(&mut *db, self.row.id, LEASE, pairs.len(), self.counts.ended(), stopping).await? {
                 Heartbeat::Renewed => self.hand.renewed(sent_ns, LEASE),
                 Heartbeat::Lost => return self.begin_anew(db).await,
             }

@@ -33,6 +33,8 @@ mod fetch;
 mod hand;
 /// Heartbeats, on a thread of their own.
 mod heart;
+/// Tower layers around every run.
+mod layers;
 /// The timer that ends a process which outlives its lease with a request in its hand.
 mod lease_guard;
 /// The whole life of a job: claim, attempt, decide, settle.
@@ -44,8 +46,18 @@ pub mod retry;
 /// A worker process: all of the above, started and stopped.
 pub mod worker;
 
+/// Jobs that prove every queue alive.
+pub mod canary;
+/// The job that does nothing.
+pub mod noop;
+
 /// The elected loop: due jobs, the belt's window, rescue, cron, retention.
 pub mod relay;
+
+/// The calls about jobs and groups.
+pub mod api;
+/// The engine's part of health and figures.
+pub mod health;
 
 pub use context::JobContext;
 pub use engine::{Engine, EnqueueError, Ticket};

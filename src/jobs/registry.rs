@@ -12,7 +12,9 @@ use serde_json::{Value, value::RawValue};
 
 use super::{
     JobContext,
+    canary::Canary,
     job::{Backoff, Job, Lane, Queue, Stop},
+    noop::Noop,
 };
 
 /// Made once at start; a kind that is not in it is left to a worker that knows it (E15).
@@ -34,10 +36,23 @@ type RunKind =
     for<'a> fn(&'a RawValue, &'a JobContext) -> Result<BoxFuture<'a, Result<Value, Stop>>, serde_json::Error>;
 
 impl Registry {
+    /// What every worker of `queue` knows: the jobs that prove it alive and measure it.
+    pub fn of(queue: Queue) -> Self {
+        Self::default().job_on::<Canary>(queue, Lane::Default).job_on::<Noop>(queue, Lane::Default)
+    }
+
     /// # Panics
     /// When two jobs share a kind: a fault that every start would meet.
-    pub fn job<J: Job>(mut self) -> Self {
-        let kind = Kind { queue: J::QUEUE, lane: J::LANE, backoff: J::BACKOFF, run: run::<J> };
+    pub fn job<J: Job>(self) -> Self {
+        self.job_on::<J>(J::QUEUE, J::LANE)
+    }
+
+    /// The same for a kind that any queue may carry.
+    ///
+    /// # Panics
+    /// As [`Self::job`].
+    pub fn job_on<J: Job>(mut self, queue: Queue, lane: Lane) -> Self {
+        let kind = Kind { queue, lane, backoff: J::BACKOFF, run: run::<J> };
         let before = self.kinds.insert(J::KIND, kind);
         assert!(before.is_none(), "two jobs are of the kind \"{}\"", J::KIND);
         self

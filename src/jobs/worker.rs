@@ -21,6 +21,7 @@ use super::{
     fetch::Fetcher,
     hand::{Hand, StopReason},
     heart::Heart,
+    layers::{CountLayer, Counts, TraceLayer},
     ledger::WorkerRow,
     lifecycle::{self, Bench},
     relay,
@@ -45,7 +46,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     let Options { queue, concurrency, grace, process } = options;
     let name = format!("multivio-{queue}");
     let pool = db::pool(&config.database, &name)?;
-    let connect = db::connect_options(&config.database, &name)?;
+    let connect = db::engine_options(&config.database, &name)?;
     let own_pool = |options: sqlx::postgres::PgConnectOptions, size: u32| {
         PgPoolOptions::new()
             .max_connections(size)
@@ -60,10 +61,12 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
         WorkerRow { id: WorkerId::new(), process, queue: queue.to_string(), host: hostname(), pid: std::process::id() };
     info!(worker = %row.id, %queue, concurrency, "starting");
     let hand = Hand::new(row.id);
+    let counts = Arc::<Counts>::default();
     let (stopped, registered) = (CancellationToken::new(), CancellationToken::new());
     let heart = Heart {
         options: connect.clone(),
         hand: Arc::clone(&hand),
+        counts: Arc::clone(&counts),
         row,
         stopping: stop.clone(),
         stopped: stopped.clone(),
@@ -103,10 +106,13 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
         };
         fetchers.push(tokio::spawn(fetcher.run()));
         let (jobs, bench, name) = (ClaimedJobs::new(jobs), Arc::clone(&bench), format!("{queue}-{lane}"));
+        let counts = Arc::clone(&counts);
         monitor = monitor.register(move |_| {
             WorkerBuilder::new(name.as_str())
                 .backend(jobs.clone())
                 .data(Arc::clone(&bench))
+                .layer(TraceLayer)
+                .layer(CountLayer(Arc::clone(&counts)))
                 // A net below the lifecycle's own: a fault of the engine itself must not end the worker.
                 .catch_panic()
                 .build(lifecycle::execute)

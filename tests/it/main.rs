@@ -1,1 +1,11 @@
+//! Everything that is tested through real servers and real programs: one binary, run by `bin/test`.
+//!
+//! Run it with plain `cargo test`: all tests share one Postgres and one Redis, started with the first test that
+//! needs them. (A runner that gives each test a process of its own would start as many.)
 
+#[allow(dead_code, unused_imports, reason = "an offer to every area; each takes what it needs")]
+mod harness;
+
+mod local;
+mod media_clips;
+mod media_render;

@@ -52,8 +52,8 @@ pub async fn cancel(db: &mut PgConnection, tenant: Option<TenantId>, job: JobId)
     }
 }
 
-/// Runs a failed or cancelled job once more, with all its attempts. `None`: there is no such job, or it is in
-/// another state.
+/// Runs a failed or cancelled job once more, with all its attempts. `None`: there is no such job, it is in another
+/// state, or the same work is under way as another job.
 pub async fn request_retry(
     db: impl PgExecutor<'_>,
     tenant: Option<TenantId>,
@@ -62,7 +62,10 @@ pub async fn request_retry(
     sqlx::query_scalar(
         "update jobs set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, \
                 suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null, result = null \
-         where id = $1 and ($2::uuid is null or tenant_id = $2) and state in ('failed', 'cancelled') returning id",
+         where id = $1 and ($2::uuid is null or tenant_id = $2) and state in ('failed', 'cancelled') \
+           and (unique_key is null or not exists ( \
+                select from jobs o where o.tenant_id = jobs.tenant_id and o.kind = jobs.kind \
+                and o.unique_key = jobs.unique_key and o.finished_at is null)) returning id",
     )
     .bind(job)
     .bind(tenant)

@@ -52,17 +52,19 @@ pub async fn heartbeat(
     worker: WorkerId,
     lease: Duration,
     in_hand: usize,
+    ran: u64,
     stopping: bool,
 ) -> sqlx::Result<Heartbeat> {
     let renewed = sqlx::query(
         "update workers set lease_expires_at = now() + $2 * interval '1 millisecond', in_hand = $3, \
-                            state = case when $4 then 'stopping' else 'alive' end \
+                            ran = $5, state = case when $4 then 'stopping' else 'alive' end \
          where id = $1 and state in ('alive', 'stopping')",
     )
     .bind(worker)
     .bind(millis(lease))
     .bind(i32::try_from(in_hand).unwrap_or(i32::MAX))
     .bind(stopping)
+    .bind(i64::try_from(ran).unwrap_or(i64::MAX))
     .execute(db)
     .await?;
     Ok(if renewed.rows_affected() == 1 { Heartbeat::Renewed } else { Heartbeat::Lost })

@@ -20,6 +20,7 @@ pub struct ScheduleRow {
     pub timeout_ms: i32,
     pub catch_up: String,
     pub next_at: DateTime<Utc>,
+    pub exclusive: bool,
     pub paused: bool,
 }
 
@@ -27,11 +28,11 @@ pub struct ScheduleRow {
 pub async fn upsert(db: impl PgExecutor<'_>, row: &ScheduleRow) -> sqlx::Result<()> {
     sqlx::query(
         "insert into schedules (name, cron, timezone, kind, queue, lane, args, max_attempts, timeout_ms, catch_up, \
-                                next_at, paused) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+                                next_at, exclusive, paused) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
          on conflict (name) do update set cron = excluded.cron, timezone = excluded.timezone, kind = excluded.kind, \
              queue = excluded.queue, lane = excluded.lane, args = excluded.args, \
-             max_attempts = excluded.max_attempts, timeout_ms = excluded.timeout_ms, catch_up = excluded.catch_up, \
+             max_attempts = excluded.max_attempts, timeout_ms = excluded.timeout_ms, catch_up = excluded.catch_up, exclusive = excluded.exclusive, \
              next_at = case when (schedules.cron, schedules.timezone) = (excluded.cron, excluded.timezone) \
                             then schedules.next_at else excluded.next_at end",
     )
@@ -46,6 +47,7 @@ pub async fn upsert(db: impl PgExecutor<'_>, row: &ScheduleRow) -> sqlx::Result<
     .bind(row.timeout_ms)
     .bind(&row.catch_up)
     .bind(row.next_at)
+    .bind(row.exclusive)
     .bind(row.paused)
     .execute(db)
     .await?;
@@ -54,7 +56,8 @@ pub async fn upsert(db: impl PgExecutor<'_>, row: &ScheduleRow) -> sqlx::Result<
 
 pub async fn list(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<ScheduleRow>> {
     sqlx::query_as(
-        "select name, cron, timezone, kind, queue, lane, args, max_attempts, timeout_ms, catch_up, next_at, paused \
+        "select name, cron, timezone, kind, queue, lane, args, max_attempts, timeout_ms, catch_up, next_at, exclusive, \
+                paused \
          from schedules order by name",
     )
     .fetch_all(db)
@@ -64,7 +67,8 @@ pub async fn list(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<ScheduleRow>> {
 /// Schedules whose time has come, and the server's time.
 pub async fn due(db: &mut PgConnection) -> sqlx::Result<(Vec<ScheduleRow>, DateTime<Utc>)> {
     let rows = sqlx::query_as(
-        "select name, cron, timezone, kind, queue, lane, args, max_attempts, timeout_ms, catch_up, next_at, paused \
+        "select name, cron, timezone, kind, queue, lane, args, max_attempts, timeout_ms, catch_up, next_at, exclusive, \
+                paused \
          from schedules where next_at <= now() and not paused",
     )
     .fetch_all(&mut *db)

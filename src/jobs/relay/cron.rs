@@ -5,19 +5,19 @@
 //! once. A wildcard schedule follows the real time. Of the fires missed while nobody led, `latest` runs the last one
 //! and `skip` none that is older than a minute.
 
-use std::{str::FromStr, time::Duration};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
-use croner::Cron;
+use croner::parser::{CronParser, Seconds};
 use sqlx::PgConnection;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use crate::{
     ids::{JobId, TenantId},
     jobs::{
-        Engine,
-        job::{Job, NewJob, Priority},
+        Engine, EnqueueError,
+        job::{Job, Lane, NewJob, Priority, Queue},
         ledger::{self, ScheduleRow},
     },
 };
@@ -43,15 +43,28 @@ pub enum CatchUp {
     Skip,
 }
 
-/// Adds or changes the schedule `name`, which runs `job` for the product itself.
+/// When a schedule fires.
+#[derive(Debug, Clone, Copy)]
+pub struct Timetable<'a> {
+    pub name: &'a str,
+    /// Five fields, or six with seconds first.
+    pub cron: &'a str,
+    /// An IANA name.
+    pub timezone: &'a str,
+    pub catch_up: CatchUp,
+    /// A fire that meets an unfinished job of the same schedule is left out.
+    pub exclusive: bool,
+}
+
+/// Adds a schedule or changes it; it runs `job` for the product itself.
 pub async fn schedule<J: Job>(
     db: &mut PgConnection,
-    name: &str,
-    cron: &str,
-    timezone: &str,
-    catch_up: CatchUp,
+    timetable: &Timetable<'_>,
     job: &J,
+    queue: Queue,
+    lane: Lane,
 ) -> Result<(), ScheduleError> {
+    let Timetable { name, cron, timezone, catch_up, exclusive } = *timetable;
     let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *db).await?;
     let next_at = next(cron, timezone, now)?;
     let new = NewJob::of(job, TenantId::SYSTEM);
@@ -60,8 +73,8 @@ pub async fn schedule<J: Job>(
         cron: cron.to_owned(),
         timezone: timezone.to_owned(),
         kind: new.kind.into_owned(),
-        queue: new.queue.to_string(),
-        lane: new.lane.to_string(),
+        queue: queue.to_string(),
+        lane: lane.to_string(),
         args: new.args,
         max_attempts: i16::try_from(new.max_attempts).unwrap_or(i16::MAX),
         timeout_ms: i32::try_from(new.timeout.as_millis()).unwrap_or(i32::MAX),
@@ -70,6 +83,7 @@ pub async fn schedule<J: Job>(
             CatchUp::Skip => "skip".into(),
         },
         next_at,
+        exclusive,
         paused: false,
     };
     Ok(ledger::upsert_schedule(db, &row).await?)
@@ -92,6 +106,10 @@ pub(super) async fn fire_due(db: &mut PgConnection, engine: &Engine) -> sqlx::Re
         let tickets = match &job {
             Some(job) if fired => match engine.enqueue_in(&mut tx, std::slice::from_ref(job)).await {
                 Ok(tickets) => tickets,
+                Err(EnqueueError::Duplicate { existing }) => {
+                    debug!(schedule = row.name, %existing, "left out: the last one is unfinished");
+                    Vec::new()
+                }
                 Err(error) => {
                     warn!(schedule = row.name, error = %crate::telemetry::chain(&error), "its job was not written");
                     continue;
@@ -102,7 +120,7 @@ pub(super) async fn fire_due(db: &mut PgConnection, engine: &Engine) -> sqlx::Re
         tx.commit().await?;
         engine.ring(&tickets).await;
         if !tickets.is_empty() {
-            info!(schedule = row.name, ?fire_at, "fired");
+            debug!(schedule = row.name, ?fire_at, "fired");
         }
     }
     Ok(())
@@ -126,7 +144,7 @@ fn plan(row: &ScheduleRow, now: DateTime<Utc>) -> Result<(Option<DateTime<Utc>>,
 pub fn next(cron: &str, timezone: &str, after: DateTime<Utc>) -> Result<DateTime<Utc>, ScheduleError> {
     let fault = |source| ScheduleError::Cron { cron: cron.to_owned(), source };
     let zone: Tz = timezone.parse().map_err(|_| ScheduleError::Timezone(timezone.to_owned()))?;
-    let pattern = Cron::from_str(cron).map_err(fault)?;
+    let pattern = CronParser::builder().seconds(Seconds::Optional).build().parse(cron).map_err(fault)?;
     let next = pattern.find_next_occurrence(&after.with_timezone(&zone), false).map_err(fault)?;
     Ok(next.with_timezone(&Utc))
 }
@@ -144,7 +162,7 @@ fn job_of(row: &ScheduleRow) -> Option<NewJob> {
         timeout: Duration::from_millis(u64::try_from(row.timeout_ms).ok()?),
         run_at: None,
         group: None,
-        unique_key: None,
+        unique_key: row.exclusive.then(|| format!("schedule:{}", row.name)),
         serial_key: None,
         serial_patience: None,
         parents: Vec::new(),
@@ -172,6 +190,7 @@ mod tests {
             timeout_ms: 1000,
             catch_up: catch_up.into(),
             next_at: at(next_at),
+            exclusive: false,
             paused: false,
         }
     }

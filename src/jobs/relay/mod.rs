@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-pub use self::cron::{CatchUp, ScheduleError, next as next_fire, schedule};
+pub use self::cron::{CatchUp, ScheduleError, Timetable, next as next_fire, schedule};
 use self::{audit::Audit, window::Windows};
 use super::{
-    Engine,
+    Engine, canary,
     heart::LEASE,
     ledger::{self, Due, Leadership, Retention},
 };
@@ -48,7 +48,7 @@ pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
         let pause = match tokio::time::timeout(ROUND_DEADLINE, relay.round()).await {
             Ok(Ok(pause)) => pause,
             Ok(Err(error)) => {
-                debug!(error = %chain(&error), "a round of the relay failed");
+                warn!(error = %chain(&error), "a round of the relay failed");
                 RENEW_EVERY
             }
             Err(_) => {
@@ -140,7 +140,7 @@ impl Relay {
     }
 
     async fn lead(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
-        let now = ledger::lead(db, self.me, LEADS_FOR).await?;
+        let now = ledger::lead(&mut *db, self.me, LEADS_FOR).await?;
         let before = self.leading.map(|leadership| leadership.epoch);
         match now {
             Some(leadership) if before != Some(leadership.epoch) => {
@@ -148,6 +148,9 @@ impl Relay {
                 self.windows = Windows::default();
                 self.audit = Audit::default();
                 self.windows.learn_what_is_there(self.engine.belt()).await;
+                if let Err(error) = canary::schedule_all(db).await {
+                    warn!(error = %chain(&error), "the canaries have no schedule");
+                }
                 // The former leader was heard a moment ago, so the database was there for heartbeats too.
                 if leadership.vacant + LEADS_FOR > LEASE.saturating_sub(RENEW_EVERY * 2) {
                     self.grant_a_lease("nobody had led for a while");

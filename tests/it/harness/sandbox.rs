@@ -1,0 +1,64 @@
+//! The stand-ins for every outside service, and the controls that tests have over them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Program;
+
+/// A running `multivio-sandbox` of this test's own.
+pub struct Sandbox {
+    pub program: Program,
+    url: String,
+    client: reqwest::Client,
+}
+
+impl Sandbox {
+    pub async fn start() -> Self {
+        let env = [("HOST".to_owned(), "127.0.0.1".to_owned()), ("PORT".to_owned(), "0".to_owned())];
+        let mut program = Program::start(env!("CARGO_BIN_EXE_multivio-sandbox"), &[], &env);
+        let url = program.url().await;
+        Self { program, url, client: super::app::http_client() }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What sends a program's outside traffic here.
+    pub async fn env(&self) -> Vec<(String, String)> {
+        let given = self.get("/_sandbox/env").await;
+        let pairs = given.as_object().expect("the settings are an object").iter();
+        pairs.map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned())).collect()
+    }
+
+    /// Asks for a fault and returns it with its id.
+    pub async fn fault(&self, fault: Value) -> Value {
+        self.post("/_sandbox/faults", fault).await
+    }
+
+    pub async fn clear_faults(&self) {
+        self.send(reqwest::Method::DELETE, "/_sandbox/faults", None).await;
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        self.send(reqwest::Method::GET, path, None).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Value {
+        self.send(reqwest::Method::POST, path, Some(body)).await
+    }
+
+    async fn send(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Value {
+        let mut request = self.client.request(method.clone(), format!("{}{path}", self.url));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.timeout(Duration::from_secs(20)).send().await;
+        let response = response.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+        let status = response.status();
+        let text = response.text().await.expect("the sandbox answers text");
+        assert!(status.is_success(), "{method} {path}: {status}: {text}");
+        serde_json::from_str(&text).unwrap_or_else(|_| json!(text))
+    }
+}
