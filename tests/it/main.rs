@@ -6,4 +6,8 @@
 #[allow(dead_code, unused_imports, reason = "an offer to every area; each takes what it needs")]
 mod harness;
 
+mod api_jobs;
+mod http;
+mod http_cli;
+mod http_idempotency;
 mod local;
