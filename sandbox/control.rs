@@ -101,7 +101,7 @@ pub async fn answer(sandbox: &Arc<Sandbox>, mut request: Request) -> Response {
         }
         Answer::json(400, body)
     });
-    gate::respond(answer, Vec::new())
+    gate::respond(answer, Vec::new(), None)
 }
 
 struct Asked {

@@ -122,7 +122,7 @@ fn routes(sandbox: Arc<Sandbox>) -> Route {
         make(move |request: Request| {
             let origin = format!("http://{}", request.header("host").unwrap_or("127.0.0.1"));
             let answer = Answer::html(200, page::index(&sandbox, &origin));
-            async move { gate::respond(answer, Vec::new()) }
+            async move { gate::respond(answer, Vec::new(), None) }
         })
     };
     routes
@@ -152,7 +152,10 @@ fn permalink(sandbox: &Arc<Sandbox>) -> impl Endpoint<Output = Response> + 'stat
             .map(String::from)
             .unwrap_or_default();
         let answer = page::post(&sandbox, &id);
-        async move { gate::respond(answer, Vec::new()) }
+        async move { gate::respond(answer, Vec::new(), None) }
     })
     .map_to_response()
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,9 @@ use html::escaped;
 const POSTS_SHOWN: usize = 50;
 const LINES_SHOWN: usize = 60;
 
+/// Keeps the front page fresh, unless nobody looks or a video is being watched.
+const SCRIPT: &str = include_str!("page/refresh.js");
+
 /// `GET /`
 pub fn index(sandbox: &Sandbox, origin: &str) -> String {
     let card = |name: &str, base: &str, note: &str| {
@@ -37,9 +40,7 @@ pub fn index(sandbox: &Sandbox, origin: &str) -> String {
     let body = format!(
         "<h1>Sandbox</h1><p class=\"muted\">Stand-ins for outside services. Nothing leaves this machine.</p>\
          <div class=\"services\">{services}</div><div id=\"latest\">{}</div>\
-         <script>setInterval(async()=>{{if(document.hidden||document.querySelector('video:not([paused])')?.currentTime>0)return;\
-         const a=await fetch('/_sandbox/latest').catch(()=>null);if(a&&a.ok){{const t=await a.text(),l=document.getElementById('latest');\
-         if(l.dataset.was!==t){{l.dataset.was=t;l.innerHTML=t}}}}}},2000)</script>",
+         <script>{SCRIPT}</script>",
         latest(sandbox),
     );
     html::document("What is simulated", &body)
@@ -77,23 +78,13 @@ pub fn latest(sandbox: &Sandbox) -> String {
 
 /// `GET /{username}/status/{id}`: a post on a page of its own.
 pub fn post(sandbox: &Sandbox, id: &str) -> Answer {
-    let filter = control::Filter {
-        include_deleted: true,
-        limit: usize::MAX,
-        ..control::Filter::default()
-    };
-    let posts = control::posts(&sandbox.x, &filter, "");
-    let found = posts
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|post| post["id"] == id);
+    let found = control::post(&sandbox.x, id, "");
     match found {
         Some(post) if post["deleted"] == json!(false) => {
             let name = post["username"].as_str().unwrap_or_default();
             let body = format!(
                 "<p><a href=\"/\">Sandbox</a></p><section class=\"card large\">{}</section>",
-                article(post)
+                article(&post)
             );
             Answer::html(200, html::document(&format!("Post by @{name}"), &body))
         }
@@ -225,15 +216,13 @@ pub fn media(x: &X, id: &str, range: Option<&str>) -> Answer {
         ),
         None => (200, bytes, None),
     };
-    let mut answer = Answer {
+    let mut answer = Answer::new(
         status,
-        headers: Vec::new(),
-        payload: Payload::Bytes {
+        Payload::Bytes {
             content_type,
             bytes,
         },
-        committed: None,
-    };
+    );
     answer = answer
         .with_header("accept-ranges", "bytes")
         .with_header("x-content-type-options", "nosniff");
@@ -279,12 +268,7 @@ pub fn avatar(username: &str) -> Answer {
         content_type: String::from("image/svg+xml"),
         text,
     };
-    Answer {
-        status: 200,
-        headers: Vec::new(),
-        payload,
-        committed: None,
-    }
+    Answer::new(200, payload)
 }
 
 #[cfg(test)]

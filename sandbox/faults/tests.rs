@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use super::*;
+use serde_json::json;
+
+use super::{parse::LONGEST_WAIT_MS, *};
 use crate::x::X;
 
 fn twins() -> Vec<Arc<dyn Twin>> {

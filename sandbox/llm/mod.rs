@@ -6,6 +6,8 @@ mod catalog;
 mod check;
 pub mod control;
 mod fields;
+mod format;
+mod named;
 mod refusals;
 mod schema;
 mod task;
@@ -323,6 +325,10 @@ impl Twin for Llm {
 
     fn twists(&self) -> &'static [&'static str] {
         &answer::TWISTS
+    }
+
+    fn twist_operation(&self) -> &'static str {
+        CHAT.name
     }
 
     fn check_twist(&self, name: &str, value: &Value) -> Result<(), String> {
