@@ -8,4 +8,6 @@ mod harness;
 
 mod local;
 mod media_clips;
+mod media_hostile;
 mod media_render;
+mod media_stills;
