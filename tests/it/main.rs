@@ -6,15 +6,14 @@
 #[allow(dead_code, unused_imports, reason = "an offer to every area; each takes what it needs")]
 mod harness;
 
-<<<<<<< HEAD
 mod ai;
-=======
 mod api_jobs;
 mod http;
 mod http_cli;
 mod http_idempotency;
->>>>>>> h/http
 mod local;
 mod media_clips;
+mod media_hostile;
 mod media_render;
+mod media_stills;
 mod settings;
