@@ -6,6 +6,7 @@
 #[allow(dead_code, unused_imports, reason = "an offer to every area; each takes what it needs")]
 mod harness;
 
+mod engine;
 mod local;
 mod media_clips;
 mod media_render;
