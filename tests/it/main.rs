@@ -11,6 +11,7 @@ mod api_jobs;
 mod http;
 mod http_cli;
 mod http_idempotency;
+mod engine;
 mod local;
 mod media_clips;
 mod media_hostile;
