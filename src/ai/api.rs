@@ -22,15 +22,9 @@ use crate::{
     platforms::Platform,
 };
 
-pub struct AiApi {
-    models: ModelLists,
-}
-
-impl AiApi {
-    pub fn new(models: ModelLists) -> Self {
-        Self { models }
-    }
-}
+/// Needs `Arc<ModelLists>` as `Data`.
+#[derive(Debug, Clone, Copy)]
+pub struct AiApi;
 
 /// What to do with a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -241,10 +235,15 @@ impl AiApi {
     ///
     /// Real calls of the last 15 minutes decide; where there were none, whether the provider can be reached.
     #[oai(path = "/api/v1/ai/health", method = "get", operation_id = "aiHealth")]
-    async fn health(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<AiHealth>, Problem> {
+    async fn health(
+        &self,
+        app: Data<&Arc<App>>,
+        models: Data<&Arc<ModelLists>>,
+        caller: Caller,
+    ) -> Result<Json<AiHealth>, Problem> {
         caller.require(Scope::Workspace)?;
         let traffic = store::recent_traffic(&app.db).await?;
-        let looks = self.models.look().await;
+        let looks = models.look().await;
         let providers: Vec<_> = ProviderName::ALL.iter().map(|name| provider_health(*name, &looks, &traffic)).collect();
         let works = |p: &ProviderHealth| matches!(p.state, ProviderState::Healthy | ProviderState::Reachable);
         Ok(Json(AiHealth { available: providers.iter().any(works), providers }))
@@ -254,7 +253,7 @@ impl AiApi {
     ///
     /// One for each provider that has a key, with its price.
     #[oai(path = "/api/v1/ai/models", method = "get", operation_id = "aiModels")]
-    async fn models(&self, caller: Caller) -> Result<Json<Models>, Problem> {
+    async fn models(&self, models: Data<&Arc<ModelLists>>, caller: Caller) -> Result<Json<Models>, Problem> {
         caller.require(Scope::Workspace)?;
         let model = |look: Look| {
             let price = known_price(&look.model);
@@ -267,7 +266,7 @@ impl AiApi {
                 model: look.model,
             }
         };
-        Ok(Json(Models { items: self.models.look().await.into_iter().map(model).collect() }))
+        Ok(Json(Models { items: models.look().await.into_iter().map(model).collect() }))
     }
 
     /// What the workspace has used

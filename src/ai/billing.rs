@@ -126,7 +126,7 @@ async fn take_from_budgets(
              select subject, limit_ticks, period, date_trunc(period, now(), 'UTC') as period_start,
                     case when period_start < date_trunc(period, now(), 'UTC') then 0 else used_ticks end as used_ticks
              from ai_budgets
-             where subject in ('global', 'provider:' || $1, 'tenant:' || $2::text)
+             where subject in ('global', 'provider:' || $1, 'tenant:' || $2::uuid::text)
              order by subject
              for update
          ), over as (

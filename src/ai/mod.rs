@@ -23,6 +23,8 @@ pub mod chain;
 pub mod chat_completions;
 /// Whether an answer may be passed on.
 pub mod check;
+#[cfg(test)]
+mod classification;
 /// What a refusal means.
 pub mod errors;
 /// xAI.

@@ -52,7 +52,7 @@ pub async fn budget(db: impl PgExecutor<'_>, tenant: TenantId) -> sqlx::Result<O
         "select period, limit_ticks,
                 case when period_start < date_trunc(period, now(), 'UTC') then 0 else used_ticks end as used_ticks,
                 date_trunc(period, now(), 'UTC') + ('1 ' || period)::interval as renews_at
-         from ai_budgets where subject = 'tenant:' || $1::text",
+         from ai_budgets where subject = 'tenant:' || $1::uuid::text",
     )
     .bind(tenant)
     .fetch_optional(db)

@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 
 use super::{Failure, Screen};
 use crate::{
+    ai::{Transformer, models::ModelLists},
     config::DatabaseConfig,
     db,
     http::{
@@ -53,6 +54,7 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let limiter = RateLimiter::new(&config.api, Some(Shared::new(belt.clone())));
     let engine = Engine::new(db.clone(), belt);
     let health = Health::new(db.clone(), probes(&engine));
+    let transformer = Transformer::new(&config.ai).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
     let figures = Arc::new(QueueFigures::new(engine.clone()));
     let app =
         App::new(config, db.clone(), engine.clone(), stop.clone()).map_err(|weak| Failure::usage(weak.to_string()))?;
@@ -66,6 +68,7 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
         health: Arc::new(health),
         figures: vec![figures],
         publisher,
+        models: Arc::new(ModelLists::new(Arc::new(transformer))),
     });
     let relay = tokio::spawn(relay::run(engine, relay_db, stop.clone()));
     let served = server::serve(listener, routes, stop.clone()).await;

@@ -22,6 +22,7 @@ use super::{
     translate::Translate,
 };
 use crate::{
+    ai::{api::AiApi, models::ModelLists},
     connections::api::ConnectionsApi,
     jobs::api::JobsApi,
     posts::api::PostsApi,
@@ -30,7 +31,7 @@ use crate::{
 
 /// Every call of every domain.
 fn calls() -> impl OpenApi + Clone {
-    (PostsApi, PublishingApi, ConnectionsApi, JobsApi, HealthApi)
+    (PostsApi, PublishingApi, ConnectionsApi, AiApi, JobsApi, HealthApi)
 }
 
 const PATHS: Paths = Paths { public: &[], uploads: &["/api/v1/media"] };
@@ -42,6 +43,7 @@ pub struct Services {
     pub health: Arc<Health>,
     pub figures: Vec<Arc<dyn Figures>>,
     pub publisher: Publisher,
+    pub models: Arc<ModelLists>,
 }
 
 /// The API, ready to be served.
@@ -54,7 +56,8 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .at("/metrics", metrics_endpoint(Arc::clone(&metrics), services.figures))
         .nest("/", service())
         .data(services.health)
-        .data(services.publisher);
+        .data(services.publisher)
+        .data(services.models);
     guarded(calls, services.app, services.limiter, metrics)
 }
 

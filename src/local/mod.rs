@@ -16,6 +16,7 @@ mod process;
 mod programs;
 mod redis;
 mod stack;
+mod twins;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,7 @@ pub use process::{Process, Spawning, free_port};
 pub use programs::{Programs, Remedy, find_in_path};
 pub use redis::{Dump, Persistence, Redis};
 pub use stack::{Stack, StackError, StackOptions};
+pub use twins::sandbox_settings;
 
 /// How a set of servers is to be run.
 #[derive(Debug, Clone)]

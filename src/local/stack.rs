@@ -14,7 +14,7 @@ use secrecy::ExposeSecret;
 use sqlx::{Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
-use super::{Kept, LocalError, Recipe, ServerOptions, Servers, free_port};
+use super::{Kept, LocalError, Recipe, ServerOptions, Servers, free_port, sandbox_settings};
 use crate::{
     config::{Config, ConfigError},
     db::MIGRATIONS,
@@ -67,8 +67,6 @@ pub enum StackError {
     Database(#[from] sqlx::Error),
     #[error("{name} did not come up within {} s; the last lines of its log:\n{last_words}", READY_WITHIN.as_secs())]
     NotReady { name: &'static str, last_words: String },
-    #[error("the sandbox did not say how to reach it")]
-    Sandbox(#[source] reqwest::Error),
     #[error("stopped before everything was up")]
     Stopped,
 }
@@ -190,15 +188,14 @@ impl Setting {
 
     async fn start_sandbox(&mut self) -> Result<(), StackError> {
         let port = free_port().map_err(LocalError::io("find a free port"))?;
-        let url = format!("http://127.0.0.1:{port}");
-        let env = vec![("HOST".to_owned(), "127.0.0.1".to_owned()), ("PORT".to_owned(), port.to_string())];
-        self.run("sandbox", "multivio-sandbox", &[], env)?;
-        let settings = format!("{url}/_sandbox/env");
-        self.answers("sandbox", &settings).await?;
-        let fail = StackError::Sandbox;
-        let answer = self.http.get(&settings).send().await.map_err(fail)?.error_for_status().map_err(fail)?;
-        let twins: std::collections::BTreeMap<String, String> = answer.json().await.map_err(fail)?;
-        self.env.extend(twins);
+        let listen = format!("127.0.0.1:{port}");
+        let url = format!("http://{listen}");
+        // Accounts, tokens and posts survive a restart, as those of the real services do.
+        let state = self.servers.asked().join("sandbox.json");
+        let args = ["--listen".to_owned(), listen, "--state".to_owned(), state.to_string_lossy().into_owned()];
+        self.run("sandbox", "multivio-sandbox", &args, Vec::new())?;
+        self.answers("sandbox", &format!("{url}/_sandbox/health")).await?;
+        self.env.extend(sandbox_settings(&url));
         self.config = Config::from_env_with(&self.env)?;
         self.sandbox_url = Some(url);
         Ok(())
@@ -208,7 +205,7 @@ impl Setting {
         let url = self.servers.postgres.url(DATABASE);
         let mut connection = PgConnection::connect(url.expose_secret()).await?;
         let since: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut connection).await?;
-        self.run("api", "multivio", &["api"], self.env.clone())?;
+        self.run("api", "multivio", &["api".to_owned()], self.env.clone())?;
         for queue in Queue::ALL {
             self.run(queue.as_str(), &format!("multivio-{queue}"), &[], self.env.clone())?;
         }
@@ -229,7 +226,7 @@ impl Setting {
         &mut self,
         name: &'static str,
         program: &str,
-        args: &[&str],
+        args: &[String],
         env: Vec<(String, String)>,
     ) -> Result<(), StackError> {
         let beside = std::env::current_exe().map_err(LocalError::io("find this program's own place"))?;
@@ -240,7 +237,7 @@ impl Setting {
         let recipe = Recipe {
             name,
             program,
-            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            args: args.to_vec(),
             env,
             log: self.servers.asked().join("logs").join(name).with_extension("log"),
             verbose: self.options.verbose,

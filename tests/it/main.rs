@@ -6,6 +6,8 @@
 #[allow(dead_code, unused_imports, reason = "an offer to every area; each takes what it needs")]
 mod harness;
 
+mod ai;
 mod local;
 mod media_clips;
 mod media_render;
+mod settings;
