@@ -94,6 +94,8 @@ pub struct XConfig {
     pub api_base: Url,
     pub client_id: Option<String>,
     pub client_secret: Option<SecretString>,
+    /// How long after a post was accepted it may still be missing from its author's list.
+    pub visibility: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -109,6 +111,10 @@ pub struct MediaConfig {
     /// Where a running transcode keeps its files.
     pub scratch: PathBuf,
     pub max_upload_bytes: u64,
+    /// How hard x264 works: "medium" where there is time, "veryfast" under load.
+    pub x264_preset: String,
+    /// Threads of one ffmpeg; `None`: as many as there are processors.
+    pub threads: Option<usize>,
 }
 
 /// Everything that is wrong with the settings, at once.
@@ -130,14 +136,20 @@ impl fmt::Display for ConfigError {
 impl Config {
     /// Reads the process's environment, after an `.env` file where there is one.
     pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_env_with(&[])
+    }
+
+    /// [`Self::from_env`] for programs that bring servers of their own: what is given wins.
+    pub fn from_env_with(given: &[(String, String)]) -> Result<Self, ConfigError> {
         // A missing file is the ordinary case in production; a malformed one must not pass silently.
         if let Err(error) = dotenvy::dotenv()
             && !error.not_found()
         {
             return Err(ConfigError(vec![format!(".env could not be read: {error}")]));
         }
+        let given = |name: &str| given.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-        Self::load(&|name| std::env::var(name).ok())
+        Self::load(&|name| given(name).or_else(|| std::env::var(name).ok()))
     }
 
     pub fn load(lookup: Lookup<'_>) -> Result<Self, ConfigError> {
@@ -193,6 +205,7 @@ impl Config {
                 api_base: read.url("TWITTER_API_BASE_URL", "https://api.x.com"),
                 client_id: read.text("TWITTER_CLIENT_ID").or_else(|| read.text("TWITTER_API_KEY")),
                 client_secret: read.secret("TWITTER_CLIENT_SECRET").or_else(|| read.secret("TWITTER_API_SECRET")),
+                visibility: read.seconds("TWITTER_VISIBILITY_SECONDS", 60),
             },
             storage: StorageConfig { folder: read.path("STORAGE_FOLDER", ".multivio/media") },
             media: MediaConfig {
@@ -200,10 +213,21 @@ impl Config {
                 ffprobe: read.path("FFPROBE", "ffprobe"),
                 scratch: read.path("MEDIA_SCRATCH_FOLDER", ".multivio/scratch"),
                 max_upload_bytes: read.parse("MEDIA_MAX_UPLOAD_BYTES", "a whole number of bytes", 8 << 30),
+                x264_preset: read
+                    .optional("MEDIA_X264_PRESET", "an x264 preset, from ultrafast to veryslow", is_x264_preset)
+                    .unwrap_or_else(|| "medium".to_owned()),
+                threads: read.optional("MEDIA_THREADS", "a whole number, 1 or more", |n: &usize| *n > 0),
             },
         };
         if read.problems.is_empty() { Ok(config) } else { Err(ConfigError(read.problems)) }
     }
+}
+
+#[expect(clippy::ptr_arg, reason = "the reader gives what it has parsed")]
+fn is_x264_preset(name: &String) -> bool {
+    const PRESETS: [&str; 9] =
+        ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"];
+    PRESETS.contains(&name.as_str())
 }
 
 struct Reader<'a> {

@@ -4,7 +4,7 @@ use std::{str::FromStr, time::Duration};
 
 use secrecy::ExposeSecret;
 use sqlx::{
-    PgPool,
+    ConnectOptions, PgPool,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -29,7 +29,8 @@ pub fn pool(config: &DatabaseConfig, application: &str) -> sqlx::Result<PgPool> 
 /// What every session of the product agrees on.
 pub fn connect_options(config: &DatabaseConfig, application: &str) -> sqlx::Result<PgConnectOptions> {
     let limit_ms = SESSION_LIMIT.as_millis().to_string();
-    Ok(PgConnectOptions::from_str(config.url.expose_secret())?.application_name(application).options([
+    let options = PgConnectOptions::from_str(config.url.expose_secret())?.application_name(application);
+    Ok(options.log_slow_statements(log::LevelFilter::Debug, SESSION_LIMIT / 5).options([
         ("lock_timeout", limit_ms.as_str()),
         ("statement_timeout", limit_ms.as_str()),
         ("idle_in_transaction_session_timeout", limit_ms.as_str()),
@@ -39,5 +40,19 @@ pub fn connect_options(config: &DatabaseConfig, application: &str) -> sqlx::Resu
         ("tcp_keepalives_count", "3"),
         ("tcp_user_timeout", "10000"),
         ("timezone", "UTC"),
+    ]))
+}
+
+/// The same for the engine's own sessions, whose few statements all find their rows by index. Said outright, because
+/// statistics of a table that fills and drains in seconds mislead the planner into reading all of it.
+pub fn engine_options(config: &DatabaseConfig, application: &str) -> sqlx::Result<PgConnectOptions> {
+    Ok(connect_options(config, application)?.options([
+        ("enable_seqscan", "off"),
+        ("enable_hashjoin", "off"),
+        ("enable_mergejoin", "off"),
+        ("enable_bitmapscan", "off"),
+        ("enable_material", "off"),
+        ("plan_cache_mode", "force_generic_plan"),
+        ("jit", "off"),
     ]))
 }

@@ -11,11 +11,14 @@ use serde::Serialize;
 use crate::config::{Config, ConfigError};
 
 pub mod api;
+pub mod bench;
 pub mod check;
+pub mod health;
 pub mod jobs;
 pub mod migrate;
 pub mod openapi;
 pub mod token;
+pub mod up;
 
 /// One line per sub-command: its doc comment is its help, its module has `Arguments` and `run`.
 macro_rules! commands {
@@ -34,6 +37,8 @@ macro_rules! commands {
 }
 
 commands! {
+    /// Run everything on this machine, with a Postgres and a Redis of its own
+    Up = up,
     /// Serve the HTTP API
     Api = api,
     /// Bring the database's schema up to date
@@ -44,6 +49,10 @@ commands! {
     Token = token,
     /// List, show, cancel, retry, pause, resume: the operators' view of jobs
     Jobs = jobs,
+    /// Exit with 0 when this host's API, or a worker, is healthy (for containers)
+    Health = health,
+    /// Measure this machine with the product on it, each figure beside its limit
+    Bench = bench,
     /// Print the OpenAPI document
     #[command(hide = true)]
     Openapi = openapi,
@@ -61,6 +70,7 @@ pub struct Multivio {
 
 const EXAMPLES: &str = "\
 Examples:
+  multivio up                     everything on this machine, ready to use
   multivio check                  what is missing before anything is started
   multivio migrate && multivio api
   curl -H \"Authorization: Bearer $(multivio token)\" localhost:8080/api/v1/jobs

@@ -60,16 +60,22 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
             .remedy("Set it to a random text: `openssl rand -base64 48` makes one."));
     };
     let tokens = LocalTokens::new(jwt).map_err(|weak| Failure::usage(weak.to_string()))?;
+    let developer = developer(arguments.scope.iter().map(|scope| match scope {
+        ScopeName::Workspace => Scope::Workspace,
+        ScopeName::Admin => Scope::Admin,
+    }));
     let caller = Caller {
-        tenant: arguments.tenant.unwrap_or(TenantId::from_uuid(DEVELOPER)),
-        user: arguments.user.unwrap_or(UserId::from_uuid(DEVELOPER)),
-        scopes: Scopes::of(arguments.scope.iter().map(|scope| match scope {
-            ScopeName::Workspace => Scope::Workspace,
-            ScopeName::Admin => Scope::Admin,
-        })),
+        tenant: arguments.tenant.unwrap_or(developer.tenant),
+        user: arguments.user.unwrap_or(developer.user),
+        ..developer
     };
     let lifetime = arguments.minutes.map(|minutes| Duration::from_secs(60 * u64::from(minutes)));
     let token = tokens.issue(&caller, lifetime);
     let token = token.expose_secret();
     screen.show(&Shown { token, user: caller.user, tenant: caller.tenant }, || token.to_owned())
+}
+
+/// Whoever develops with this installation.
+pub(super) fn developer(scopes: impl IntoIterator<Item = Scope>) -> Caller {
+    Caller { tenant: TenantId::from_uuid(DEVELOPER), user: UserId::from_uuid(DEVELOPER), scopes: Scopes::of(scopes) }
 }

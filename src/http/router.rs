@@ -21,11 +21,17 @@ use super::{
     request_id::RequestId,
     translate::Translate,
 };
-use crate::jobs::api::JobsApi;
+use crate::{
+    ai::{api::AiApi, models::ModelLists},
+    connections::api::ConnectionsApi,
+    jobs::api::JobsApi,
+    posts::api::PostsApi,
+    publishing::{Publisher, api::PublishingApi},
+};
 
 /// Every call of every domain.
 fn calls() -> impl OpenApi + Clone {
-    (JobsApi, HealthApi)
+    (PostsApi, PublishingApi, ConnectionsApi, AiApi, JobsApi, HealthApi)
 }
 
 const PATHS: Paths = Paths { public: &[], uploads: &["/api/v1/media"] };
@@ -36,6 +42,8 @@ pub struct Services {
     pub limiter: Arc<RateLimiter>,
     pub health: Arc<Health>,
     pub figures: Vec<Arc<dyn Figures>>,
+    pub publisher: Publisher,
+    pub models: Arc<ModelLists>,
 }
 
 /// The API, ready to be served.
@@ -47,7 +55,9 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .at("/docs", DocsEndpoint(document))
         .at("/metrics", metrics_endpoint(Arc::clone(&metrics), services.figures))
         .nest("/", service())
-        .data(services.health);
+        .data(services.health)
+        .data(services.publisher)
+        .data(services.models);
     guarded(calls, services.app, services.limiter, metrics)
 }
 

@@ -21,7 +21,7 @@ use super::{hand::Grip, ledger::Claim};
 
 /// A claimed job and this process's grip on it.
 #[derive(Debug, Clone)]
-pub struct Handed(pub Arc<Claim>, pub Grip, pub Arc<tokio::sync::OwnedSemaphorePermit>);
+pub struct Handed(pub Arc<Claim>, pub Grip);
 
 /// Shared by the incarnations of one apalis worker, so that a restart by the monitor loses nothing.
 #[derive(Debug, Clone)]

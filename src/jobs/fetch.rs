@@ -189,10 +189,10 @@ impl Fetcher {
     async fn start(&self, claims: Vec<Claim>, mut permits: OwnedSemaphorePermit) {
         let jobs: Vec<JobId> = claims.iter().map(|claim| claim.job).collect();
         for claim in claims {
-            let grip = self.hand.take(claim.job, claim.run);
-            let permit = permits.split(1).expect("never more claims than slots");
+            let slot = permits.split(1).expect("never more claims than slots");
+            let grip = self.hand.take(claim.job, claim.run, slot);
             // The channel holds as many as there are slots: this never waits.
-            if self.claimed.send(Handed(Arc::new(claim), grip, Arc::new(permit))).await.is_err() {
+            if self.claimed.send(Handed(Arc::new(claim), grip)).await.is_err() {
                 warn!("claimed jobs met no worker; their lease brings them back");
             }
         }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::lease_guard::{self, LeaseGuard, Timer};
@@ -50,6 +50,8 @@ struct Entry {
     run: i32,
     stop: CancellationToken,
     reason: Arc<Mutex<Option<StopReason>>>,
+    /// Free again once the ledger has the run's end: never more in hand than there are slots.
+    _slot: OwnedSemaphorePermit,
 }
 
 /// What a run holds of its entry.
@@ -109,8 +111,8 @@ impl Hand {
         self.lock().jobs.iter().map(|(job, entry)| (*job, entry.run)).collect()
     }
 
-    pub fn take(&self, job: JobId, run: i32) -> Grip {
-        let entry = Entry { run, stop: CancellationToken::new(), reason: Arc::default() };
+    pub fn take(&self, job: JobId, run: i32, slot: OwnedSemaphorePermit) -> Grip {
+        let entry = Entry { run, stop: CancellationToken::new(), reason: Arc::default(), _slot: slot };
         let grip = Grip { stop: entry.stop.clone(), reason: Arc::clone(&entry.reason) };
         self.lock().jobs.insert(job, entry);
         grip

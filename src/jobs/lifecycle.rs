@@ -29,7 +29,7 @@ pub struct Bench {
 
 /// One run of one job. Never fails for apalis: whatever happens becomes a value and goes to the ledger.
 pub async fn execute(handed: Handed, bench: Data<Arc<Bench>>) {
-    let Handed(claim, grip, slot) = handed;
+    let Handed(claim, grip) = handed;
     let cx = JobContext::new(&claim, grip, &bench.engine, &bench.hand, &bench.registry, &bench.emitter);
     let outcome = attempt(&claim, &cx, &bench.registry).await;
     let attempts = Attempts { failed: claim.failed_attempts, max: claim.max_attempts };
@@ -39,7 +39,6 @@ pub async fn execute(handed: Handed, bench: Data<Arc<Bench>>) {
         // Another worker has it; this one only forgets.
         None => bench.hand.let_go([(claim.job, claim.run)]),
     }
-    drop(slot);
 }
 
 /// Timeout, panic, and an end from outside become values.

@@ -6,8 +6,15 @@
 #[allow(dead_code, unused_imports, reason = "an offer to every area; each takes what it needs")]
 mod harness;
 
+mod ai;
 mod api_jobs;
 mod http;
 mod http_cli;
 mod http_idempotency;
+mod engine;
 mod local;
+mod media_clips;
+mod media_hostile;
+mod media_render;
+mod media_stills;
+mod settings;
