@@ -234,7 +234,23 @@ impl Twin for Llm {
         self.desk().keys.get(call.bearer()?).map(|key| key.label.clone())
     }
 
+<<<<<<< HEAD
     fn serve(&self, operation: Option<&'static Operation>, call: &Call, twist: Option<&Twist>) -> Answer {
+=======
+    /// Accounts are keys here, known by their labels.
+    fn find_account(&self, label: &str) -> Option<String> {
+        let desk = self.desk();
+        let known = desk.keys.values().any(|key| key.label == label);
+        known.then(|| String::from(label))
+    }
+
+    fn serve(
+        &self,
+        operation: Option<&'static Operation>,
+        call: &Call,
+        twist: Option<&Twist>,
+    ) -> Answer {
+>>>>>>> h/sandbox
         let refusals = refusals::of(self.provider);
         let Some(operation) = operation else {
             let known_path = self.operations().iter().any(|operation| operation.route == call.path);

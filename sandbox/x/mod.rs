@@ -107,7 +107,22 @@ impl Twin for X {
         refresh.and_then(|grant| grant.account.clone()).or_else(|| code.map(|code| code.account.clone()))
     }
 
+<<<<<<< HEAD
     fn serve(&self, operation: Option<&'static Operation>, call: &Call, twist: Option<&Twist>) -> Answer {
+=======
+    fn find_account(&self, id_or_name: &str) -> Option<String> {
+        let world = self.world();
+        let account = world.account_named(id_or_name);
+        account.map(|account| account.id.clone())
+    }
+
+    fn serve(
+        &self,
+        operation: Option<&'static Operation>,
+        call: &Call,
+        twist: Option<&Twist>,
+    ) -> Answer {
+>>>>>>> h/sandbox
         let Some(operation) = operation else {
             return refusals::no_such_route(&call.path);
         };
