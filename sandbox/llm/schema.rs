@@ -46,26 +46,6 @@ impl Filler<'_> {
         if let Some(constant) = schema.get("const") {
             return constant.clone();
         }
-<<<<<<< HEAD
-        if let Some(first) = schema["enum"].as_array().and_then(|values| values.iter().find(|value| !value.is_null())) {
-            return first.clone();
-        }
-        if let Some(target) = schema["$ref"].as_str().and_then(|path| self.root.pointer(path.trim_start_matches('#'))) {
-            return self.value(target, name, limit, depth + 1);
-        }
-        for choice in ["anyOf", "oneOf", "allOf"] {
-            if let Some(first) = schema[choice].as_array().and_then(|all| all.iter().find(|one| one["type"] != "null"))
-            {
-                return self.value(first, name, limit, depth + 1);
-            }
-        }
-        match type_of(schema) {
-            "object" => self.object(schema, limit, depth),
-            "array" => self.array(schema, name, limit, depth),
-            "string" => Value::String(self.text(schema, name, limit)),
-            "integer" => json!(self.number(schema, name)),
-            "number" => json!(f64::from(u32::try_from(self.number(schema, name)).unwrap_or(0))),
-=======
         if let Some(words) = schema["enum"].as_array() {
             let about = words.iter().find(|word| *word == place.about);
             return about
@@ -94,7 +74,6 @@ impl Filler<'_> {
             "number" => json!(f64::from(
                 u32::try_from(self.number(schema, place.name)).unwrap_or(0)
             )),
->>>>>>> h/sandbox
             "boolean" => json!(true),
             _ => Value::Null,
         }
@@ -125,12 +104,6 @@ impl Filler<'_> {
 
     fn array(&self, schema: &Value, place: Place<'_>, depth: usize) -> Value {
         let items = &schema["items"];
-<<<<<<< HEAD
-        let least = schema["minItems"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-        let most = schema["maxItems"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
-        let lower = name.to_lowercase();
-        let limit_here = tighter(limit, items);
-=======
         let least = schema["minItems"]
             .as_u64()
             .and_then(|n| usize::try_from(n).ok())
@@ -142,7 +115,6 @@ impl Filler<'_> {
         let lower = place.name.to_lowercase();
         let task = self.task;
         let one = || self.value(items, place, depth + 1);
->>>>>>> h/sandbox
         let mut values: Vec<Value> = if type_of(items) != "string" {
             match kinds(items) {
                 // One for each: "exactly one variant for each platform".
@@ -153,11 +125,6 @@ impl Filler<'_> {
                 None => vec![one()],
             }
         } else if lower.contains("hashtag") || lower == "tags" {
-<<<<<<< HEAD
-            writer::hashtags(&self.task.content, 3, self.task.seed).into_iter().map(Value::String).collect()
-        } else if ["parts", "posts", "tweets", "thread", "segments"].contains(&lower.as_str()) {
-            writer::parts(&self.task.content, limit_here.unwrap_or(280)).into_iter().map(Value::String).collect()
-=======
             writer::hashtags(&task.content, 3, task.seed)
                 .into_iter()
                 .map(Value::String)
@@ -168,7 +135,6 @@ impl Filler<'_> {
                 .into_iter()
                 .map(Value::String)
                 .collect()
->>>>>>> h/sandbox
         } else {
             vec![one()]
         };
@@ -193,16 +159,11 @@ impl Filler<'_> {
         if let Some(fixed) = fixed {
             return Some(String::from(fixed));
         }
-<<<<<<< HEAD
-        let lower = name.to_lowercase();
-        let task = Task { limit, ..self.task.clone() };
-=======
         let lower = place.name.to_lowercase();
         let task = Task {
             limit: place.limit,
             ..self.task.clone()
         };
->>>>>>> h/sandbox
         let is = |words: &[&str]| words.iter().any(|word| lower.contains(word));
         if is(&["title", "headline"]) {
             let limit = task.limits.get(place.about).and_then(|limits| limits.title);
@@ -223,12 +184,8 @@ impl Filler<'_> {
         } else if is(&["hashtag"]) {
             writer::hashtags(&task.content, 1, task.seed).concat()
         } else if is(&["reason", "explanation", "note", "rationale"]) {
-<<<<<<< HEAD
-            writer::fitted("Kept the main point and left out what repeats it.", limit.unwrap_or(200))
-=======
             let words = "Kept the main point and left out what repeats it.";
             writer::fitted(words, place.limit.unwrap_or(200))
->>>>>>> h/sandbox
         } else {
             writer::compose(&task)
         })
@@ -265,7 +222,10 @@ fn kinds(items: &Value) -> Option<Vec<String>> {
 fn type_of(schema: &Value) -> &str {
     let stated = match &schema["type"] {
         Value::String(name) => Some(name.as_str()),
-        Value::Array(names) => names.iter().filter_map(Value::as_str).find(|name| *name != "null"),
+        Value::Array(names) => names
+            .iter()
+            .filter_map(Value::as_str)
+            .find(|name| *name != "null"),
         _ => None,
     };
     stated.unwrap_or(if schema["properties"].is_object() {
@@ -279,7 +239,9 @@ fn type_of(schema: &Value) -> &str {
 
 /// The smaller of what is known and what this schema says itself, in `maxLength` or in its description.
 fn tighter(limit: Option<usize>, schema: &Value) -> Option<usize> {
-    let stated = schema["maxLength"].as_u64().and_then(|most| usize::try_from(most).ok());
+    let stated = schema["maxLength"]
+        .as_u64()
+        .and_then(|most| usize::try_from(most).ok());
     let described = schema["description"].as_str().and_then(limit_in);
     [limit, stated, described].into_iter().flatten().min()
 }
@@ -319,10 +281,19 @@ mod tests {
         let tags = value["hashtags"].as_array().expect("list");
         assert!(
             (2..=3).contains(&tags.len())
-                && tags.iter().all(|tag| tag.as_str().is_some_and(|tag| tag.starts_with('#')))
+                && tags
+                    .iter()
+                    .all(|tag| tag.as_str().is_some_and(|tag| tag.starts_with('#')))
         );
-        assert_eq!((&value["platform"], &value["score"], &value["maybe"]), (&json!("x"), &json!(3), &json!(true)));
-        assert!(value["parts"].as_array().is_some_and(|parts| parts.len() > 2));
+        assert_eq!(
+            (&value["platform"], &value["score"], &value["maybe"]),
+            (&json!("x"), &json!(3), &json!(true))
+        );
+        assert!(
+            value["parts"]
+                .as_array()
+                .is_some_and(|parts| parts.len() > 2)
+        );
     }
 
     #[test]

@@ -37,11 +37,6 @@ pub struct Limits {
 impl Task {
     pub fn of(messages: &[Value]) -> Self {
         let system = said_by(messages, &["system", "developer"]);
-<<<<<<< HEAD
-        let users: Vec<&Value> = messages.iter().filter(|message| message["role"] == "user").collect();
-        let user = users.last().map(|message| text_of(message)).unwrap_or_default();
-        let content = content_of(&user);
-=======
         let users: Vec<&Value> = messages
             .iter()
             .filter(|message| message["role"] == "user")
@@ -54,12 +49,17 @@ impl Task {
             .find(|text| marked_content(text).is_some());
         let user = marked.or(said.first()).cloned().unwrap_or_default();
         let content = marked_content(&user).unwrap_or_else(|| String::from(user.trim()));
->>>>>>> h/sandbox
         let around = user.replacen(&content, " ", 1);
-        let has_image = users.last().is_some_and(|message| message["content"].to_string().contains("\"image_url\""));
+        let has_image = users
+            .last()
+            .is_some_and(|message| message["content"].to_string().contains("\"image_url\""));
         let instructions = format!("{system}\n{around}").to_lowercase();
         Self {
-            verb: if has_image { Verb::Describe } else { verb_of(&instructions) },
+            verb: if has_image {
+                Verb::Describe
+            } else {
+                verb_of(&instructions)
+            },
             limit: limit_in(&instructions),
             limits: limits_in(&instructions),
             seed: seed_of(&Value::from(messages.to_vec()).to_string()),
@@ -71,18 +71,29 @@ impl Task {
 /// A number from a text, the same on every run.
 pub fn seed_of(text: &str) -> u64 {
     let digest = Sha256::digest(text);
-    digest.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+    digest
+        .iter()
+        .take(8)
+        .fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
 
 fn said_by(messages: &[Value], roles: &[&str]) -> String {
-    let said = messages.iter().filter(|message| message["role"].as_str().is_some_and(|role| roles.contains(&role)));
+    let said = messages.iter().filter(|message| {
+        message["role"]
+            .as_str()
+            .is_some_and(|role| roles.contains(&role))
+    });
     said.map(text_of).collect::<Vec<_>>().join("\n")
 }
 
 fn text_of(message: &Value) -> String {
     match &message["content"] {
         Value::String(text) => text.clone(),
-        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join("\n"),
+        Value::Array(parts) => parts
+            .iter()
+            .filter_map(|part| part["text"].as_str())
+            .collect::<Vec<_>>()
+            .join("\n"),
         _ => String::new(),
     }
 }
@@ -103,16 +114,6 @@ fn marked_content(message: &str) -> Option<String> {
             return Some(String::from(inside.trim()));
         }
     }
-<<<<<<< HEAD
-    if let Ok(Value::Object(fields)) = serde_json::from_str(message) {
-        let inside =
-            ["content", "text", "universal_content", "input"].iter().find_map(|name| fields.get(*name)?.as_str());
-        if let Some(inside) = inside {
-            return String::from(inside.trim());
-        }
-    }
-    String::from(message.trim())
-=======
     let fields: Value = serde_json::from_str(message).ok()?;
     let names = ["content", "text", "universal_content", "input"];
     let inside = names.iter().find_map(|name| fields[name].as_str());
@@ -145,7 +146,6 @@ fn limits_in(instructions: &str) -> BTreeMap<String, Limits> {
         })
     });
     named.collect()
->>>>>>> h/sandbox
 }
 
 fn verb_of(instructions: &str) -> Verb {
@@ -158,7 +158,10 @@ fn verb_of(instructions: &str) -> Verb {
         ("alt text", Verb::Describe),
         ("write a title", Verb::Title),
     ];
-    words.iter().find(|(word, _)| instructions.contains(word)).map_or(Verb::Optimize, |(_, verb)| *verb)
+    words
+        .iter()
+        .find(|(word, _)| instructions.contains(word))
+        .map_or(Verb::Optimize, |(_, verb)| *verb)
 }
 
 /// The smallest number of characters a text allows: "at most 280 characters", "a 100-character limit".
@@ -171,10 +174,18 @@ pub fn limit_in(text: &str) -> Option<usize> {
             at += 1;
             continue;
         }
-        let run = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit() || **byte == b',').count();
-        let number: String = text[at..at + run].chars().filter(char::is_ascii_digit).collect();
+        let run = bytes[at..]
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit() || **byte == b',')
+            .count();
+        let number: String = text[at..at + run]
+            .chars()
+            .filter(char::is_ascii_digit)
+            .collect();
         let rest = text[at + run..].trim_start_matches([' ', '-', '\n']);
-        let rest = rest.strip_prefix("weighted").map_or(rest, |rest| rest.trim_start());
+        let rest = rest
+            .strip_prefix("weighted")
+            .map_or(rest, |rest| rest.trim_start());
         let lower: String = rest.chars().take(4).collect::<String>().to_lowercase();
         if lower == "char"
             && let Ok(limit) = number.parse::<usize>()
@@ -211,16 +222,14 @@ mod tests {
     fn the_same_prompt_has_the_same_seed() {
         let messages = [json!({"role": "user", "content": "hello"})];
         assert_eq!(Task::of(&messages).seed, Task::of(&messages).seed);
-        assert_ne!(Task::of(&messages).seed, Task::of(&[json!({"role": "user", "content": "hullo"})]).seed);
+        assert_ne!(
+            Task::of(&messages).seed,
+            Task::of(&[json!({"role": "user", "content": "hullo"})]).seed
+        );
     }
 
     #[test]
     fn content_is_found_in_tags_fences_and_json() {
-<<<<<<< HEAD
-        assert_eq!(content_of("Do it.\n\"\"\"\nHi there\n\"\"\"\nThanks"), "Hi there");
-        assert_eq!(content_of("{\"content\": \"Hi\", \"tone\": \"warm\"}"), "Hi");
-        assert_eq!(content_of("  Hi  "), "Hi");
-=======
         let found = |message: &str| marked_content(message);
         assert_eq!(
             found("Do it.\n\"\"\"\nHi there\n\"\"\"\nThanks").as_deref(),
@@ -263,6 +272,5 @@ mod tests {
             }
         );
         assert_eq!(limits.len(), 2);
->>>>>>> h/sandbox
     }
 }
