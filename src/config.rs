@@ -94,6 +94,8 @@ pub struct XConfig {
     pub api_base: Url,
     pub client_id: Option<String>,
     pub client_secret: Option<SecretString>,
+    /// How long after a post was accepted it may still be missing from its author's list.
+    pub visibility: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -134,14 +136,20 @@ impl fmt::Display for ConfigError {
 impl Config {
     /// Reads the process's environment, after an `.env` file where there is one.
     pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_env_with(&[])
+    }
+
+    /// [`Self::from_env`] for programs that bring servers of their own: what is given wins.
+    pub fn from_env_with(given: &[(String, String)]) -> Result<Self, ConfigError> {
         // A missing file is the ordinary case in production; a malformed one must not pass silently.
         if let Err(error) = dotenvy::dotenv()
             && !error.not_found()
         {
             return Err(ConfigError(vec![format!(".env could not be read: {error}")]));
         }
+        let given = |name: &str| given.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-        Self::load(&|name| std::env::var(name).ok())
+        Self::load(&|name| given(name).or_else(|| std::env::var(name).ok()))
     }
 
     pub fn load(lookup: Lookup<'_>) -> Result<Self, ConfigError> {
@@ -197,6 +205,7 @@ impl Config {
                 api_base: read.url("TWITTER_API_BASE_URL", "https://api.x.com"),
                 client_id: read.text("TWITTER_CLIENT_ID").or_else(|| read.text("TWITTER_API_KEY")),
                 client_secret: read.secret("TWITTER_CLIENT_SECRET").or_else(|| read.secret("TWITTER_API_SECRET")),
+                visibility: read.seconds("TWITTER_VISIBILITY_SECONDS", 60),
             },
             storage: StorageConfig { folder: read.path("STORAGE_FOLDER", ".multivio/media") },
             media: MediaConfig {

@@ -11,6 +11,8 @@ pub mod crypto;
 pub mod db;
 /// Every identifier.
 pub mod ids;
+/// The one way to speak HTTP to the outside.
+pub mod outbound;
 /// One token that says "stop", and who listens to it.
 pub mod shutdown;
 /// Logs and spans; nothing secret passes.
@@ -33,6 +35,8 @@ pub mod platforms;
 pub mod posts;
 /// Publications: phases, reconcile, the publish job.
 pub mod publishing;
+/// How long a text is to each platform, and what else they refuse.
+pub mod text;
 
 // How it is reached.
 /// The sub-commands of `multivio`.

@@ -1,12 +1,17 @@
 //! Runs the jobs of the `media` queue.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use multivio::{
     jobs::{Queue, Registry},
+    media::{MediaService, Transcode},
     worker,
 };
 
 fn main() -> ExitCode {
-    worker::main(Queue::Media, 1, |_config, _db| Ok(Registry::of(Queue::Media)))
+    // One at a time: ffmpeg uses every core by itself.
+    worker::main(Queue::Media, 1, |config, db| {
+        let media = MediaService::new(config, db)?;
+        Ok(Registry::of(Queue::Media).service(Arc::new(media)).job::<Transcode>())
+    })
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use poem::web::Data;
 use poem_openapi::{ApiResponse, Enum, Object, OpenApi, payload::Json};
 use sqlx::PgPool;
 use tokio::sync::Mutex;
@@ -108,9 +109,8 @@ pub enum HealthAnswer {
 }
 
 /// Answers the health calls.
-pub struct HealthApi {
-    health: Arc<Health>,
-}
+#[derive(Clone)]
+pub struct HealthApi;
 
 pub struct Health {
     db: PgPool,
@@ -194,20 +194,14 @@ impl Probe for Database {
     }
 }
 
-impl HealthApi {
-    pub fn new(health: Arc<Health>) -> Self {
-        Self { health }
-    }
-}
-
 #[OpenApi(tag = "Tag::Service")]
 impl HealthApi {
     /// How everything is
     ///
     /// Each dependency with its state. 503 when work can not be taken or done.
     #[oai(path = "/health", method = "get", operation_id = "health")]
-    async fn health(&self) -> HealthAnswer {
-        let report = self.health.report().await;
+    async fn health(&self, health: Data<&Arc<Health>>) -> HealthAnswer {
+        let report = health.report().await;
         match report.status {
             ProbeState::Down => HealthAnswer::Unwell(Json(report)),
             _ => HealthAnswer::Well(Json(report)),
@@ -230,8 +224,8 @@ impl HealthApi {
     ///
     /// Send it requests only while this is 200.
     #[oai(path = "/health/ready", method = "get", operation_id = "healthReady")]
-    async fn ready(&self) -> HealthAnswer {
-        let check = self.health.readiness().await;
+    async fn ready(&self, health: Data<&Arc<Health>>) -> HealthAnswer {
+        let check = health.readiness().await;
         let status = check.state;
         let report = Json(HealthReport { status, version: env!("CARGO_PKG_VERSION").into(), checks: vec![check] });
         if status == ProbeState::Ok { HealthAnswer::Well(report) } else { HealthAnswer::Unwell(report) }

@@ -21,9 +21,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{Script, aio::ConnectionManager};
+use redis::Script;
 
-use crate::{config::ApiConfig, ids::UserId};
+use crate::{
+    config::ApiConfig,
+    ids::UserId,
+    jobs::belt::{Belt, BeltError},
+    telemetry::chain,
+};
 
 const SHARDS: usize = 16;
 /// Callers remembered per shard before those with a finished window are forgotten.
@@ -102,8 +107,7 @@ struct Bucket {
 
 /// The count that all processes share.
 pub struct Shared {
-    redis: ConnectionManager,
-    prefix: String,
+    belt: Belt,
     script: Script,
     /// Milliseconds since `started` until which Redis is left alone.
     rest_until_ms: AtomicU64,
@@ -224,15 +228,9 @@ return {granted, used, ends_in}
 ";
 
 impl Shared {
-    /// `prefix` keeps two installations on one Redis apart.
-    pub fn new(redis: ConnectionManager, prefix: &str) -> Self {
-        Self {
-            redis,
-            prefix: format!("{prefix}:rate"),
-            script: Script::new(SCRIPT),
-            rest_until_ms: AtomicU64::new(0),
-            started: Instant::now(),
-        }
+    /// In the Redis of the belt, under the installation's own prefix.
+    pub fn new(belt: Belt) -> Self {
+        Self { belt, script: Script::new(SCRIPT), rest_until_ms: AtomicU64::new(0), started: Instant::now() }
     }
 
     /// `None` when Redis cannot say.
@@ -240,18 +238,20 @@ impl Shared {
         if self.elapsed_ms() < self.rest_until_ms.load(Ordering::Relaxed) {
             return None;
         }
-        let mut redis = self.redis.clone();
-        let window_ms = u64::try_from(limiter.window.as_millis()).unwrap_or(u64::MAX);
-        let mut call = self.script.prepare_invoke();
-        call.key(format!("{}:{subject}", self.prefix)).arg(limiter.block).arg(limiter.limit).arg(window_ms);
-        let answer = tokio::time::timeout(REDIS_WAIT, call.invoke_async::<(u32, u32, u64)>(&mut redis)).await;
-        match answer {
-            Ok(Ok((granted, used, ends_in_ms))) => {
-                Some(Grant { granted, used, ends_in: Duration::from_millis(ends_in_ms) })
-            }
-            Ok(Err(error)) => self.rest(&crate::telemetry::chain(&error)),
+        match tokio::time::timeout(REDIS_WAIT, self.call(subject, limiter)).await {
+            Ok(Ok(grant)) => Some(grant),
+            Ok(Err(error)) => self.rest(&chain(&error)),
             Err(_elapsed) => self.rest("no answer in time"),
         }
+    }
+
+    async fn call(&self, subject: Subject, limiter: &RateLimiter) -> Result<Grant, BeltError> {
+        let key = format!("{}:rate:{subject}", self.belt.prefix().await?);
+        let window_ms = u64::try_from(limiter.window.as_millis()).unwrap_or(u64::MAX);
+        let mut call = self.script.prepare_invoke();
+        call.key(key).arg(limiter.block).arg(limiter.limit).arg(window_ms);
+        let (granted, used, ends_in_ms) = call.invoke_async::<(u32, u32, u64)>(&mut self.belt.connection()).await?;
+        Ok(Grant { granted, used, ends_in: Duration::from_millis(ends_in_ms) })
     }
 
     fn rest(&self, cause: &str) -> Option<Grant> {

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod page;
 pub mod problem;
 pub mod request_id;
+pub mod router;
 mod schema;
 pub mod server;
 pub mod state;

@@ -1,6 +1,7 @@
 //! What every handler may use. A domain adds services of its own as further `Data`, not as fields here.
 
 use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
 
 use super::auth::{Authenticator, WeakSecret};
 use crate::{config::Config, jobs::Engine};
@@ -12,11 +13,13 @@ pub struct App {
     pub db: PgPool,
     pub engine: Engine,
     pub auth: Authenticator,
+    /// Cancelled when the process stops: long polls and event streams end then, and clients come back elsewhere.
+    pub stop: CancellationToken,
 }
 
 impl App {
-    pub fn new(config: Config, db: PgPool, engine: Engine) -> Result<Self, WeakSecret> {
+    pub fn new(config: Config, db: PgPool, engine: Engine, stop: CancellationToken) -> Result<Self, WeakSecret> {
         let auth = Authenticator::new(config.jwt.as_ref())?;
-        Ok(Self { config, db, engine, auth })
+        Ok(Self { config, db, engine, auth, stop })
     }
 }

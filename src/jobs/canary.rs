@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgExecutor};
 
 use super::{
-    Job, JobContext, Lane, Queue, Stop,
-    relay::{CatchUp, ScheduleError, Timetable, schedule},
+    Job, JobContext, Lane, NewJob, Queue, Stop,
+    relay::{CatchUp, Schedule, ScheduleError, Timetable},
 };
+use crate::ids::TenantId;
 
 /// A queue whose canary was seen longer ago than this is not working.
 pub const FRESH_FOR: Duration = Duration::from_secs(60);
@@ -47,14 +48,15 @@ impl Job for Canary {
 pub async fn schedule_all(db: &mut PgConnection) -> Result<(), ScheduleError> {
     for &queue in Queue::ALL {
         let timetable = Timetable {
-            name: &format!("canary-{queue}"),
-            cron: EVERY_HALF_MINUTE,
-            timezone: "UTC",
+            name: format!("canary-{queue}"),
+            cron: EVERY_HALF_MINUTE.into(),
+            timezone: "UTC".into(),
             catch_up: CatchUp::Skip,
             // One on its way is enough: a queue without workers must not fill up with canaries.
             exclusive: true,
         };
-        schedule(db, &timetable, &Canary { queue }, queue, Lane::Default).await?;
+        let job = NewJob { queue, lane: Lane::Default, ..NewJob::of(&Canary { queue }, TenantId::SYSTEM) };
+        Schedule { timetable, job }.save(db).await?;
     }
     Ok(())
 }

@@ -136,6 +136,8 @@ macro_rules! stored_names {
     };
 }
 
+pub(crate) use stored_names;
+
 stored_names! {
     /// Where jobs of one sort wait; each has its own worker binary.
     Queue {

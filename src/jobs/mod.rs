@@ -54,6 +54,11 @@ pub mod noop;
 /// The elected loop: due jobs, the belt's window, rescue, cron, retention.
 pub mod relay;
 
+/// The calls about jobs and groups.
+pub mod api;
+/// The engine's part of health and figures.
+pub mod health;
+
 pub use context::JobContext;
 pub use engine::{Engine, EnqueueError, Ticket};
 pub use job::{Backoff, Job, Lane, NewJob, OnParent, Priority, Queue, State, Stop, Until, Why};

@@ -13,15 +13,18 @@ use serde_json::{Value, value::RawValue};
 use super::{
     JobContext,
     canary::Canary,
-    job::{Backoff, Job, Lane, Queue, Stop},
+    job::{Backoff, Job, Lane, NewJob, Queue, Stop},
     noop::Noop,
+    relay::{CatchUp, Schedule, Timetable},
 };
+use crate::ids::TenantId;
 
 /// Made once at start; a kind that is not in it is left to a worker that knows it (E15).
 #[derive(Default)]
 pub struct Registry {
     kinds: HashMap<&'static str, Kind>,
     services: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+    schedules: Vec<Schedule>,
 }
 
 /// One kind, with its type forgotten.
@@ -61,6 +64,27 @@ impl Registry {
     pub fn service<T: Send + Sync + 'static>(mut self, service: Arc<T>) -> Self {
         self.services.insert(TypeId::of::<T>(), service);
         self
+    }
+
+    /// Registers a job of the product's own upkeep that runs by the clock; a fire that meets its predecessor
+    /// unfinished is left out.
+    ///
+    /// # Panics
+    /// As [`Self::job`].
+    pub fn upkeep<J: Job>(mut self, name: &'static str, cron: &'static str, job: &J) -> Self {
+        let timetable = Timetable {
+            name: name.into(),
+            cron: cron.into(),
+            timezone: "UTC".into(),
+            catch_up: CatchUp::Latest,
+            exclusive: true,
+        };
+        self.schedules.push(Schedule { timetable, job: NewJob::of(job, TenantId::SYSTEM) });
+        self.job::<J>()
+    }
+
+    pub(super) fn schedules(&self) -> &[Schedule] {
+        &self.schedules
     }
 
     pub fn get(&self, kind: &str) -> Option<&Kind> {

@@ -26,7 +26,7 @@ use super::{
     lifecycle::{self, Bench},
     relay,
 };
-use crate::{config::Config, db, ids::WorkerId};
+use crate::{config::Config, db, ids::WorkerId, telemetry};
 
 /// How a worker runs.
 #[derive(Debug, Clone)]
@@ -85,6 +85,9 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     tokio::select! {
         () = registered.cancelled() => info!(%queue, "ready"),
         () = stop.cancelled() => {}
+    }
+    if !stop.is_cancelled() {
+        save_schedules(&registry, &engine).await;
     }
     let lanes = registry.lanes(queue);
     let claims =
@@ -153,6 +156,20 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     Ok(())
 }
 
-fn hostname() -> String {
+/// A schedule that could not be saved is as it was before; the next start of a worker saves it.
+async fn save_schedules(registry: &Registry, engine: &Engine) {
+    let save = async {
+        let mut db = engine.db().acquire().await?;
+        for schedule in registry.schedules() {
+            schedule.save(&mut db).await?;
+        }
+        Ok::<_, relay::ScheduleError>(())
+    };
+    if let Err(error) = save.await {
+        warn!(error = %telemetry::chain(&error), "the upkeep's schedules were not saved");
+    }
+}
+
+pub(crate) fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |name| name.trim().into())
 }

@@ -46,6 +46,10 @@ impl ServerFolder {
         &self.path
     }
 
+    pub(super) fn asked(&self) -> &Path {
+        &self.asked
+    }
+
     pub(super) fn account(&self) -> Option<Account> {
         self.account
     }
@@ -74,8 +78,13 @@ impl ServerFolder {
         write().map_err(LocalError::io(format!("write {}", path.display())))
     }
 
-    /// The same random text at every start: a server's password.
-    pub(super) fn secret(&self, name: &str) -> Result<String, LocalError> {
+    /// A server's password.
+    pub(super) fn password(&self, name: &str) -> Result<String, LocalError> {
+        self.kept(name, || hex::encode(rand::random::<[u8; 24]>()))
+    }
+
+    /// A text that is made once and the same at every start, for nobody else to read.
+    pub(super) fn kept(&self, name: &str, make: impl FnOnce() -> String) -> Result<String, LocalError> {
         let path = self.asked.join(name);
         match fs::read_to_string(&path) {
             Ok(text) if !text.is_empty() => Ok(text),
@@ -83,14 +92,14 @@ impl ServerFolder {
                 Err(LocalError::Io { doing: format!("read {}", path.display()), source: error })
             }
             _ => {
-                let secret = hex::encode(rand::random::<[u8; 24]>());
-                self.write_private(&path, &secret, false)?;
-                Ok(secret)
+                let text = make();
+                self.write_private(&path, &text, false)?;
+                Ok(text)
             }
         }
     }
 
-    pub(super) fn clone_paths(&self) -> Self {
+    pub(super) fn share(&self) -> Self {
         Self { asked: self.asked.clone(), path: self.path.clone(), account: self.account, lock: self.lock.clone() }
     }
 
@@ -183,8 +192,8 @@ mod tests {
     fn a_secret_stays_the_same_and_only_its_owner_reads_it() {
         let parent = tempfile::tempdir().unwrap();
         let folder = ServerFolder::open(&parent.path().join("data")).unwrap();
-        let secret = folder.secret("password").unwrap();
-        assert_eq!(folder.secret("password").unwrap(), secret);
+        let secret = folder.password("password").unwrap();
+        assert_eq!(folder.password("password").unwrap(), secret);
         assert_eq!(secret.len(), 48);
         let mode = fs::metadata(folder.asked.join("password")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

@@ -10,20 +10,26 @@
 mod account;
 mod error;
 mod folder;
+mod kept;
 mod postgres;
 mod process;
 mod programs;
 mod redis;
+mod stack;
+mod twins;
 
 use std::path::{Path, PathBuf};
 
 pub use account::Account;
 pub use error::LocalError;
 pub use folder::ServerFolder;
+pub use kept::{Kept, Recipe};
 pub use postgres::{Durability, Postgres};
 pub use process::{Process, Spawning, free_port};
 pub use programs::{Programs, Remedy, find_in_path};
 pub use redis::{Dump, Persistence, Redis};
+pub use stack::{Stack, StackError, StackOptions};
+pub use twins::sandbox_settings;
 
 /// How a set of servers is to be run.
 #[derive(Debug, Clone)]
@@ -44,6 +50,13 @@ impl ServerOptions {
     pub fn throwaway(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into(), durability: Durability::None, persistence: Persistence::Off }
     }
+}
+
+/// For the machine itself: no proxy stands between.
+pub(crate) fn http_client() -> reqwest::Client {
+    // An error means that this process has chosen its cryptography already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().build().expect("a client without special wishes can be built")
 }
 
 /// One Postgres and one Redis that belong to this process. Dropping it stops both.
@@ -77,6 +90,25 @@ impl Servers {
         self.folder.path()
     }
 
+    /// The folder that was asked for, ours alone; the servers' files may be elsewhere.
+    fn asked(&self) -> &Path {
+        self.folder.asked()
+    }
+
+    /// A secret of this installation: made once, the same at every start, and nobody else can read it.
+    fn kept(&self, name: &str, make: impl FnOnce() -> String) -> Result<String, LocalError> {
+        self.folder.kept(name, make)
+    }
+
+    fn write_private(&self, name: &str, text: &str) -> Result<(), LocalError> {
+        self.folder.write_private(&self.folder.asked().join(name), text, false)
+    }
+
+    /// What removes all of it once it has stopped.
+    fn removal(&self) -> ServerFolder {
+        self.folder.share()
+    }
+
     /// Stops both in order, with everything written.
     pub async fn stop(mut self) -> Result<(), LocalError> {
         self.redis.stop().await?;
@@ -85,7 +117,7 @@ impl Servers {
 
     /// Stops both and removes all they wrote.
     pub async fn stop_and_remove(self) -> Result<(), LocalError> {
-        let folder = self.folder.clone_paths();
+        let folder = self.folder.share();
         self.stop().await?;
         folder.remove()
     }
@@ -95,6 +127,6 @@ impl Servers {
         self.redis.end_now();
         self.postgres.end_now();
         // An exit handler has nobody to tell; what could not be removed is swept by the next run.
-        let _ = self.folder.clone_paths().remove();
+        let _ = self.folder.share().remove();
     }
 }

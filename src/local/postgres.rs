@@ -54,7 +54,7 @@ impl Postgres {
             log: folder.path().join("postgres.log"),
             account: folder.account(),
             durability,
-            password: folder.secret("postgres.password")?.into(),
+            password: folder.password("postgres.password")?.into(),
             port: 0,
             process: None,
         };

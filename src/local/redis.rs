@@ -57,7 +57,7 @@ impl Redis {
             log: folder.path().join("redis.log"),
             account: folder.account(),
             persistence,
-            password: folder.secret("redis.password")?.into(),
+            password: folder.password("redis.password")?.into(),
             port: 0,
             process: None,
         };

@@ -6,8 +6,13 @@
 #[allow(dead_code, unused_imports, reason = "an offer to every area; each takes what it needs")]
 mod harness;
 
+mod ai;
 mod local;
+mod media_api;
 mod media_clips;
 mod media_hostile;
+mod media_jobs;
+mod media_process;
 mod media_render;
 mod media_stills;
+mod settings;

@@ -24,7 +24,9 @@ pub use promote::{
     Due, Turn, Waiting, expected_on_belt, fill, promote_due, promote_due_by_turns, promote_serial, suspect_lists,
     sweep_waiting, waiting,
 };
-pub use query::{DEPTH_CEILING, Depth, GroupStatus, JobFilter, JobRow, depth, get, get_many, group, list};
+pub use query::{
+    DEPTH_CEILING, Depth, GroupStatus, JobFilter, JobRow, depth, get, get_many, group, last_classes, list, live_workers,
+};
 pub use relay::{Leadership, lead, set_belt_epoch, step_down};
 pub use rescue::{
     CRASHES_ALONE, Heartbeat, Rescued, WorkerRow, cancel_requests, hand_back_strays, heartbeat, reap, register,

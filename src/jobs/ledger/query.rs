@@ -107,6 +107,16 @@ pub async fn get_many(db: impl PgExecutor<'_>, jobs: &[JobId]) -> sqlx::Result<V
         .await
 }
 
+/// How the last run of each job that did not end in success ended.
+pub async fn last_classes(db: impl PgExecutor<'_>, jobs: &[JobId]) -> sqlx::Result<Vec<(JobId, String)>> {
+    sqlx::query_as(
+        "select distinct on (job_id) job_id, class from job_attempts where job_id = any($1) order by job_id, run desc",
+    )
+    .bind(jobs.iter().map(|id| id.uuid()).collect::<Vec<Uuid>>())
+    .fetch_all(db)
+    .await
+}
+
 /// Which jobs a list shows.
 #[derive(Debug, Clone, Default)]
 pub struct JobFilter {
@@ -129,6 +139,8 @@ pub async fn list(
            and ($3::text is null or state = $3::job_state) and ($4::text is null or queue = $4) \
            and ($5::text is null or kind = $5) and ($6::uuid is null or group_id = $6) order by id desc limit $7"
     ))
+    // Planned anew for each set of filters: one plan for all of them would read the table from its end.
+    .persistent(false)
     .bind(filter.tenant)
     .bind(before)
     .bind(filter.state.map(State::as_str))
@@ -204,6 +216,16 @@ pub async fn depth(db: impl PgExecutor<'_>, queue: Queue, lane: crate::jobs::Lan
     .bind(queue.as_str())
     .bind(lane.as_str())
     .bind(DEPTH_CEILING)
+    .fetch_one(db)
+    .await
+}
+
+/// Workers of a queue whose lease is good.
+pub async fn live_workers(db: impl PgExecutor<'_>, queue: Queue) -> sqlx::Result<i64> {
+    sqlx::query_scalar(
+        "select count(*) from workers where queue = $1 and state in ('alive', 'stopping') and lease_expires_at > now()",
+    )
+    .bind(queue.as_str())
     .fetch_one(db)
     .await
 }

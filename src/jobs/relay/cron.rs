@@ -17,7 +17,7 @@ use crate::{
     ids::{JobId, TenantId},
     jobs::{
         Engine, EnqueueError,
-        job::{Job, Lane, NewJob, Priority, Queue},
+        job::{NewJob, Priority},
         ledger::{self, ScheduleRow},
     },
 };
@@ -44,49 +44,52 @@ pub enum CatchUp {
 }
 
 /// When a schedule fires.
-#[derive(Debug, Clone, Copy)]
-pub struct Timetable<'a> {
-    pub name: &'a str,
+#[derive(Debug, Clone)]
+pub struct Timetable {
+    pub name: String,
     /// Five fields, or six with seconds first.
-    pub cron: &'a str,
+    pub cron: String,
     /// An IANA name.
-    pub timezone: &'a str,
+    pub timezone: String,
     pub catch_up: CatchUp,
     /// A fire that meets an unfinished job of the same schedule is left out.
     pub exclusive: bool,
 }
 
-/// Adds a schedule or changes it; it runs `job` for the product itself.
-pub async fn schedule<J: Job>(
-    db: &mut PgConnection,
-    timetable: &Timetable<'_>,
-    job: &J,
-    queue: Queue,
-    lane: Lane,
-) -> Result<(), ScheduleError> {
-    let Timetable { name, cron, timezone, catch_up, exclusive } = *timetable;
-    let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *db).await?;
-    let next_at = next(cron, timezone, now)?;
-    let new = NewJob::of(job, TenantId::SYSTEM);
-    let row = ScheduleRow {
-        name: name.to_owned(),
-        cron: cron.to_owned(),
-        timezone: timezone.to_owned(),
-        kind: new.kind.into_owned(),
-        queue: queue.to_string(),
-        lane: lane.to_string(),
-        args: new.args,
-        max_attempts: i16::try_from(new.max_attempts).unwrap_or(i16::MAX),
-        timeout_ms: i32::try_from(new.timeout.as_millis()).unwrap_or(i32::MAX),
-        catch_up: match catch_up {
-            CatchUp::Latest => "latest".into(),
-            CatchUp::Skip => "skip".into(),
-        },
-        next_at,
-        exclusive,
-        paused: false,
-    };
-    Ok(ledger::upsert_schedule(db, &row).await?)
+/// A job that runs by the clock.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    pub timetable: Timetable,
+    pub job: NewJob,
+}
+
+impl Schedule {
+    /// Adds it to the ledger, or changes what is there under its name.
+    pub async fn save(&self, db: &mut PgConnection) -> Result<(), ScheduleError> {
+        let Timetable { name, cron, timezone, catch_up, exclusive } = self.timetable.clone();
+        let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *db).await?;
+        let next_at = next(&cron, &timezone, now)?;
+        let job = &self.job;
+        let row = ScheduleRow {
+            name,
+            cron,
+            timezone,
+            kind: job.kind.to_string(),
+            queue: job.queue.to_string(),
+            lane: job.lane.to_string(),
+            args: job.args.clone(),
+            max_attempts: i16::try_from(job.max_attempts).unwrap_or(i16::MAX),
+            timeout_ms: i32::try_from(job.timeout.as_millis()).unwrap_or(i32::MAX),
+            catch_up: match catch_up {
+                CatchUp::Latest => "latest".into(),
+                CatchUp::Skip => "skip".into(),
+            },
+            next_at,
+            exclusive,
+            paused: false,
+        };
+        Ok(ledger::upsert_schedule(db, &row).await?)
+    }
 }
 
 /// Fires whatever is due. One that cannot be read is skipped with a warning; the others go on.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-pub use self::cron::{CatchUp, ScheduleError, Timetable, next as next_fire, schedule};
+pub use self::cron::{CatchUp, Schedule, ScheduleError, Timetable, next as next_fire};
 use self::{audit::Audit, window::Windows};
 use super::{
     Engine, canary,

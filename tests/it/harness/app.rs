@@ -68,8 +68,8 @@ impl App {
     }
 
     /// Sends all outside traffic of the programs started from now on to this sandbox.
-    pub async fn use_sandbox(&mut self, sandbox: &Sandbox) -> &mut Self {
-        for (name, value) in sandbox.env().await {
+    pub fn use_sandbox(&mut self, sandbox: &Sandbox) -> &mut Self {
+        for (name, value) in sandbox.env() {
             self.set(&name, value);
         }
         self
@@ -78,7 +78,7 @@ impl App {
     /// A sandbox of this test's own, in use.
     pub async fn sandbox(&mut self) -> Sandbox {
         let sandbox = Sandbox::start().await;
-        self.use_sandbox(&sandbox).await;
+        self.use_sandbox(&sandbox);
         sandbox
     }
 
@@ -203,27 +203,45 @@ impl Api {
     }
 }
 
-/// A running worker.
+/// A running worker: the process that runs jobs, and the one that was started, which watches over it (E11).
 pub struct Worker {
     pub program: Program,
+    /// Of the first process that ran jobs; its successors have others.
     pub id: WorkerId,
-    /// Of the process that runs jobs; the program that was started only watches over it.
     pub pid: u32,
 }
 
 impl Worker {
-    /// SIGKILL to the process that runs jobs; its watching parent sees it die and says why.
-    pub fn crash(&self) {
-        let pid = libc::pid_t::try_from(self.pid).expect("process numbers fit their own type");
-        // SAFETY: plain numbers. The parent waits for its child only to end itself, so the number is still its own
-        // as long as the program runs.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
+    /// The process that runs jobs at this moment; `None` between a crash and its successor.
+    pub fn running(&mut self) -> Option<u32> {
+        self.program.process().family().get(1).copied()
+    }
+
+    /// SIGKILL to the process that runs jobs; whoever watches over it says why it died and starts another.
+    pub fn crash(&mut self) {
+        self.signal_running(libc::SIGKILL);
+    }
+
+    /// Stops the process that runs jobs in its tracks; [`Self::resume`] lets it go on.
+    pub fn pause(&mut self) {
+        self.signal_running(libc::SIGSTOP);
+    }
+
+    pub fn resume(&mut self) {
+        self.signal_running(libc::SIGCONT);
     }
 
     /// SIGKILL to both, as when the machine goes.
     pub async fn vanish(&mut self) {
-        self.crash();
+        self.program.process().signal_group(libc::SIGKILL);
         self.program.kill().await;
+    }
+
+    fn signal_running(&mut self, signal: libc::c_int) {
+        let pid = self.running().expect("a process of it runs jobs");
+        let pid = libc::pid_t::try_from(pid).expect("process numbers fit their own type");
+        // SAFETY: plain numbers; it was a child of a program of ours a moment ago.
+        unsafe { libc::kill(pid, signal) };
     }
 }
 

@@ -15,8 +15,7 @@ pub struct Sandbox {
 
 impl Sandbox {
     pub async fn start() -> Self {
-        let env = [("HOST".to_owned(), "127.0.0.1".to_owned()), ("PORT".to_owned(), "0".to_owned())];
-        let mut program = Program::start(env!("CARGO_BIN_EXE_multivio-sandbox"), &[], &env);
+        let mut program = Program::start(env!("CARGO_BIN_EXE_multivio-sandbox"), &["--listen", "127.0.0.1:0"], &[]);
         let url = program.url().await;
         Self { program, url, client: super::app::http_client() }
     }
@@ -26,10 +25,14 @@ impl Sandbox {
     }
 
     /// What sends a program's outside traffic here.
-    pub async fn env(&self) -> Vec<(String, String)> {
-        let given = self.get("/_sandbox/env").await;
-        let pairs = given.as_object().expect("the settings are an object").iter();
-        pairs.map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned())).collect()
+    pub fn env(&self) -> Vec<(String, String)> {
+        multivio::local::sandbox_settings(&self.url)
+    }
+
+    /// How many requests matched, such as `service=x&operation=create_post&status=201`.
+    pub async fn count(&self, filter: &str) -> u64 {
+        let answer = self.get(&format!("/_sandbox/log/count?{filter}")).await;
+        answer["count"].as_u64().expect("a count is a number")
     }
 
     /// Asks for a fault and returns it with its id.

@@ -1,0 +1,170 @@
+//! Writes the reply: not clever, but made of the content it was given, within the limit, always the same.
+
+use super::task::{Task, Verb};
+
+/// What a task asks for, as plain text.
+pub fn compose(task: &Task) -> String {
+    let content = task.content.split_whitespace().collect::<Vec<_>>().join(" ");
+    if task.verb == Verb::Describe {
+        return fitted(
+            "A photo that shows the subject clearly in the middle, in daylight, with a calm background.",
+            limit(task, 1_000),
+        );
+    }
+    let length = measure(&content);
+    match task.verb {
+        Verb::Shorten => fitted(&content, limit(task, length * 3 / 4).min((length * 3 / 4).max(20))),
+        Verb::Summarize => fitted(&content, limit(task, length / 2).min((length / 2).max(20))),
+        Verb::Title => fitted(&first_words(&content, 8), limit(task, 100)),
+        Verb::Hashtags => hashtags(&content, 5, task.seed).join(" "),
+        Verb::Expand => {
+            let more = format!("{content}\n\nWhy it matters: {}.", first_words(&content, 20).trim_end_matches('.'));
+            fitted_keeping_lines(&more, limit(task, usize::MAX))
+        }
+        Verb::Optimize | Verb::Describe => optimized(&content, limit(task, 600), task.seed),
+    }
+}
+
+fn limit(task: &Task, otherwise: usize) -> usize {
+    task.limit.unwrap_or(otherwise)
+}
+
+/// The content with a hashtag of its own where there is room.
+fn optimized(content: &str, limit: usize, seed: u64) -> String {
+    let tag = hashtags(content, 1, seed).concat();
+    let room = limit.saturating_sub(measure(&tag) + 2);
+    if tag.is_empty() || measure(content) > room {
+        return fitted(content, limit);
+    }
+    format!("{content}\n\n{tag}")
+}
+
+/// As long as a strict platform could see it: wide characters count twice, a link at least 23.
+pub fn measure(text: &str) -> usize {
+    let word = |word: &str| {
+        let chars: usize = word.chars().map(|c| if u32::from(c) > 0x10ff { 2 } else { 1 }).sum();
+        if word.contains('.') && !word.ends_with('.') { chars.max(23) } else { chars }
+    };
+    let spaces = text.chars().filter(|c| c.is_whitespace()).count();
+    text.split_whitespace().map(word).sum::<usize>() + spaces
+}
+
+/// The first words that fit, with an ellipsis when some are left out.
+pub fn fitted(text: &str, limit: usize) -> String {
+    if measure(text) <= limit {
+        return String::from(text);
+    }
+    let mut kept = String::new();
+    for word in text.split_whitespace() {
+        let longer = if kept.is_empty() { String::from(word) } else { format!("{kept} {word}") };
+        if measure(&longer) + 2 > limit {
+            break;
+        }
+        kept = longer;
+    }
+    if kept.is_empty() {
+        // Not even one word fits: cut it.
+        for c in text.chars() {
+            if measure(&kept) + 4 > limit {
+                break;
+            }
+            kept.push(c);
+        }
+    }
+    format!("{}…", kept.trim_end_matches([',', '.', ';', ':', '-']))
+}
+
+fn fitted_keeping_lines(text: &str, limit: usize) -> String {
+    if measure(text) <= limit { String::from(text) } else { fitted(text, limit) }
+}
+
+pub fn first_words(text: &str, count: usize) -> String {
+    text.split_whitespace().take(count).collect::<Vec<_>>().join(" ")
+}
+
+/// Hashtags from the longest words; which come first depends on the seed.
+pub fn hashtags(text: &str, count: usize, seed: u64) -> Vec<String> {
+    let letters = |word: &str| word.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
+    let is_plain = |word: &&str| !word.contains(['.', '/', '@']) || word.ends_with('.');
+    let mut words: Vec<String> = text.split_whitespace().filter(is_plain).map(letters).collect();
+    words.retain(|word| word.chars().count() >= 5 && !word.chars().all(|c| c.is_ascii_digit()));
+    words.sort_by_key(|word| (std::cmp::Reverse(word.chars().count()), word.clone()));
+    words.dedup();
+    words.truncate(count.max(3));
+    if !words.is_empty() {
+        let turn = usize::try_from(seed % words.len() as u64).unwrap_or(0);
+        words.rotate_left(turn);
+    }
+    words.into_iter().take(count).map(|word| format!("#{word}")).collect()
+}
+
+/// The content in parts that each fit, in order, nothing left out.
+pub fn parts(content: &str, limit: usize) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for word in content.split_whitespace() {
+        match parts.last_mut() {
+            Some(part) if measure(part) + 1 + measure(word) <= limit => {
+                part.push(' ');
+                part.push_str(word);
+            }
+            Some(_) | None => parts.push(String::from(word)),
+        }
+    }
+    parts
+}
+
+/// A reply that ignores its limit: at least twice as long.
+pub fn oversized(task: &Task) -> String {
+    let words = if task.content.trim().is_empty() { "more and more" } else { task.content.trim() };
+    let mut text = String::from(words);
+    let least = limit(task, 280) * 2;
+    while text.chars().count() <= least {
+        text.push(' ');
+        text.push_str(words);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn task(instructions: &str, content: &str) -> Task {
+        Task::of(&[json!({"role": "system", "content": instructions}), json!({"role": "user", "content": content})])
+    }
+
+    #[test]
+    fn a_reply_fits_its_limit_whatever_the_content() {
+        let contents = [
+            "A long day at the harbour, and the boats come in one after another with the evening tide behind them.",
+            "日本語の文章はとても長いですから短くしなければなりません",
+            "Donaudampfschifffahrtsgesellschaftskapitänsmützenabzeichen",
+            "see https://example.com/a/very/long/path?with=query and x.co or y.co for more of the same",
+        ];
+        for content in contents {
+            for limit in [20, 40, 280] {
+                for verb in ["Shorten", "Summarize", "Expand", "Improve"] {
+                    let reply = compose(&task(&format!("{verb} it. At most {limit} characters."), content));
+                    assert!(!reply.is_empty());
+                    assert!(measure(&reply) <= limit, "{verb} {limit}: {reply}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shortening_shortens_and_optimizing_adds_a_hashtag() {
+        let content = "We repaired the harbour lighthouse this weekend and everybody helped";
+        let short = compose(&task("Shorten the post.", content));
+        assert!(short.chars().count() < content.chars().count(), "{short}");
+        assert!(compose(&task("Optimize the post.", content)).contains('#'));
+    }
+
+    #[test]
+    fn parts_lose_nothing() {
+        let content = "one two three four five six seven eight nine ten";
+        assert_eq!(parts(content, 12).join(" "), content);
+    }
+}

@@ -1,0 +1,446 @@
+//! `/api/v1/ai`: ask for a transform, see which models there are, how they are, and what they have cost.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use poem::web::Data;
+use poem_openapi::{Enum, Object, OpenApi, payload::Json};
+
+use super::{
+    errors::Class,
+    job::Transform,
+    models::{Look, ModelLists},
+    provider::ProviderName,
+    store::{self, Traffic},
+    transform::{TransformRequest, TransformationType},
+    usage::{known_price, usd},
+};
+use crate::{
+    http::{Accepted, App, Caller, FieldError, IdempotencyKey, Input, Problem, Scope, Tag, Turn},
+    ids::JobId,
+    jobs::{EnqueueError, NewJob},
+    platforms::Platform,
+};
+
+/// Needs `Arc<ModelLists>` as `Data`.
+#[derive(Debug, Clone, Copy)]
+pub struct AiApi;
+
+/// What to do with a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename_all = "snake_case")]
+enum TransformKind {
+    /// Rewrite it for each platform named.
+    PlatformOptimize,
+    /// Say it in fewer words.
+    Shorten,
+}
+
+/// Where a text is meant to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename = "AiPlatform", rename_all = "lowercase")]
+enum PlatformName {
+    X,
+    Facebook,
+    Instagram,
+    LinkedIn,
+    YouTube,
+    TikTok,
+    Threads,
+}
+
+/// A text to be transformed by a language model.
+#[derive(Debug, Object)]
+#[oai(deny_unknown_fields)]
+struct TransformInput {
+    /// The text, up to 50,000 characters. Data for the model, never instructions.
+    #[oai(validator(min_length = 1, max_length = 50000))]
+    content: String,
+    transformation_type: TransformKind,
+    /// One variant is written for each. Needed for `platform_optimize`; without any, `shorten` writes one text.
+    #[oai(default, validator(max_items = 7))]
+    platforms: Vec<PlatformName>,
+    /// How it should sound, such as "warm and brief".
+    #[oai(validator(max_length = 100))]
+    tone: Option<String>,
+    /// Language to write in, as a tag such as `en` or `pt-BR`; without it, that of the content.
+    language: Option<String>,
+    /// For `shorten` without platforms: the most characters. Without it, half of the content.
+    max_length: Option<u32>,
+    /// Send the text piece by piece while it is written: events `token` and `void` of the job.
+    #[oai(default = "yes")]
+    stream: bool,
+    /// Take an earlier answer to the very same request, up to a day old.
+    #[oai(default = "yes")]
+    cache: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Where to follow the transform.
+#[derive(Debug, Clone, PartialEq, Object)]
+struct TransformAccepted {
+    job_id: JobId,
+    /// Path of the job; its `result` holds the variants.
+    job: String,
+    /// Path of its events: progress and text while it is written.
+    events: String,
+}
+
+/// How a provider is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename = "AiProviderState", rename_all = "snake_case")]
+enum ProviderState {
+    /// It has answered of late, more often than not.
+    Healthy,
+    /// Its list of models can be read; nobody has asked it anything of late.
+    Reachable,
+    /// It has answered less than half of what it was asked of late.
+    Failing,
+    /// Its list of models cannot be read.
+    Unreachable,
+    /// It has no key.
+    Off,
+}
+
+/// One provider, as real traffic shows it.
+#[derive(Debug, Object)]
+#[oai(rename = "AiProviderHealth")]
+struct ProviderHealth {
+    provider: String,
+    state: ProviderState,
+    /// Calls in the last 15 minutes that say something about the provider.
+    calls: u64,
+    answered: u64,
+    last_answer_at: Option<DateTime<Utc>>,
+    /// Class of the newest failure: transient, throttled, exhausted, credential or model_gone.
+    last_failure: Option<String>,
+    last_failure_at: Option<DateTime<Utc>>,
+    /// Median time of an answer.
+    latency_ms: Option<f64>,
+}
+
+/// All providers, in the order in which they are asked.
+#[derive(Debug, Object)]
+#[oai(rename = "AiHealth")]
+struct AiHealth {
+    /// Whether a transform can be expected to work.
+    available: bool,
+    providers: Vec<ProviderHealth>,
+}
+
+/// The model of one provider.
+#[derive(Debug, Object)]
+#[oai(rename = "AiModel")]
+struct Model {
+    provider: String,
+    model: String,
+    /// Whether the provider lists it; absent when its list cannot be read.
+    listed: Option<bool>,
+    /// US dollars per million tokens read; absent when not in the price list.
+    input_usd: Option<f64>,
+    /// US dollars per million tokens written.
+    output_usd: Option<f64>,
+    /// Tokens it can read at once.
+    context: Option<u32>,
+}
+
+/// The models that are configured, in the order in which they are asked.
+#[derive(Debug, Object)]
+#[oai(rename = "AiModels")]
+struct Models {
+    items: Vec<Model>,
+}
+
+/// What one model has been used for.
+#[derive(Debug, Object)]
+#[oai(rename = "AiModelUsage")]
+struct ModelUsage {
+    provider: String,
+    model: String,
+    calls: u64,
+    answered: u64,
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    cost_usd: f64,
+}
+
+/// What may be spent.
+#[derive(Debug, Object)]
+#[oai(rename = "AiBudget")]
+struct Budget {
+    /// `day` or `month`.
+    period: String,
+    limit_usd: f64,
+    /// Spent and reserved in this period.
+    used_usd: f64,
+    renews_at: DateTime<Utc>,
+}
+
+/// The workspace's use since the start of the month (UTC).
+#[derive(Debug, Object)]
+#[oai(rename = "AiUsage")]
+struct Usage {
+    calls: u64,
+    cost_usd: f64,
+    /// For calls under way.
+    reserved_usd: f64,
+    models: Vec<ModelUsage>,
+    /// Absent: no limit.
+    budget: Option<Budget>,
+}
+
+#[OpenApi(tag = "Tag::Ai")]
+impl AiApi {
+    /// Transform a text
+    ///
+    /// Answers at once with the job that does it. Its result holds the variants, each proved to fit its platform.
+    #[oai(path = "/api/v1/ai/transform", method = "post", operation_id = "aiTransform")]
+    async fn transform(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        body: Input<TransformInput>,
+    ) -> Result<Accepted<TransformAccepted>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let request = TransformRequest::from(body.0);
+        let problems = request.problems();
+        if !problems.is_empty() {
+            let errors = problems.into_iter().map(|p| FieldError::new(p.field, p.message, p.remedy)).collect();
+            return Err(Problem::invalid(errors));
+        }
+        require_provider(&app)?;
+        let body = serde_json::to_value(&request).ok();
+        let job = NewJob::of(&Transform(request), caller.tenant);
+        if !key.is_given() {
+            return Ok(accepted(app.engine.enqueue(job).await.map_err(not_enqueued)?));
+        }
+        let mut tx = app.db.begin().await?;
+        let claim = match key.claim(&mut tx, &caller, body).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let answer = accepted(job.id);
+        let tickets = app.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await.map_err(not_enqueued)?;
+        let answer = claim.keep(&mut tx, answer).await?;
+        tx.commit().await?;
+        app.engine.ring(&tickets).await;
+        Ok(answer)
+    }
+
+    /// How the language models are
+    ///
+    /// Real calls of the last 15 minutes decide; where there were none, whether the provider can be reached.
+    #[oai(path = "/api/v1/ai/health", method = "get", operation_id = "aiHealth")]
+    async fn health(
+        &self,
+        app: Data<&Arc<App>>,
+        models: Data<&Arc<ModelLists>>,
+        caller: Caller,
+    ) -> Result<Json<AiHealth>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let traffic = store::recent_traffic(&app.db).await?;
+        let looks = models.look().await;
+        let providers: Vec<_> = ProviderName::ALL.iter().map(|name| provider_health(*name, &looks, &traffic)).collect();
+        let works = |p: &ProviderHealth| matches!(p.state, ProviderState::Healthy | ProviderState::Reachable);
+        Ok(Json(AiHealth { available: providers.iter().any(works), providers }))
+    }
+
+    /// The models in use
+    ///
+    /// One for each provider that has a key, with its price.
+    #[oai(path = "/api/v1/ai/models", method = "get", operation_id = "aiModels")]
+    async fn models(&self, models: Data<&Arc<ModelLists>>, caller: Caller) -> Result<Json<Models>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let model = |look: Look| {
+            let price = known_price(&look.model);
+            Model {
+                provider: look.provider.to_string(),
+                listed: look.has_model(),
+                input_usd: price.map(|price| price.input),
+                output_usd: price.map(|price| price.output),
+                context: price.and_then(|price| price.context),
+                model: look.model,
+            }
+        };
+        Ok(Json(Models { items: models.look().await.into_iter().map(model).collect() }))
+    }
+
+    /// What the workspace has used
+    ///
+    /// Since the start of the month (UTC), by provider and model. Failed calls that were billed count.
+    #[oai(path = "/api/v1/ai/usage", method = "get", operation_id = "aiUsage")]
+    async fn usage(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<Usage>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let rows = store::month(&app.db, caller.tenant).await?;
+        let budget = store::budget(&app.db, caller.tenant).await?;
+        Ok(Json(Usage {
+            calls: rows.iter().map(|row| row.calls.unsigned_abs()).sum(),
+            cost_usd: usd(rows.iter().map(|row| row.cost_ticks).sum()),
+            reserved_usd: usd(rows.iter().map(|row| row.reserved_ticks).sum()),
+            models: rows.into_iter().map(ModelUsage::from).collect(),
+            budget: budget.map(|budget| Budget {
+                period: budget.period,
+                limit_usd: usd(budget.limit_ticks),
+                used_usd: usd(budget.used_ticks),
+                renews_at: budget.renews_at,
+            }),
+        }))
+    }
+}
+
+/// Nothing is queued that nobody can do.
+fn require_provider(app: &App) -> Result<(), Problem> {
+    let ai = &app.config.ai;
+    if ai.grok.is_some() || ai.together.is_some() || ai.openai.is_some() {
+        return Ok(());
+    }
+    Err(Problem::new(
+        poem::http::StatusCode::SERVICE_UNAVAILABLE,
+        "ai_off",
+        "Text transforms are off",
+        "This installation has no language model: its operator sets GROK_API_KEY, TOGETHER_API_KEY or OPENAI_API_KEY.",
+    ))
+}
+
+fn accepted(job: JobId) -> Accepted<TransformAccepted> {
+    let path = format!("/api/v1/jobs/{job}");
+    let body = TransformAccepted { job_id: job, job: path.clone(), events: format!("{path}/events") };
+    Accepted::new(path, body)
+}
+
+fn not_enqueued(error: EnqueueError) -> Problem {
+    match error {
+        EnqueueError::Ledger(error) => error.into(),
+        EnqueueError::Unstorable(what) => {
+            Problem::invalid_field("content", format!("cannot be stored: {what}"), "Remove unusual characters")
+        }
+        error => Problem::internal(&error),
+    }
+}
+
+fn provider_health(provider: ProviderName, looks: &[Look], traffic: &[Traffic]) -> ProviderHealth {
+    let look = looks.iter().find(|look| look.provider == provider);
+    let traffic = traffic.iter().find(|traffic| traffic.provider == provider.as_str());
+    let (calls, answered) = traffic.map_or((0, 0), |t| (t.calls.unsigned_abs(), t.answered.unsigned_abs()));
+    let state = match look.map(|look| &look.listed) {
+        None => ProviderState::Off,
+        Some(_) if calls > 0 && answered * 2 > calls => ProviderState::Healthy,
+        Some(_) if calls > 0 => ProviderState::Failing,
+        Some(Ok(_)) => ProviderState::Reachable,
+        Some(Err(_)) => ProviderState::Unreachable,
+    };
+    // A list that cannot be read is news only where no call has failed.
+    let refused = look.and_then(|look| look.listed.as_ref().err()).map(|(class, _): &(Class, _)| class.as_str());
+    ProviderHealth {
+        provider: provider.to_string(),
+        state,
+        calls,
+        answered,
+        last_answer_at: traffic.and_then(|t| t.last_answer_at),
+        last_failure: traffic.and_then(|t| t.last_failure.clone()).or_else(|| refused.map(str::to_owned)),
+        last_failure_at: traffic.and_then(|t| t.last_failure_at),
+        latency_ms: traffic.and_then(|t| t.latency_ms),
+    }
+}
+
+impl From<TransformInput> for TransformRequest {
+    fn from(input: TransformInput) -> Self {
+        Self {
+            content: input.content,
+            transformation_type: input.transformation_type.into(),
+            platforms: input.platforms.into_iter().map(Platform::from).collect(),
+            tone: input.tone,
+            language: input.language,
+            max_length: input.max_length,
+            stream: input.stream,
+            cache: input.cache,
+        }
+    }
+}
+
+impl From<TransformKind> for TransformationType {
+    fn from(kind: TransformKind) -> Self {
+        match kind {
+            TransformKind::PlatformOptimize => Self::PlatformOptimize,
+            TransformKind::Shorten => Self::Shorten,
+        }
+    }
+}
+
+impl From<PlatformName> for Platform {
+    fn from(name: PlatformName) -> Self {
+        match name {
+            PlatformName::X => Self::X,
+            PlatformName::Facebook => Self::Facebook,
+            PlatformName::Instagram => Self::Instagram,
+            PlatformName::LinkedIn => Self::LinkedIn,
+            PlatformName::YouTube => Self::YouTube,
+            PlatformName::TikTok => Self::TikTok,
+            PlatformName::Threads => Self::Threads,
+        }
+    }
+}
+
+impl From<store::ModelUsage> for ModelUsage {
+    fn from(row: store::ModelUsage) -> Self {
+        Self {
+            provider: row.provider,
+            model: row.model,
+            calls: row.calls.unsigned_abs(),
+            answered: row.answered.unsigned_abs(),
+            prompt_tokens: row.prompt_tokens.unsigned_abs(),
+            completion_tokens: row.completion_tokens.unsigned_abs(),
+            cost_usd: usd(row.cost_ticks),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use poem_openapi::types::ToJSON;
+
+    use super::*;
+
+    #[test]
+    fn the_api_spells_platforms_and_transforms_as_they_are_stored() {
+        for name in [
+            PlatformName::X,
+            PlatformName::Facebook,
+            PlatformName::Instagram,
+            PlatformName::LinkedIn,
+            PlatformName::YouTube,
+            PlatformName::TikTok,
+            PlatformName::Threads,
+        ] {
+            assert_eq!(name.to_json().unwrap(), Platform::from(name).as_str());
+        }
+        for kind in [TransformKind::PlatformOptimize, TransformKind::Shorten] {
+            assert_eq!(kind.to_json().unwrap(), TransformationType::from(kind).as_str());
+        }
+    }
+
+    #[test]
+    fn real_traffic_decides_and_reachability_is_only_the_next_best() {
+        let look = |listed| Look { provider: ProviderName::Grok, model: "m".into(), listed };
+        let traffic = |calls, answered| Traffic {
+            provider: "grok".into(),
+            calls,
+            answered,
+            last_answer_at: None,
+            last_failure: None,
+            last_failure_at: None,
+            latency_ms: None,
+        };
+        let state = |listed, traffic: &[Traffic]| provider_health(ProviderName::Grok, &[look(listed)], traffic).state;
+        let down = || Err((Class::Transient, "no".to_owned()));
+        assert_eq!(state(Ok(vec![]), &[]), ProviderState::Reachable);
+        assert_eq!(state(down(), &[]), ProviderState::Unreachable);
+        assert_eq!(state(down(), &[traffic(10, 9)]), ProviderState::Healthy);
+        assert_eq!(state(Ok(vec![]), &[traffic(10, 5)]), ProviderState::Failing);
+        assert_eq!(provider_health(ProviderName::OpenAi, &[], &[]).state, ProviderState::Off);
+    }
+}

@@ -1,0 +1,339 @@
+//! The calls about jobs and groups: look, follow, cancel, retry. Only ever the caller's own workspace.
+
+mod events;
+mod view;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::select_all;
+use poem::web::Data;
+use poem_openapi::{
+    ApiResponse, OpenApi,
+    param::{Header, Path, Query},
+    payload::{EventStream, Json},
+};
+
+pub use self::view::{
+    Context as ViewContext, GroupView, JobError, JobLinks, JobList, JobState, JobView, QueueName, TimelineView,
+    location, progress as progress_of,
+};
+use self::{events::JobEvents, view::Context};
+use super::{
+    Engine, State,
+    ledger::{self, CancelOutcome, GroupStatus, JobFilter, JobRow},
+};
+use crate::{
+    http::{App, Caller, IdempotencyKey, Page, Problem, Scope, Tag, Turn, page},
+    ids::{GroupId, JobId, TenantId},
+};
+
+/// Longest a status call may wait for news.
+pub const LONGEST_WAIT_SECONDS: u16 = 30;
+/// A waiting call looks at the ledger at least this often, should news not arrive.
+const LOOK_ANYWAY: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+pub struct JobsApi;
+
+/// A status that knows whether the client has it already.
+#[derive(ApiResponse)]
+enum Status<T: poem_openapi::types::ToJSON + Send> {
+    /// As it is now
+    #[oai(status = 200)]
+    Now(
+        Json<T>,
+        /// Send it as `If-None-Match` to be told only of changes.
+        #[oai(header = "ETag")]
+        String,
+    ),
+    /// Still as the client knows it
+    #[oai(status = 304)]
+    Unchanged(#[oai(header = "ETag")] String),
+}
+
+/// What came of a wish to cancel.
+#[derive(ApiResponse)]
+enum Cancelled {
+    /// It is cancelled
+    #[oai(status = 200)]
+    Done(Json<JobView>),
+    /// It runs; it is being stopped, within about a second
+    #[oai(status = 202)]
+    Asked(Json<JobView>),
+}
+
+/// A stream of events, or word that there will be none.
+#[derive(ApiResponse)]
+enum Events {
+    /// Events as they happen: `state` (the job, as `GET` shows it), `progress`, and what the kind of job sends, such as streamed tokens
+    #[oai(status = 200)]
+    Stream(EventStream<JobEvents>),
+    /// The client has seen the last event; do not connect again
+    #[oai(status = 204)]
+    Over,
+}
+
+#[OpenApi(prefix_path = "/api/v1", tag = "Tag::Jobs")]
+impl JobsApi {
+    /// List jobs
+    ///
+    /// Newest first.
+    #[oai(path = "/jobs", method = "get", operation_id = "listJobs")]
+    #[expect(clippy::too_many_arguments, reason = "each is a parameter of the call")]
+    async fn list(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        /// Only those in this state
+        state: Query<Option<JobState>>,
+        /// Only those of this queue
+        queue: Query<Option<QueueName>>,
+        /// Only those of this kind
+        kind: Query<Option<String>>,
+        /// Only those of this group
+        group: Query<Option<GroupId>>,
+        /// `next_cursor` of the page before
+        cursor: Query<Option<String>>,
+        /// Jobs on a page, 1 to 100; 25 without it
+        limit: Query<Option<u16>>,
+    ) -> Result<Json<JobList>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let limit = page::limit(limit.0)?;
+        let before = page::decode(LIST, cursor.0.as_deref())?;
+        let filter = JobFilter {
+            tenant: Some(caller.tenant),
+            state: state.0.map(State::from),
+            queue: queue.0.map(Into::into),
+            kind: kind.0,
+            group: group.0,
+        };
+        let rows = app.engine.jobs(&filter, before, i64::from(limit) + 1).await?;
+        let context = Context::of(&app.db, &rows).await?;
+        let views = rows.iter().map(|row| JobView::new(row, &context)).collect();
+        let Page { items, next_cursor } = Page::of(views, limit, LIST, |job: &JobView| job.id);
+        Ok(Json(JobList { items, next_cursor }))
+    }
+
+    /// Get a job
+    ///
+    /// With `wait`, answers when the job has ended, or after so many seconds as it is then. With `If-None-Match` as
+    /// well, answers at the first change.
+    #[oai(path = "/jobs/:id", method = "get", operation_id = "getJob")]
+    async fn get(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<JobId>,
+        /// Seconds to wait for news, 0 to 30
+        wait: Query<Option<u16>>,
+        /// The `ETag` of the status the client has
+        #[oai(name = "If-None-Match")]
+        known: Header<Option<String>>,
+    ) -> Result<Status<JobView>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let until = Instant::now() + wait_of(wait.0)?;
+        let follower = app.engine.follow(id.0);
+        loop {
+            let mut news = std::pin::pin!(follower.news());
+            news.as_mut().enable();
+            let row = find(&app.engine, caller.tenant, id.0).await?;
+            let tag = view::etag(&row);
+            let has_news = match &known.0 {
+                Some(known) => *known != tag,
+                None => row.state.is_final(),
+            };
+            if has_news || row.state.is_final() || Instant::now() >= until || app.stop.is_cancelled() {
+                return Ok(match known.0 {
+                    Some(known) if known == tag => Status::Unchanged(tag),
+                    _ => Status::Now(Json(view_of(&app, &row).await?), tag),
+                });
+            }
+            pause(until, &app, news).await;
+        }
+    }
+
+    /// Follow a job's events
+    ///
+    /// Server-sent events. With `Last-Event-ID`, what came after it is given again first.
+    #[oai(path = "/jobs/:id/events", method = "get", operation_id = "followJob")]
+    async fn events(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<JobId>,
+        /// The last event the client has seen
+        #[oai(name = "Last-Event-ID")]
+        last: Header<Option<String>>,
+    ) -> Result<Events, Problem> {
+        caller.require(Scope::Workspace)?;
+        let Some(after) = events::resume_point(last.0.as_deref())? else { return Ok(Events::Over) };
+        find(&app.engine, caller.tenant, id.0).await?;
+        Ok(Events::Stream(events::stream(Arc::clone(&app), caller.tenant, id.0, after)))
+    }
+
+    /// Get a job's timeline
+    ///
+    /// Everything that happened to it, in order.
+    #[oai(path = "/jobs/:id/timeline", method = "get", operation_id = "getJobTimeline")]
+    async fn timeline(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<JobId>,
+    ) -> Result<Json<TimelineView>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let row = find(&app.engine, caller.tenant, id.0).await?;
+        let entries = app.engine.timeline(&row).await?;
+        Ok(Json(TimelineView::new(&view_of(&app, &row).await?, entries)))
+    }
+
+    /// Cancel a job
+    ///
+    /// One that runs is stopped within about a second. Cancelling a cancelled job changes nothing.
+    #[oai(path = "/jobs/:id/cancel", method = "post", operation_id = "cancelJob")]
+    async fn cancel(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<JobId>,
+        // Cancelling twice is cancelling once: there is nothing to keep.
+        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+    ) -> Result<Cancelled, Problem> {
+        caller.require(Scope::Workspace)?;
+        let outcome = app.engine.cancel(Some(caller.tenant), id.0).await?;
+        match outcome {
+            CancelOutcome::NotFound => return Err(Problem::not_found("job")),
+            CancelOutcome::TooLate(State::Cancelled) | CancelOutcome::Cancelled | CancelOutcome::Requested => {}
+            CancelOutcome::TooLate(state) => {
+                return Err(Problem::too_late(format!("The job has already {state}; nothing is left to cancel.")));
+            }
+        }
+        let row = find(&app.engine, caller.tenant, id.0).await?;
+        let view = Json(view_of(&app, &row).await?);
+        Ok(if outcome == CancelOutcome::Requested { Cancelled::Asked(view) } else { Cancelled::Done(view) })
+    }
+
+    /// Retry a job
+    ///
+    /// Runs a failed or cancelled job once more, with all its attempts.
+    #[oai(path = "/jobs/:id/retry", method = "post", operation_id = "retryJob")]
+    async fn retry(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<JobId>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+    ) -> Result<Json<JobView>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let mut tx = app.db.begin().await?;
+        let claim = match key.claim::<Json<JobView>>(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let retried = ledger::request_retry(&mut *tx, Some(caller.tenant), id.0).await.map_err(retry_refused)?;
+        let row = ledger::get(&mut *tx, Some(caller.tenant), id.0).await?;
+        let row = row.ok_or_else(|| Problem::not_found("job"))?;
+        if retried.is_none() {
+            return Err(Problem::conflict(
+                "not_retryable",
+                format!("The job is {}; only a failed or cancelled one can be retried.", row.state),
+            ));
+        }
+        let answer = claim.keep(&mut tx, Json(JobView::new(&row, &Context::default()))).await?;
+        tx.commit().await?;
+        app.engine.ring_relay().await;
+        Ok(answer)
+    }
+
+    /// Get a group
+    ///
+    /// Jobs that are one piece of work, with one status. With `wait`, answers when all have ended, or after so many
+    /// seconds as it is then.
+    #[oai(path = "/groups/:id", method = "get", operation_id = "getGroup")]
+    async fn group(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<GroupId>,
+        /// Seconds to wait for the end, 0 to 30
+        wait: Query<Option<u16>>,
+    ) -> Result<Json<GroupView>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let until = Instant::now() + wait_of(wait.0)?;
+        let find = || async {
+            let group = app.engine.group(caller.tenant, id.0).await?;
+            group.ok_or_else(|| Problem::not_found("group"))
+        };
+        let mut group = find().await?;
+        while !ended(&group) && Instant::now() < until && !app.stop.is_cancelled() {
+            let open = group.jobs.iter().filter(|job| !job.state.is_final());
+            let followers: Vec<_> = open.map(|job| app.engine.follow(job.id)).collect();
+            let mut news: Vec<_> = followers.iter().map(|follower| Box::pin(follower.news())).collect();
+            for news in &mut news {
+                news.as_mut().enable();
+            }
+            // Again, now that nothing can fall between.
+            group = find().await?;
+            if ended(&group) {
+                break;
+            }
+            pause(until, &app, select_all(news)).await;
+            group = find().await?;
+        }
+        let context = Context::of(&app.db, &group.jobs).await?;
+        Ok(Json(GroupView::new(&group, &context)))
+    }
+}
+
+const LIST: &str = "jobs";
+
+fn wait_of(wait: Option<u16>) -> Result<Duration, Problem> {
+    match wait.unwrap_or(0) {
+        seconds @ 0..=LONGEST_WAIT_SECONDS => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(Problem::bad_parameter(
+            "wait",
+            "is too long",
+            format!("Send a number of seconds from 0 to {LONGEST_WAIT_SECONDS}"),
+        )),
+    }
+}
+
+/// Until there is news, the time is over, the process stops, or it is time to look anyway.
+async fn pause(until: Instant, app: &App, news: impl Future) {
+    let longest = until.saturating_duration_since(Instant::now()).min(LOOK_ANYWAY);
+    tokio::select! {
+        _ = tokio::time::timeout(longest, news) => {}
+        () = app.stop.cancelled() => {}
+    }
+}
+
+async fn find(engine: &Engine, tenant: TenantId, id: JobId) -> Result<JobRow, Problem> {
+    engine.job(Some(tenant), id).await?.ok_or_else(|| Problem::not_found("job"))
+}
+
+/// A job with all that takes a second look: progress, paused queues, the class of its last error.
+async fn view_of(app: &App, row: &JobRow) -> Result<JobView, Problem> {
+    let context = Context::of(&app.db, std::slice::from_ref(row)).await?;
+    let mut view = JobView::new(row, &context);
+    if row.state == State::Running {
+        view.progress = app.engine.progress(row.id).await.and_then(view::progress);
+    }
+    Ok(view)
+}
+
+fn ended(group: &GroupStatus) -> bool {
+    group.jobs.iter().all(|job| job.state.is_final())
+}
+
+/// Another job does the same work by now.
+fn retry_refused(error: sqlx::Error) -> Problem {
+    match error.as_database_error().and_then(|error| error.constraint()) {
+        Some("jobs_unique_key") => {
+            Problem::conflict("duplicate", "Another job that does the same work is under way. Follow that one.")
+        }
+        _ => error.into(),
+    }
+}

@@ -1,0 +1,171 @@
+//! The `posts` and `post_media` tables.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::{FromRow, PgConnection, PgPool, types::Json};
+
+use super::{Attached, Post};
+use crate::{
+    ids::{MediaId, PostId, TenantId},
+    platforms::Platform,
+};
+
+#[derive(FromRow)]
+struct Row {
+    id: PostId,
+    tenant_id: TenantId,
+    universal_content: String,
+    variants: Json<BTreeMap<Platform, String>>,
+    version: i32,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    media: Json<Vec<MediaRow>>,
+}
+
+#[derive(serde::Deserialize)]
+struct MediaRow {
+    media: uuid::Uuid,
+    alt_text: Option<String>,
+}
+
+impl From<Row> for Post {
+    fn from(row: Row) -> Self {
+        let attached = |file: MediaRow| Attached { media: MediaId::from_uuid(file.media), alt_text: file.alt_text };
+        Self {
+            id: row.id,
+            tenant: row.tenant_id,
+            universal_content: row.universal_content,
+            variants: row.variants.0,
+            media: row.media.0.into_iter().map(attached).collect(),
+            version: row.version,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+/// Everything of a post with its files, in one place: `sqlx` takes literal text only.
+macro_rules! select {
+    ($condition:literal) => {
+        concat!(
+            "select p.id, p.tenant_id, p.universal_content, p.variants, p.version, p.created_at, p.updated_at, \
+             coalesce((select jsonb_agg(jsonb_build_object('media', m.media_id, 'alt_text', m.alt_text) \
+               order by m.position) from post_media m where m.post_id = p.id), '[]'::jsonb) as media \
+             from posts p where p.tenant_id = $1 and ",
+            $condition
+        )
+    };
+}
+
+pub async fn get(db: &PgPool, tenant: TenantId, id: PostId) -> sqlx::Result<Option<Post>> {
+    let row: Option<Row> =
+        sqlx::query_as(select!("p.id = $2 and p.removed_at is null")).bind(tenant).bind(id).fetch_optional(db).await?;
+    Ok(row.map(Post::from))
+}
+
+/// Newest first.
+pub async fn list(db: &PgPool, tenant: TenantId, before: Option<PostId>, limit: i64) -> sqlx::Result<Vec<Post>> {
+    let rows: Vec<Row> =
+        sqlx::query_as(select!("p.removed_at is null and ($2::uuid is null or p.id < $2) order by p.id desc limit $3"))
+            .bind(tenant)
+            .bind(before)
+            .bind(limit)
+            .fetch_all(db)
+            .await?;
+    Ok(rows.into_iter().map(Post::from).collect())
+}
+
+pub async fn insert(
+    tx: &mut PgConnection,
+    id: PostId,
+    tenant: TenantId,
+    universal_content: &str,
+    variants: &BTreeMap<Platform, String>,
+    media: &[Attached],
+) -> sqlx::Result<()> {
+    sqlx::query("insert into posts (id, tenant_id, universal_content, variants) values ($1, $2, $3, $4)")
+        .bind(id)
+        .bind(tenant)
+        .bind(universal_content)
+        .bind(Json(variants))
+        .execute(&mut *tx)
+        .await?;
+    attach(tx, id, tenant, media).await
+}
+
+/// Replaces a post's content. `false`: it is not there, or was changed since `version`.
+pub async fn update(
+    tx: &mut PgConnection,
+    tenant: TenantId,
+    id: PostId,
+    version: Option<i32>,
+    universal_content: &str,
+    variants: &BTreeMap<Platform, String>,
+    media: &[Attached],
+) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "update posts set universal_content = $4, variants = $5, version = version + 1, updated_at = now() \
+         where tenant_id = $1 and id = $2 and removed_at is null and ($3::int is null or version = $3)",
+    )
+    .bind(tenant)
+    .bind(id)
+    .bind(version)
+    .bind(universal_content)
+    .bind(Json(variants))
+    .execute(&mut *tx)
+    .await?;
+    if done.rows_affected() == 0 {
+        return Ok(false);
+    }
+    sqlx::query("delete from post_media where post_id = $1").bind(id).execute(&mut *tx).await?;
+    attach(tx, id, tenant, media).await?;
+    Ok(true)
+}
+
+/// What became of a wish to delete a post.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    Removed,
+    NotFound,
+    /// It is about to go out, or somebody has to look whether it did.
+    InUse,
+}
+
+pub async fn remove(tx: &mut PgConnection, tenant: TenantId, id: PostId) -> sqlx::Result<Removal> {
+    let found: Option<bool> = sqlx::query_scalar(
+        "select exists (select from publications where post_id = $2 and phase in \
+           ('planned', 'prepared', 'uploaded', 'sending', 'needs_reconnect')) \
+         from posts where tenant_id = $1 and id = $2 and removed_at is null for update",
+    )
+    .bind(tenant)
+    .bind(id)
+    .fetch_optional(&mut *tx)
+    .await?;
+    match found {
+        None => Ok(Removal::NotFound),
+        Some(true) => Ok(Removal::InUse),
+        Some(false) => {
+            sqlx::query("update posts set removed_at = now() where id = $1").bind(id).execute(&mut *tx).await?;
+            sqlx::query("delete from post_media where post_id = $1").bind(id).execute(tx).await?;
+            Ok(Removal::Removed)
+        }
+    }
+}
+
+async fn attach(tx: &mut PgConnection, id: PostId, tenant: TenantId, media: &[Attached]) -> sqlx::Result<()> {
+    let ids: Vec<_> = media.iter().map(|file| file.media.uuid()).collect();
+    let alt_texts: Vec<_> = media.iter().map(|file| file.alt_text.clone()).collect();
+    sqlx::query(
+        "insert into post_media (post_id, position, tenant_id, media_id, alt_text) \
+         select $1, n - 1, $2, media_id, alt_text \
+         from unnest($3::uuid[], $4::text[]) with ordinality as file (media_id, alt_text, n)",
+    )
+    .bind(id)
+    .bind(tenant)
+    .bind(ids)
+    .bind(alt_texts)
+    .execute(tx)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! The path of a publication, one phase after the other, each committed before the next step.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Halt, Phase, Publication, Publisher, Reconcile, prepare, reconcile, send, stage, store};
+use crate::{
+    connections::job::{Seen, describe},
+    ids::{ConnectionId, PublicationId, TenantId},
+    jobs::{Backoff, EnqueueError, Job, JobContext, NewJob, OnParent, Queue, Stop},
+    platforms::{Connector, Explanation, Platform, RemotePost, Turn},
+};
+
+/// Brings one publication to its platform.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Publish {
+    pub publication: PublicationId,
+}
+
+/// What a publication came to.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Published {
+    pub publication: PublicationId,
+    pub platform: Platform,
+    pub remote_id: String,
+    pub permalink: String,
+}
+
+impl Job for Publish {
+    const KIND: &'static str = "publish";
+    const QUEUE: Queue = Queue::Publish;
+    const MAX_ATTEMPTS: u16 = 8;
+    /// An upload of gigabytes; what creates a post has a deadline of its own.
+    const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+    const BACKOFF: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(10 * 60) };
+
+    type Output = Published;
+
+    async fn run(&self, cx: &JobContext) -> Result<Published, Stop> {
+        let publisher = cx.service::<Publisher>();
+        let Some(publication) = store::take(cx.db(), self.publication).await? else {
+            return Err(Stop::failed("publication_gone", "the publication is not there any more"));
+        };
+        let Some(connector) = publisher.accounts.connectors().get(publication.platform) else {
+            let text = format!("this version cannot publish on {}", publication.platform.title());
+            return Err(Stop::failed("no_connector", text));
+        };
+        let mut run = Run { cx, publisher, connector, publication, seen: Seen::default(), renewed: false };
+        let outcome = run.to_the_end().await;
+        run.note_exchanges().await?;
+        outcome
+    }
+}
+
+impl Publish {
+    /// The job and the one that settles what it leaves behind, however it ends (P3). Serial for each connection,
+    /// so that posts appear in the order in which they were due.
+    pub fn jobs(&self, tenant: TenantId, connection: ConnectionId, patience: Duration) -> [NewJob; 2] {
+        let publish = NewJob::of(self, tenant).serial(connection.to_string()).serial_patience(patience);
+        let after = Reconcile { publication: self.publication };
+        let reconcile = NewJob::of(&after, tenant).after(publish.id, OnParent::Run);
+        [publish, reconcile]
+    }
+}
+
+/// One run of one publication.
+pub struct Run<'a> {
+    pub cx: &'a JobContext,
+    pub publisher: Arc<Publisher>,
+    pub connector: Arc<dyn Connector>,
+    pub publication: Publication,
+    pub seen: Seen,
+    /// The token was renewed in this run: a second refusal is not the token's age.
+    pub renewed: bool,
+}
+
+/// More turns than any path through the phases has: a loop is a fault, not a way.
+const TURNS: usize = 40;
+
+impl Run<'_> {
+    async fn to_the_end(&mut self) -> Result<Published, Stop> {
+        for _ in 0..TURNS {
+            let step = match self.publication.phase {
+                Phase::Planned => prepare::prepare(self).await,
+                Phase::Prepared => stage::stage(self).await,
+                Phase::Uploaded => send::send(self).await,
+                Phase::Sending => reconcile::look(self).await,
+                Phase::NeedsReconnect => self.resume().await,
+                Phase::Failed => self.reopen().await,
+                Phase::Sent => return self.published(),
+                Phase::Unconfirmed => return Err(self.unconfirmed()),
+                Phase::Cancelled => return Err(Stop::Cancelled),
+            };
+            match step {
+                Ok(()) | Err(Halt::Overtaken) => self.reload().await?,
+                Err(Halt::Plain(stop)) => return Err(stop),
+                Err(Halt::Told { to, problem, stop }) => {
+                    let told = match to {
+                        Some(to) => store::advance(self.cx.db(), &self.publication, to, Some(&problem)).await?,
+                        None => {
+                            store::explain(self.cx.db(), &self.publication, &problem).await?;
+                            true
+                        }
+                    };
+                    if told {
+                        return Err(stop);
+                    }
+                    self.reload().await?;
+                }
+            }
+        }
+        Err(Stop::failed("no_end", "the publication went round in circles"))
+    }
+
+    /// Reads the phase again. Another run has the publication: this one is over.
+    async fn reload(&mut self) -> Result<(), Stop> {
+        let now = store::reload(self.cx.db(), self.publication.id).await?;
+        let Some(now) = now else {
+            return Err(Stop::failed("publication_gone", "the publication is not there any more"));
+        };
+        if now.fence != self.publication.fence {
+            return Err(Stop::snooze(OVERTAKEN_PAUSE, "overtaken", "another worker has taken this publication up"));
+        }
+        self.publication = now;
+        Ok(())
+    }
+
+    fn published(&self) -> Result<Published, Stop> {
+        let remote = self.publication.remote.clone().expect("what is sent has a remote post, by a constraint");
+        Ok(Published {
+            publication: self.publication.id,
+            platform: self.publication.platform,
+            remote_id: remote.id,
+            permalink: remote.permalink,
+        })
+    }
+
+    fn unconfirmed(&self) -> Stop {
+        let text = "whether the post exists is not known yet; it is looked for and never sent again by itself";
+        Stop::failed("unconfirmed", text)
+    }
+
+    /// The owner has connected the account again, or the wait is over.
+    async fn resume(&mut self) -> Result<(), Halt> {
+        match self.publisher.accounts.open(&self.cx.engine, self.publication.connection, &self.seen).await {
+            Ok(_) => {
+                let to = if self.publication.content.is_some() { Phase::Prepared } else { Phase::Planned };
+                store::advance(self.cx.db(), &self.publication, to, None).await?;
+                Ok(())
+            }
+            Err(trouble) => Err(send::without_token(&self.publication, trouble)),
+        }
+    }
+
+    /// Somebody asked to run the failed job again: that is the second chance of its publication. It needs another
+    /// job to settle it, because the first one's has run.
+    async fn reopen(&mut self) -> Result<(), Halt> {
+        let mut tx = self.cx.db().begin().await?;
+        if !store::reopen(&mut *tx, &self.publication).await? {
+            return Err(Halt::Overtaken);
+        }
+        let after = Reconcile { publication: self.publication.id };
+        let job = NewJob::of(&after, self.publication.tenant).after(self.cx.job, OnParent::Run);
+        let tickets = self.cx.engine.enqueue_in(&mut tx, &[job]).await.map_err(enqueue_stop)?;
+        tx.commit().await?;
+        self.cx.engine.ring(&tickets).await;
+        Ok(())
+    }
+
+    /// Sent: saved the moment it is known, and tried hard, because a lost id costs a look (P10).
+    pub async fn save_sent(&self, remote: &RemotePost) -> Result<bool, Halt> {
+        let mut pause = Duration::from_millis(50);
+        for _ in 0..SAVES {
+            match store::sent(self.cx.db(), &self.publication, remote).await {
+                Ok(sent_at) => return Ok(sent_at.is_some()),
+                Err(error) => {
+                    tracing::warn!(publication = %self.publication.id, %error, "a remote id could not be kept yet");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+            }
+        }
+        // The intent is on record: the next run finds the post by looking.
+        Err(Halt::Plain(Stop::snooze(OVERTAKEN_PAUSE, "database_away", "the remote id could not be kept")))
+    }
+
+    pub async fn note_exchanges(&self) -> sqlx::Result<()> {
+        for exchange in self.seen.take() {
+            if let Some(window) = exchange.window.filter(|_| exchange.what == "create") {
+                let budgets = self.connector.budgets();
+                super::budget::observe(self.cx.db(), &self.publication, budgets, window).await?;
+            }
+            self.cx.note("platform_exchange", describe(&exchange)).await?;
+        }
+        Ok(())
+    }
+
+    /// For waits that are nobody's fault.
+    pub fn waiting(&self, code: &str, message: impl Into<String>) -> Explanation {
+        Explanation::new(code, Turn::Us, message)
+    }
+}
+
+const OVERTAKEN_PAUSE: Duration = Duration::from_secs(5);
+const SAVES: usize = 7;
+
+/// A job that could not be written.
+pub fn enqueue_stop(error: EnqueueError) -> Stop {
+    match error {
+        EnqueueError::Ledger(error) => error.into(),
+        EnqueueError::Stopping => Stop::snooze(Duration::from_secs(1), "stopping", "the worker is stopping"),
+        EnqueueError::Duplicate { existing } => {
+            Stop::snooze(Duration::from_secs(5), "under_way", format!("the same work is under way as {existing}"))
+        }
+        EnqueueError::Unstorable(why) => Stop::failed("unstorable", why),
+    }
+}

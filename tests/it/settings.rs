@@ -1,0 +1,97 @@
+//! Settings that stand in several files and must agree.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use multivio::config::Config;
+
+const SAMPLE: &str = include_str!("../../.env.sample");
+const APP_SPEC: &str = include_str!("../../app-spec.yaml");
+const COMPOSE: &str = include_str!("../../deploy/compose.yaml");
+const MANIFEST: &str = include_str!("../../Cargo.toml");
+
+/// Between a worker's own grace time and its killing: for handing back what is not finished.
+const HAND_BACK_SECONDS: u64 = 10;
+
+#[test]
+fn the_sample_lists_every_setting_that_is_read_and_no_other() {
+    let asked = RefCell::new(BTreeSet::new());
+    // Some are asked only when others are set, some only when others are not.
+    for answer in [None, Some("1")] {
+        let lookup = |name: &str| {
+            asked.borrow_mut().insert(name.to_owned());
+            answer.map(str::to_owned)
+        };
+        // Whether these values make sense is not the question.
+        let _ = Config::load(&lookup);
+    }
+    let listed: BTreeSet<_> = sample().keys().map(|name| (*name).to_owned()).collect();
+    let asked = asked.into_inner();
+    assert_eq!(asked.difference(&listed).collect::<Vec<_>>(), Vec::<&String>::new(), "not in .env.sample");
+    assert_eq!(listed.difference(&asked).collect::<Vec<_>>(), Vec::<&String>::new(), "in .env.sample, never read");
+}
+
+#[test]
+fn the_defaults_in_the_sample_are_the_defaults() {
+    let sample = sample();
+    let needed = ["DATABASE_URL", "REDIS_URL"].map(|name| (name, sample[name]));
+    let load = |pairs: &[(&str, &str)]| {
+        let lookup = |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        format!("{:?}", Config::load(&lookup).unwrap_or_else(|error| panic!("{error}")))
+    };
+    let without = load(&needed);
+    // Examples, not defaults: nothing is set without them.
+    let examples = ["ALLOWED_ORIGINS", "WORKER_CONCURRENCY", "DATABASE_URL", "REDIS_URL"];
+    for (name, value) in sample.iter().filter(|(name, value)| !value.is_empty() && !examples.contains(name)) {
+        let with = load(&[needed[0], needed[1], (name, value)]);
+        assert_eq!(with, without, "{name}={value} is not what happens without it");
+    }
+}
+
+#[test]
+fn whoever_stops_a_worker_waits_longer_than_the_worker_does() {
+    let mut seen = 0;
+    // In each block the worker's own time comes first, then that of whoever stops it.
+    for (file, kill_after) in [(APP_SPEC, "grace_period_seconds:"), (COMPOSE, "stop_grace_period:")] {
+        let mut grace = None;
+        for line in file.lines().filter(|line| !line.trim_start().starts_with('#')) {
+            if let Some(own) = number_after(line, "WORKER_GRACE_SECONDS") {
+                grace = Some(own);
+            }
+            if let (Some(own), Some(kill)) = (grace, number_after(line, kill_after)) {
+                assert!(own + HAND_BACK_SECONDS <= kill, "{own} s of grace, killed after {kill} s: {line}");
+                seen += 1;
+                grace = None;
+            }
+        }
+    }
+    assert!(seen >= 5, "only {seen} places were compared");
+}
+
+#[test]
+fn every_worker_is_in_the_image_the_app_spec_and_compose() {
+    let dockerfile = include_str!("../../Dockerfile.worker");
+    let workers: Vec<_> =
+        MANIFEST.lines().filter_map(|line| line.strip_prefix("path = \"workers/")?.strip_suffix(".rs\"")).collect();
+    assert!(workers.len() >= 4, "{workers:?}");
+    for worker in workers {
+        let program = format!("multivio-{worker}");
+        assert!(dockerfile.contains(&format!("--bin {program}")), "{program} is not in Dockerfile.worker");
+        assert!(APP_SPEC.contains(&format!("run_command: {program}\n")), "{program} is not in app-spec.yaml");
+        assert!(COMPOSE.contains(&format!("[\"{program}\"]")), "{program} is not in deploy/compose.yaml");
+    }
+}
+
+/// Names and what stands behind them, commented out or not.
+fn sample() -> BTreeMap<&'static str, &'static str> {
+    let lines = SAMPLE.lines().filter_map(|line| line.strip_prefix('#').unwrap_or(line).split_once('='));
+    lines.filter(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')).collect()
+}
+
+fn number_after(line: &str, word: &str) -> Option<u64> {
+    let rest = &line[line.find(word)? + word.len()..];
+    let digits: String = rest.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
