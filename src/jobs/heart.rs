@@ -113,11 +113,15 @@ impl Heart {
     /// another worker.
     async fn begin_anew(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
         warn!(worker = %self.row.id, "the lease was lost; its runs are ended");
-        self.row.id = WorkerId::new();
+        let lost = std::mem::replace(&mut self.row.id, WorkerId::new());
         self.hand.become_another(self.row.id);
         let sent_ns = boottime_ns();
-        ledger::register(db, &self.row, LEASE).await?;
+        ledger::register(&mut *db, &self.row, LEASE).await?;
         self.hand.renewed(sent_ns, LEASE);
+        let acquitted = ledger::acquit(db, lost).await?;
+        if acquitted > 0 {
+            info!(acquitted, "its jobs are no suspects: this process was silent, not dead");
+        }
         Ok(())
     }
 

@@ -22,10 +22,12 @@ pub struct WorkerRow {
     pub pid: u32,
 }
 
+/// Safe to repeat: the answer to the first may have been lost.
 pub async fn register(db: impl PgExecutor<'_>, worker: &WorkerRow, lease: Duration) -> sqlx::Result<()> {
     sqlx::query(
         "insert into workers (id, process_id, queue, host, pid, version, lease_expires_at) \
-         values ($1, $2, $3, $4, $5, $6, now() + $7 * interval '1 millisecond')",
+         values ($1, $2, $3, $4, $5, $6, now() + $7 * interval '1 millisecond') \
+         on conflict (id) do update set lease_expires_at = excluded.lease_expires_at",
     )
     .bind(worker.id)
     .bind(worker.process)
@@ -119,6 +121,24 @@ pub async fn report_death(db: impl PgExecutor<'_>, process: Uuid, cause: &str) -
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// What a worker says that was silent for longer than its lease and finds its jobs taken: it was no crash. Jobs that
+/// are still suspects for that reason alone are none (E12).
+pub async fn acquit(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<u64> {
+    let acquitted = sqlx::query(
+        "with vanished as ( \
+            update job_attempts a set class = 'lease_lost', message = 'its worker was silent for longer than its lease' \
+            from jobs j where j.state = 'queued' and j.suspect and a.job_id = j.id and a.run = j.run \
+            and a.worker_id = $1 and a.class = 'crash' returning j.id \
+         ), suspects as (select j.id from jobs j join vanished v on v.id = j.id where j.state = 'queued' and j.suspect \
+                         order by j.id for update of j skip locked) \
+         update jobs j set suspect = false, pushed = false, seq = nextval('job_seq') from suspects s where j.id = s.id",
+    )
+    .bind(worker)
+    .execute(db)
+    .await?;
+    Ok(acquitted.rows_affected())
 }
 
 /// The last word of a worker that has nothing in hand any more.

@@ -53,8 +53,10 @@ async fn when_the_leader_is_stopped_another_leads_within_five_seconds() {
 async fn two_relays_that_both_believe_to_lead_double_nothing() {
     let stage = Stage::new().await;
     let mut db = stage.db().await;
-    let jobs: Vec<NewJob> = (0..500).map(|_| stage.job(Act::default()).run_at(chrono::Utc::now())).collect();
+    let later = chrono::Utc::now() + LONG;
+    let jobs: Vec<NewJob> = (0..500).map(|_| stage.job(Act::default()).run_at(later)).collect();
     stage.enqueue_all(&jobs).await;
+    sqlx::query("update jobs set run_at = now()").execute(&mut *db).await.unwrap();
     let mut moved = 0;
     while moved < 500 {
         let promote = || ledger::promote_due(&stage.app.pool, 40, true);

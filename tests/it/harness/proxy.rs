@@ -34,8 +34,22 @@ enum State {
 #[derive(Debug, Clone, Default)]
 struct Loss {
     words: Option<Arc<str>>,
+    /// How many in a row.
+    times: usize,
     /// Answers of this kind are of no interest, such as the nothing of a blocking pop.
     but_not: &'static [u8],
+}
+
+impl Loss {
+    /// `false`: all were lost before.
+    fn count_down(&mut self) -> bool {
+        let is_due = self.times > 0;
+        self.times = self.times.saturating_sub(1);
+        if self.times == 0 {
+            self.words = None;
+        }
+        is_due
+    }
 }
 
 /// Listens on a port of its own for one server. Dropping it cuts every connection.
@@ -73,12 +87,16 @@ impl Proxy {
     /// The server does what the next request with these words asks; its answer never arrives and the connection is
     /// gone. For Postgres the words are of the statement's text, wherever it was prepared.
     pub fn lose_answer_to(&self, words: &str) {
-        self.loss.send_replace(Loss { words: Some(words.into()), but_not: b"" });
+        self.lose_answers_to(words, 1);
+    }
+
+    pub fn lose_answers_to(&self, words: &str, times: usize) {
+        self.loss.send_replace(Loss { words: Some(words.into()), times, but_not: b"" });
     }
 
     /// The next ids that a blocking pop takes off a list never arrive.
     pub fn lose_popped_ids(&self) {
-        self.loss.send_replace(Loss { words: Some("BLMPOP".into()), but_not: b"*-1\r\n" });
+        self.loss.send_replace(Loss { words: Some("BLMPOP".into()), times: 1, but_not: b"*-1\r\n" });
     }
 
     /// How many answers were lost so far.
@@ -149,7 +167,7 @@ impl Wire {
             }
             self.passable().await;
             let executed = reader.executed(&bytes[..read]);
-            let Loss { words, but_not } = self.loss.borrow().clone();
+            let Loss { words, but_not, .. } = self.loss.borrow().clone();
             if let Some(words) = words
                 && executed.iter().any(|text| text.contains(&*words))
                 && armed.send(but_not).is_err()
@@ -175,7 +193,7 @@ impl Wire {
             self.passable().await;
             if let Ok(but_not) = arm.try_recv()
                 && (but_not.is_empty() || &bytes[..read] != but_not)
-                && self.loss.send_replace(Loss::default()).words.is_some()
+                && self.loss.send_if_modified(Loss::count_down)
             {
                 // Until it is certain that the server has done it: nothing more comes.
                 while let Ok(Ok(1..)) = tokio::time::timeout(Duration::from_millis(50), from.read(&mut bytes)).await {}
