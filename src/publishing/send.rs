@@ -21,7 +21,7 @@ use crate::{
 
 /// Between committing the intent and sending. A process that was stopped longer must not send any more: the
 /// certainty of those who look is counted from the intent.
-const DEPARTURE: Duration = Duration::from_secs(5);
+const DEPARTURE: Duration = Duration::from_secs(2);
 /// When a platform says "too often" and not until when.
 const UNSAID_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// The app or its bill is at fault.

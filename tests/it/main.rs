@@ -10,4 +10,5 @@ mod ai;
 mod local;
 mod media_clips;
 mod media_render;
+mod publish;
 mod settings;
