@@ -286,5 +286,5 @@ fn reconnect(publication: &Publication, explanation: Explanation) -> Halt {
     let wake = connections::wake_key(publication.connection);
     let stop = Stop::Reconnect { wake, deadline, why: why(&explanation) };
     let to = (publication.phase != Phase::NeedsReconnect).then_some(Phase::NeedsReconnect);
-    Halt::Told { to, problem: explanation, stop }
+    Halt::Told { to, problem: Box::new(explanation), stop }
 }

@@ -94,8 +94,10 @@ async fn a_platform_that_says_too_often_is_left_alone_and_costs_no_attempt() {
     let id = stage.publish("after the limit").await;
     stage.until(&id, "sent").await;
     assert_eq!(stage.outcomes(&id).await, ["refused", "created"]);
-    let attempts: i64 =
-        sqlx::query_scalar("select count(*) from job_attempts where class = 'retry'").fetch_one(&stage.app.pool).await.unwrap();
+    let attempts: i64 = sqlx::query_scalar("select count(*) from job_attempts where class = 'retry'")
+        .fetch_one(&stage.app.pool)
+        .await
+        .unwrap();
     assert_eq!(attempts, 0);
 }
 
@@ -131,10 +133,11 @@ async fn the_one_that_tried_and_failed_makes_the_next_pause_longer() {
     let mut pauses = Vec::new();
     for _ in 0..3 {
         while !circuit::failed(db, Platform::X, &problem).await.unwrap() {}
-        let pause: f64 = sqlx::query_scalar("select extract(epoch from open_until - now())::float8 from platform_circuits")
-            .fetch_one(db)
-            .await
-            .unwrap();
+        let pause: f64 =
+            sqlx::query_scalar("select extract(epoch from open_until - now())::float8 from platform_circuits")
+                .fetch_one(db)
+                .await
+                .unwrap();
         pauses.push(pause);
         sqlx::query("update platform_circuits set open_until = now() - interval '1 second'").execute(db).await.unwrap();
     }

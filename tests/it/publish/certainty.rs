@@ -32,10 +32,8 @@ async fn a_request_that_never_arrived_is_sent_again_once_that_is_certain() {
     assert_eq!(stage.outcomes(&id).await, ["absent", "created"]);
     // Two looks at least, and none of them used an attempt.
     assert!(stage.calls("users.tweets").await >= 2);
-    let attempts: i16 = sqlx::query_scalar("select attempt from jobs where kind = 'publish'")
-        .fetch_one(&stage.app.pool)
-        .await
-        .unwrap();
+    let attempts: i16 =
+        sqlx::query_scalar("select attempt from jobs where kind = 'publish'").fetch_one(&stage.app.pool).await.unwrap();
     assert!(attempts <= 1, "{attempts} attempts for one re-send");
 }
 
@@ -60,7 +58,8 @@ async fn p2_a_list_that_fails_is_never_absence() {
     }
     let _worker = stage.worker().await;
     let id = stage.publish("behind a broken list").await;
-    eventually(SOON, "the first failed look", || async { (stage.calls("users.tweets").await >= 1).then_some(()) }).await;
+    eventually(SOON, "the first failed look", || async { (stage.calls("users.tweets").await >= 1).then_some(()) })
+        .await;
     // Well past the instant of certainty: not one look has succeeded, so nothing is certain.
     tokio::time::sleep(Duration::from_secs(8)).await;
     assert_eq!(stage.creates().await, 1);

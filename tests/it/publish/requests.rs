@@ -24,10 +24,11 @@ async fn everything_wrong_with_a_wish_to_publish_is_said_at_once_and_nothing_is_
     let (status, problem) = stage.api.post("/api/v1/publish", request).await;
     assert_eq!(status, 422, "{problem}");
     assert_eq!(fields(&problem), ["connections[0]", "platforms[1]", "scheduled_at", "tone", "text"], "{problem}");
-    let jobs: i64 = sqlx::query_scalar("select (select count(*) from jobs where kind = 'publish') + (select count(*) from posts)")
-        .fetch_one(&stage.app.pool)
-        .await
-        .unwrap();
+    let jobs: i64 =
+        sqlx::query_scalar("select (select count(*) from jobs where kind = 'publish') + (select count(*) from posts)")
+            .fetch_one(&stage.app.pool)
+            .await
+            .unwrap();
     assert_eq!(jobs, 0);
 }
 

@@ -103,7 +103,8 @@ async fn p8_a_worker_killed_after_the_rotation_leaves_the_connection_to_its_owne
     stage.fault("oauth2.refresh", json!({ "accept_then_delay_ms": 2000 })).await;
     let mut first = stage.worker().await;
     let id = stage.publish("the pair is lost with its worker").await;
-    eventually(SOON, "the refresh to arrive", || async { (stage.calls("oauth2.refresh").await == 1).then_some(()) }).await;
+    eventually(SOON, "the refresh to arrive", || async { (stage.calls("oauth2.refresh").await == 1).then_some(()) })
+        .await;
     first.crash();
     let _second = stage.worker().await;
     stage.until(&id, "needs_reconnect").await;

@@ -209,6 +209,45 @@ async fn a_post_that_could_not_go_out_in_time_follows_its_policy() {
     stage.until(&ask, "sent").await;
 }
 
+#[tokio::test]
+async fn a_variant_and_a_rendition_are_made_first_and_go_out_together() {
+    let stage = Stage::new().await;
+    let media = upload_picture(&stage).await;
+    let text = "We have rebuilt our little workshop and would love to show you around. ".repeat(6);
+    let request = json!({ "text": text, "platforms": ["x"], "optimize": true, "media": [{ "media_id": media }] });
+    let (status, accepted) = stage.api.post("/api/v1/publish", request).await;
+    assert_eq!(status, 202, "{accepted}");
+    let kinds: Vec<_> = accepted["jobs"].as_array().unwrap().iter().map(|job| job["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["transform", "transcode", "publish"]);
+    let queues = [Queue::Publish, Queue::Ai, Queue::Media];
+    let mut workers = Vec::new();
+    for queue in queues {
+        workers.push(stage.app.worker(queue).await);
+    }
+    let id = accepted["publications"][0]["id"].as_str().unwrap();
+    stage.until(id, "sent").await;
+    let transform = accepted["jobs"][0]["id"].as_str().unwrap();
+    let (_, transform) = stage.api.get(&format!("/api/v1/jobs/{transform}")).await;
+    let variant = transform["result"]["variants"][0]["text"].as_str().unwrap().to_owned();
+    let posts = stage.posts().await;
+    assert_eq!(posts.len(), 1);
+    let words = |text: &str| text.split_whitespace().take(5).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(posts[0]["text"].as_str().unwrap()), words(&variant));
+}
+
+#[tokio::test]
+async fn when_no_variant_could_be_written_the_users_own_words_go_out() {
+    let stage = Stage::new().await;
+    let request = json!({ "text": "my own words", "platforms": ["x"], "optimize": true });
+    let (status, accepted) = stage.api.post("/api/v1/publish", request).await;
+    assert_eq!(status, 202, "{accepted}");
+    let transform = accepted["jobs"][0]["id"].as_str().unwrap();
+    stage.api.post(&format!("/api/v1/jobs/{transform}/cancel"), json!({})).await;
+    let _worker = stage.worker().await;
+    stage.until(accepted["publications"][0]["id"].as_str().unwrap(), "sent").await;
+    assert_eq!(stage.posts().await[0]["text"], "my own words");
+}
+
 /// A real picture, uploaded as the media domain would.
 async fn upload_picture(stage: &Stage) -> String {
     let folder = tempfile::tempdir().expect("a folder");
@@ -234,7 +273,8 @@ async fn keep(
     arrived: &multivio::media::upload::Arrived,
     probe: &multivio::media::probe::Probe,
 ) -> MediaId {
-    let content = media_store::Content { sha256: &arrived.sha256, size_bytes: arrived.size_bytes, mime: arrived.kind.mime() };
+    let content =
+        media_store::Content { sha256: &arrived.sha256, size_bytes: arrived.size_bytes, mime: arrived.kind.mime() };
     let object = media_store::keep(tx, stage.app.tenant, arrived.object, content).await.expect("it is kept");
     let row = media_store::insert_media(tx, stage.app.tenant, object.id, "picture.png", arrived.kind, probe).await;
     row.expect("it is listed").0
