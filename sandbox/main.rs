@@ -122,7 +122,7 @@ fn routes(sandbox: Arc<Sandbox>) -> Route {
         make(move |request: Request| {
             let origin = format!("http://{}", request.header("host").unwrap_or("127.0.0.1"));
             let answer = Answer::html(200, page::index(&sandbox, &origin));
-            async move { gate::respond(answer, Vec::new()) }
+            async move { gate::respond(answer, Vec::new(), None) }
         })
     };
     routes
@@ -130,6 +130,9 @@ fn routes(sandbox: Arc<Sandbox>) -> Route {
         .at("/", get(front))
         .at("/:username/status/:id", get(permalink(&sandbox)))
         .at("/i/web/status/:id", get(permalink(&sandbox)))
+        // For those who take the mount of the twin for x.com itself.
+        .at("/x/:username/status/:id", get(permalink(&sandbox)))
+        .at("/x/i/web/status/:id", get(permalink(&sandbox)))
 }
 
 fn mounted(
@@ -152,7 +155,10 @@ fn permalink(sandbox: &Arc<Sandbox>) -> impl Endpoint<Output = Response> + 'stat
             .map(String::from)
             .unwrap_or_default();
         let answer = page::post(&sandbox, &id);
-        async move { gate::respond(answer, Vec::new()) }
+        async move { gate::respond(answer, Vec::new(), None) }
     })
     .map_to_response()
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,8 +7,18 @@
 mod harness;
 
 mod ai;
+mod api_jobs;
+mod engine;
+mod http;
+mod http_cli;
+mod http_idempotency;
 mod local;
+mod media_api;
 mod media_clips;
+mod media_hostile;
+mod media_jobs;
+mod media_process;
 mod media_render;
 mod publish;
+mod media_stills;
 mod settings;
