@@ -19,6 +19,6 @@ mod media_hostile;
 mod media_jobs;
 mod media_process;
 mod media_render;
-mod publish;
 mod media_stills;
+mod publish;
 mod settings;
