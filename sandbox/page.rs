@@ -3,6 +3,8 @@
 
 pub mod html;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -24,8 +26,7 @@ const SCRIPT: &str = include_str!("page/refresh.js");
 pub fn index(sandbox: &Sandbox, origin: &str) -> String {
     let card = |name: &str, base: &str, note: &str| {
         format!(
-            "<div class=\"card\"><strong>{name}</strong><code>{}{base}</code><br><span class=\"muted\">{note}</span></div>",
-            escaped(origin)
+            "<div class=\"card\"><strong>{name}</strong><code>{base}</code><br><span class=\"muted\">{note}</span></div>"
         )
     };
     let mut services = card("X", "/x", "posts, timeline, media upload, OAuth 2");
@@ -37,11 +38,13 @@ pub fn index(sandbox: &Sandbox, origin: &str) -> String {
         };
         services.push_str(&card(name, base, "chat completions, plain and streamed"));
     }
+    let fresh = latest(sandbox);
     let body = format!(
-        "<h1>Sandbox</h1><p class=\"muted\">Stand-ins for outside services. Nothing leaves this machine.</p>\
-         <div class=\"services\">{services}</div><div id=\"latest\">{}</div>\
+        "<h1>Sandbox</h1><p class=\"muted\">Stand-ins for outside services. Nothing leaves this machine. Base address: <code>{}</code></p>\
+         <div class=\"services\">{services}</div><div id=\"latest\" data-version=\"{}\">{fresh}</div>\
          <script>{SCRIPT}</script>",
-        latest(sandbox),
+        escaped(origin),
+        version(&fresh),
     );
     html::document("What is simulated", &body)
 }
@@ -67,13 +70,25 @@ pub fn latest(sandbox: &Sandbox) -> String {
         .rev()
         .map(line)
         .collect();
-    let faults = sandbox.faults.list().len();
+    let faults = sandbox
+        .faults
+        .list()
+        .iter()
+        .filter(|fault| !fault.is_used_up())
+        .count();
     format!(
         "<div class=\"columns\"><section class=\"card\"><h2>Posts on X <span class=\"tag\">{total}</span></h2>{timeline}</section>\
          <section class=\"card\"><h2>Latest requests <span class=\"tag\">{faults} fault{}</span></h2><div class=\"scroll\"><table>\
          <tr><th>time</th><th>service</th><th>operation</th><th>answer</th><th>made</th></tr>{lines}</table></div></section></div>",
         if faults == 1 { "" } else { "s" },
     )
+}
+
+/// Tells two states of [`latest`] apart.
+pub fn version(html: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    html.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
 }
 
 /// `GET /{username}/status/{id}`: a post on a page of its own.
@@ -182,11 +197,17 @@ fn line(entry: &Entry) -> String {
         ""
     };
     let time = html::clock_time(entry.time_ms);
-    let made = entry.committed.as_deref().map(escaped).unwrap_or_default();
     let (service, operation) = (entry.service, entry.operation);
+    let made = match entry.committed.as_deref() {
+        Some(id) if operation == "tweets.create" => {
+            format!("<a href=\"/i/web/status/{0}\">post</a>", escaped(id))
+        }
+        Some(_) => String::from("yes"),
+        None => String::new(),
+    };
     format!(
         "<tr><td class=\"muted\">{time}</td><td>{service}</td><td>{operation}</td>\
-         <td class=\"{class}\">{answer}{fault}{gone}</td><td><code>{made}</code></td></tr>"
+         <td class=\"{class}\">{answer}{fault}{gone}</td><td>{made}</td></tr>"
     )
 }
 

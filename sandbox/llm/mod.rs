@@ -263,6 +263,13 @@ impl Twin for Llm {
             .map(|key| key.label.clone())
     }
 
+    /// Accounts are keys here, known by their labels.
+    fn find_account(&self, label: &str) -> Option<String> {
+        let desk = self.desk();
+        let known = desk.keys.values().any(|key| key.label == label);
+        known.then(|| String::from(label))
+    }
+
     fn serve(
         &self,
         operation: Option<&'static Operation>,

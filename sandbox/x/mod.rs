@@ -126,6 +126,12 @@ impl Twin for X {
             .or_else(|| code.map(|code| code.account.clone()))
     }
 
+    fn find_account(&self, id_or_name: &str) -> Option<String> {
+        let world = self.world();
+        let account = world.account_named(id_or_name);
+        account.map(|account| account.id.clone())
+    }
+
     fn serve(
         &self,
         operation: Option<&'static Operation>,

@@ -8,13 +8,16 @@ mod harness;
 
 mod ai;
 mod api_jobs;
+mod engine;
 mod http;
 mod http_cli;
 mod http_idempotency;
-mod engine;
 mod local;
+mod media_api;
 mod media_clips;
 mod media_hostile;
+mod media_jobs;
+mod media_process;
 mod media_render;
 mod media_stills;
 mod settings;
