@@ -9,6 +9,9 @@
 //! its owner chose.
 
 pub mod admission;
+pub mod api;
+mod api_form;
+mod api_views;
 pub mod boxes;
 pub mod encode;
 pub mod exit;
@@ -20,6 +23,7 @@ pub mod preset;
 pub mod probe;
 pub mod progress;
 pub mod proof;
+mod range;
 pub mod render;
 pub mod rendition_store;
 pub mod scratch;
@@ -32,6 +36,7 @@ pub mod transcode;
 pub mod upkeep;
 pub mod upload;
 
+pub use api::MediaApi;
 pub use preset::PresetName;
 pub use service::MediaService;
 pub use transcode::Transcode;

@@ -83,7 +83,8 @@ pub(super) fn plan_still(probe: &Probe, preset: &Preset, rules: &StillPreset) ->
         video_index: video.index,
         square_pixels: video.has_square_pixels(),
         has_alpha: video.has_alpha(),
-        max_side: rules.max_side,
+        // Of the picture itself where that is smaller: steps that halve it have to begin there.
+        max_side: rules.max_side.min(width.max(height)),
         png,
         tone_map: tone_map(video),
         from_video,

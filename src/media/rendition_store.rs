@@ -14,6 +14,7 @@ use crate::ids::{JobId, RenditionId, TenantId};
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct RenditionRow {
     pub id: RenditionId,
+    pub source_id: Uuid,
     pub preset: String,
     pub preset_version: i32,
     pub state: String,
@@ -33,7 +34,7 @@ pub struct RenditionRow {
 macro_rules! rendition_columns {
     ($rest:literal) => {
         concat!(
-            "select r.id, r.preset, r.preset_version, r.state, r.action, r.probe, r.proof, r.notes, r.refusal, \
+            "select r.id, r.source_id, r.preset, r.preset_version, r.state, r.action, r.probe, r.proof, r.notes, r.refusal, \
              r.object_id, o.storage_key, o.size_bytes, o.mime, \
              extract(epoch from now() - r.created_at)::float8 as waiting_s \
              from renditions r left join media_objects o on o.id = r.object_id ",
@@ -42,11 +43,16 @@ macro_rules! rendition_columns {
     };
 }
 
-pub async fn of_source(db: impl PgExecutor<'_>, tenant: TenantId, source: Uuid) -> sqlx::Result<Vec<RenditionRow>> {
+/// What was made, or is wanted, of any of these sources.
+pub async fn of_sources(
+    db: impl PgExecutor<'_>,
+    tenant: TenantId,
+    sources: &[Uuid],
+) -> sqlx::Result<Vec<RenditionRow>> {
     sqlx::query_as(rendition_columns!(
-        "where r.source_id = $1 and r.tenant_id = $2 order by r.preset, r.preset_version"
+        "where r.source_id = any($1) and r.tenant_id = $2 order by r.source_id, r.preset, r.preset_version"
     ))
-    .bind(source)
+    .bind(sources)
     .bind(tenant)
     .fetch_all(db)
     .await

@@ -67,7 +67,7 @@ fn filters(target: &StillTarget, step: StillStep) -> String {
         (true, _) => chain.push("format=rgba".into()),
         // Transparent pixels keep a colour that nobody was meant to see: it must not come to light.
         (false, true) => chain.push(
-            "format=rgba,split[back][front];[back]drawbox=color=white:t=fill:replace=1[white];\
+            "format=rgba,split[back][front];[back]lutrgb=r=255:g=255:b=255:a=255[white];\
              [white][front]overlay=format=rgb"
                 .into(),
         ),

@@ -101,15 +101,16 @@ pub async fn keep(
     .await
 }
 
-/// Marks bytes that came to nothing; upkeep removes what the caller does not.
-pub async fn start_removing(db: impl PgExecutor<'_>, object: Uuid) -> sqlx::Result<()> {
-    sqlx::query(
-        "update media_objects set state = 'removing', condemned_at = now() where id = $1 and state = 'arriving'",
+/// Marks bytes that came to nothing; upkeep removes what the caller does not. `false`: they are in use after all.
+pub async fn start_removing(db: impl PgExecutor<'_>, object: Uuid) -> sqlx::Result<bool> {
+    let marked = sqlx::query(
+        "update media_objects set state = 'removing', condemned_at = now() \
+         where id = $1 and state in ('arriving', 'removing')",
     )
     .bind(object)
     .execute(db)
     .await?;
-    Ok(())
+    Ok(marked.rows_affected() == 1)
 }
 
 /// Forgets an object whose bytes are gone.

@@ -91,7 +91,10 @@ pub async fn receive(service: &MediaService, tenant: TenantId, reader: impl Asyn
 /// Takes back a file that came to nothing. What fails here is done by upkeep a day later.
 pub async fn discard(service: &MediaService, object: Uuid, storage_key: &str) {
     let discarded = async {
-        store::start_removing(service.db(), object).await?;
+        // A commit whose answer was lost may have kept it: only the row says whether the bytes may go.
+        if !store::start_removing(service.db(), object).await? {
+            return Ok(());
+        }
         service.storage().remove(storage_key).await?;
         store::forget_object(service.db(), object).await?;
         Ok::<(), UploadError>(())

@@ -9,5 +9,7 @@ mod harness;
 mod ai;
 mod local;
 mod media_clips;
+mod media_hostile;
 mod media_render;
 mod settings;
+mod media_stills;
