@@ -24,6 +24,9 @@ use crate::{
         health::{QueueFigures, probes},
         relay,
     },
+    media::MediaService,
+    outbound,
+    publishing::Publisher,
     shutdown, telemetry,
 };
 
@@ -53,12 +56,18 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let health = Health::new(db.clone(), probes(&engine));
     let transformer = Transformer::new(&config.ai).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
     let figures = Arc::new(QueueFigures::new(engine.clone()));
-    let app = App::new(config, db, engine.clone(), stop.clone()).map_err(|weak| Failure::usage(weak.to_string()))?;
+    let app =
+        App::new(config, db.clone(), engine.clone(), stop.clone()).map_err(|weak| Failure::usage(weak.to_string()))?;
+    let media = MediaService::new(&app.config, db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
+    let client = outbound::client().map_err(|error| Failure::usage(telemetry::chain(&error)))?;
+    let publisher = Publisher::new(&app.config, &client, Arc::new(media));
+    let publisher = publisher.map_err(|error| Failure::usage(error.to_string()))?;
     let routes = router::routes(Services {
         app: Arc::new(app),
         limiter: Arc::new(limiter),
         health: Arc::new(health),
         figures: vec![figures],
+        publisher,
         models: Arc::new(ModelLists::new(Arc::new(transformer))),
     });
     let relay = tokio::spawn(relay::run(engine, relay_db, stop.clone()));

@@ -23,12 +23,15 @@ use super::{
 };
 use crate::{
     ai::{api::AiApi, models::ModelLists},
+    connections::api::ConnectionsApi,
     jobs::api::JobsApi,
+    posts::api::PostsApi,
+    publishing::{Publisher, api::PublishingApi},
 };
 
 /// Every call of every domain.
 fn calls() -> impl OpenApi + Clone {
-    (AiApi, JobsApi, HealthApi)
+    (PostsApi, PublishingApi, ConnectionsApi, AiApi, JobsApi, HealthApi)
 }
 
 const PATHS: Paths = Paths { public: &[], uploads: &["/api/v1/media"] };
@@ -39,6 +42,7 @@ pub struct Services {
     pub limiter: Arc<RateLimiter>,
     pub health: Arc<Health>,
     pub figures: Vec<Arc<dyn Figures>>,
+    pub publisher: Publisher,
     pub models: Arc<ModelLists>,
 }
 
@@ -52,6 +56,7 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .at("/metrics", metrics_endpoint(Arc::clone(&metrics), services.figures))
         .nest("/", service())
         .data(services.health)
+        .data(services.publisher)
         .data(services.models);
     guarded(calls, services.app, services.limiter, metrics)
 }

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Halt, Phase, Publisher,
+    Halt, Phase, Publication, Publisher, files,
     intents::{self, Intent, Outcome},
     job::Run,
     send, store,
@@ -101,7 +101,7 @@ impl Job for Reconcile {
             return Ok(Settled { phase: Phase::Cancelled });
         };
         if found.phase.is_settled() {
-            return Ok(Settled { phase: found.phase });
+            return settled(cx, &found, found.phase).await;
         }
         let parent = cx.engine.job(None, found.job).await?;
         if parent.as_ref().is_some_and(|job| !job.state.is_final()) {
@@ -120,7 +120,7 @@ impl Job for Reconcile {
         let outcome = settle(&mut run, cancelled, why).await;
         run.note_exchanges().await?;
         match outcome {
-            Ok(phase) => Ok(Settled { phase }),
+            Ok(phase) => settled(cx, &run.publication, phase).await,
             Err(Halt::Plain(stop)) => Err(stop),
             Err(Halt::Overtaken) => Err(Stop::snooze(UNCLEAR_PAUSE, "overtaken", "the publication was taken up again")),
             Err(Halt::Told { problem, stop, .. }) => {
@@ -129,6 +129,14 @@ impl Job for Reconcile {
             }
         }
     }
+}
+
+/// Nothing more happens by itself: the files are let go.
+async fn settled(cx: &JobContext, publication: &Publication, phase: Phase) -> Result<Settled, Stop> {
+    let mut tx = cx.db().begin().await?;
+    files::release(&mut tx, publication.id).await?;
+    tx.commit().await?;
+    Ok(Settled { phase })
 }
 
 async fn settle(run: &mut Run<'_>, cancelled: bool, why: Option<Why>) -> Result<Phase, Halt> {

@@ -62,7 +62,7 @@ impl Connector for X {
     fn preset_for(&self, kind: MediaKind) -> Option<&'static str> {
         match kind {
             MediaKind::Video => Some("x_video"),
-            MediaKind::Image | MediaKind::Animation => None,
+            MediaKind::Image | MediaKind::Animation => Some("x_image"),
         }
     }
 
