@@ -54,11 +54,7 @@ impl Listener {
     pub async fn bind(address: &str, connections: Connections) -> io::Result<Self> {
         let socket = TcpListener::bind(address).await?;
         let address = socket.local_addr()?;
-        Ok(Self {
-            socket,
-            address,
-            connections,
-        })
+        Ok(Self { socket, address, connections })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -79,18 +75,8 @@ impl Acceptor for Listener {
         stream.set_nodelay(true)?;
         let cut = Arc::new(AtomicBool::new(false));
         self.connections.lock().insert(peer, Arc::clone(&cut));
-        let wire = Wire {
-            stream,
-            peer,
-            cut,
-            connections: self.connections.clone(),
-        };
-        Ok((
-            wire,
-            LocalAddr(self.address.into()),
-            RemoteAddr(peer.into()),
-            Scheme::HTTP,
-        ))
+        let wire = Wire { stream, peer, cut, connections: self.connections.clone() };
+        Ok((wire, LocalAddr(self.address.into()), RemoteAddr(peer.into()), Scheme::HTTP))
     }
 }
 
@@ -105,10 +91,7 @@ pub struct Wire {
 impl Wire {
     fn refuse_if_cut(&self) -> io::Result<()> {
         if self.cut.load(Ordering::Acquire) {
-            return Err(io::Error::new(
-                io::ErrorKind::ConnectionReset,
-                "cut by a fault",
-            ));
+            return Err(io::Error::new(io::ErrorKind::ConnectionReset, "cut by a fault"));
         }
         Ok(())
     }
@@ -121,21 +104,13 @@ impl Drop for Wire {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if let Err(error) = self.refuse_if_cut() {
             return Poll::Ready(Err(error));
         }

@@ -6,19 +6,13 @@ use crate::{clock, exchange::Answer};
 
 /// Shape (a): a problem object with `about:blank`.
 pub fn problem(status: u16, title: &str, detail: &str) -> Answer {
-    Answer::json(
-        status,
-        json!({"title": title, "detail": detail, "type": "about:blank", "status": status}),
-    )
+    Answer::json(status, json!({"title": title, "detail": detail, "type": "about:blank", "status": status}))
 }
 
 /// Shape (a) with a slug that clients match on.
 fn slugged(status: u16, slug: &str, title: &str, detail: &str) -> Answer {
     let kind = format!("https://api.x.com/2/problems/{slug}");
-    Answer::json(
-        status,
-        json!({"title": title, "detail": detail, "type": kind, "status": status}),
-    )
+    Answer::json(status, json!({"title": title, "detail": detail, "type": kind, "status": status}))
 }
 
 /// Shape (b): validation, one entry per problem.
@@ -26,11 +20,7 @@ pub fn invalid(errors: Vec<(String, Value, String)>) -> Answer {
     let errors: Vec<Value> = errors
         .into_iter()
         .map(|(parameter, values, message)| {
-            let parameters = if parameter.is_empty() {
-                json!({})
-            } else {
-                json!({ parameter: values })
-            };
+            let parameters = if parameter.is_empty() { json!({}) } else { json!({ parameter: values }) };
             json!({"parameters": parameters, "message": message})
         })
         .collect();
@@ -57,53 +47,31 @@ pub fn invalid_one(parameter: &str, value: impl Into<Value>, message: impl Into<
 
 /// Shape (c): the old style.
 fn coded(status: u16, code: u32, message: &str) -> Answer {
-    Answer::json(
-        status,
-        json!({"errors": [{"code": code, "message": message}]}),
-    )
+    Answer::json(status, json!({"errors": [{"code": code, "message": message}]}))
 }
 
 pub fn oauth(status: u16, error: &str, description: &str) -> Answer {
-    Answer::json(
-        status,
-        json!({"error": error, "error_description": description}),
-    )
+    Answer::json(status, json!({"error": error, "error_description": description}))
 }
 
 // A1, refresh table.
 pub fn token_invalid() -> Answer {
-    oauth(
-        400,
-        "invalid_request",
-        "Value passed for the token was invalid.",
-    )
+    oauth(400, "invalid_request", "Value passed for the token was invalid.")
 }
 
 // A1, refresh table.
 pub fn code_invalid() -> Answer {
-    oauth(
-        400,
-        "invalid_request",
-        "Value passed for the authorization code was invalid.",
-    )
+    oauth(400, "invalid_request", "Value passed for the authorization code was invalid.")
 }
 
 // A1, refresh table: the client secret is wrong or missing.
 pub fn unauthorized_client() -> Answer {
-    oauth(
-        401,
-        "unauthorized_client",
-        "Missing valid authorization header",
-    )
+    oauth(401, "unauthorized_client", "Missing valid authorization header")
 }
 
 // A1, refresh table.
 pub fn invalid_client() -> Answer {
-    oauth(
-        401,
-        "invalid_client",
-        "Value passed for the client credentials was invalid.",
-    )
+    oauth(401, "invalid_client", "Value passed for the client credentials was invalid.")
 }
 
 // A6: 401.
@@ -119,19 +87,12 @@ pub fn forbidden(detail: &str) -> Answer {
 pub fn unsupported_authentication() -> Answer {
     let detail = "Authenticating with OAuth 2.0 Application-Only is forbidden for this endpoint.  Supported authentication \
                   types are [OAuth 1.0a User Context, OAuth 2.0 User Context].";
-    slugged(
-        403,
-        "unsupported-authentication",
-        "Unsupported Authentication",
-        detail,
-    )
+    slugged(403, "unsupported-authentication", "Unsupported Authentication", detail)
 }
 
 // A6: 403 missing scope.
 pub fn missing_scope(scope: &str) -> Answer {
-    forbidden(&format!(
-        "The access token is missing the required scope: {scope}."
-    ))
+    forbidden(&format!("The access token is missing the required scope: {scope}."))
 }
 
 // A6: 403 user-suspended.
@@ -156,9 +117,7 @@ pub fn duplicate_content() -> Answer {
 
 // A6: 403 for a video that is longer than the account may post.
 pub fn video_too_long(minutes: u64) -> Answer {
-    forbidden(&format!(
-        "This user is not allowed to post a video longer than {minutes} minutes."
-    ))
+    forbidden(&format!("This user is not allowed to post a video longer than {minutes} minutes."))
 }
 
 // A6: 403, also seen for too long texts and anti-abuse.
@@ -212,11 +171,7 @@ pub fn media_ids_invalid(ids: &[String]) -> Answer {
 
 // A6: parent gone, as the 400 of the local emulator.
 pub fn reply_parent_invalid(id: &str) -> Answer {
-    invalid_one(
-        "reply.in_reply_to_tweet_id",
-        id,
-        "Your reply tweet ID is invalid.",
-    )
+    invalid_one("reply.in_reply_to_tweet_id", id, "Your reply tweet ID is invalid.")
 }
 
 // A6: 402.
@@ -265,21 +220,11 @@ pub const NAMED: [(&str, fn() -> Answer); 47] = [
     // A1: the token endpoint.
     ("token_invalid", token_invalid),
     ("code_invalid", code_invalid),
-    ("invalid_grant", || {
-        oauth(400, "invalid_grant", "The provided grant is invalid.")
-    }),
+    ("invalid_grant", || oauth(400, "invalid_grant", "The provided grant is invalid.")),
     ("unauthorized_client", unauthorized_client),
     ("invalid_client", invalid_client),
-    ("oauth_rate_limited", || {
-        oauth(429, "rate_limited", "Too many requests.")
-    }),
-    ("temporarily_unavailable", || {
-        oauth(
-            503,
-            "temporarily_unavailable",
-            "The service is temporarily unavailable.",
-        )
-    }),
+    ("oauth_rate_limited", || oauth(429, "rate_limited", "Too many requests.")),
+    ("temporarily_unavailable", || oauth(503, "temporarily_unavailable", "The service is temporarily unavailable.")),
     // A6: 400.
     ("invalid_media_ids", || media_ids_invalid(&[])),
     ("mutually_exclusive", || {
@@ -290,45 +235,24 @@ pub const NAMED: [(&str, fn() -> Answer); 47] = [
         )
     }),
     ("poll_bounds", || {
-        invalid_one(
-            "poll.duration_minutes",
-            Value::Null,
-            "poll.duration_minutes must be between 5 and 10080.",
-        )
+        invalid_one("poll.duration_minutes", Value::Null, "poll.duration_minutes must be between 5 and 10080.")
     }),
     ("text_too_long_400", too_long_invalid),
     // A6: 401.
     ("unauthorized", unauthorized),
-    ("unauthorized_code_32", || {
-        coded(401, 32, "Could not authenticate you.")
-    }),
-    ("unauthorized_code_89", || {
-        coded(401, 89, "Invalid or expired token.")
-    }),
+    ("unauthorized_code_32", || coded(401, 32, "Could not authenticate you.")),
+    ("unauthorized_code_89", || coded(401, 89, "Invalid or expired token.")),
     // A6: 402.
     ("credits_depleted", credits_depleted),
-    ("payment_required", || {
-        slugged(
-            402,
-            "credits-depleted",
-            "Payment Required",
-            "Your credits are used up.",
-        )
-    }),
+    ("payment_required", || slugged(402, "credits-depleted", "Payment Required", "Your credits are used up.")),
     // A6: 403.
     ("duplicate_content", duplicate_content),
     ("video_too_long", || video_too_long(20)),
-    ("video_duration_exceeded", || {
-        forbidden("User video duration exceeded")
-    }),
+    ("video_duration_exceeded", || forbidden("User video duration exceeded")),
     ("reply_not_allowed", reply_not_allowed),
     ("too_many_cashtags", too_many_cashtags),
-    ("invalid_url", || {
-        forbidden("The Tweet contains an invalid URL.")
-    }),
-    ("mentions_not_allowed", || {
-        forbidden("Mentions are not allowed for your package.")
-    }),
+    ("invalid_url", || forbidden("The Tweet contains an invalid URL.")),
+    ("mentions_not_allowed", || forbidden("Mentions are not allowed for your package.")),
     ("text_too_long_403", too_long_forbidden),
     ("forbidden_bare", bare),
     ("read_only_app", read_only_app),
@@ -336,67 +260,32 @@ pub const NAMED: [(&str, fn() -> Answer); 47] = [
     ("unsupported_authentication", unsupported_authentication),
     ("missing_scope", || missing_scope("tweet.write")),
     ("user_suspended", user_suspended),
-    ("suspended_code_64", || {
-        coded(
-            403,
-            64,
-            "Your account is suspended and is not permitted to access this feature.",
-        )
-    }),
+    ("suspended_code_64", || coded(403, 64, "Your account is suspended and is not permitted to access this feature.")),
     ("account_locked", account_locked),
     ("reply_parent_gone_400", || reply_parent_invalid("0")),
-    ("reply_parent_gone_403", || {
-        forbidden("You attempted to reply to a Tweet that is deleted or not visible to you.")
-    }),
-    ("reply_parent_gone_404", || {
-        problem(
-            404,
-            "Not Found",
-            "The Tweet you are replying to was not found.",
-        )
-    }),
+    ("reply_parent_gone_403", || forbidden("You attempted to reply to a Tweet that is deleted or not visible to you.")),
+    ("reply_parent_gone_404", || problem(404, "Not Found", "The Tweet you are replying to was not found.")),
     // A6: 404, and the 200 that means it.
-    ("not_found", || {
-        Answer::json(404, not_found("tweet", "id", "0"))
-    }),
-    ("not_found_200", || {
-        Answer::ok(json!({"errors": [not_found("tweet", "id", "0")]}))
-    }),
+    ("not_found", || Answer::json(404, not_found("tweet", "id", "0"))),
+    ("not_found_200", || Answer::ok(json!({"errors": [not_found("tweet", "id", "0")]}))),
     // A6: the edge.
     ("payload_too_large", || Answer::empty(413)),
     ("header_fields_too_large", || Answer::empty(431)),
     // A6: 429 in its forms.
     ("rate_limited", || rate_limited(100, soon_s(60))),
-    ("rate_limited_code_88", || {
-        with_window(coded(429, 88, "Rate limit exceeded"), 100, 0, soon_s(60))
-    }),
+    ("rate_limited_code_88", || with_window(coded(429, 88, "Rate limit exceeded"), 100, 0, soon_s(60))),
     ("rate_limited_without_headers", too_many_requests),
     ("daily_limit", daily_limit),
-    ("usage_capped", || {
-        slugged(
-            429,
-            "usage-capped",
-            "UsageCapExceeded",
-            "Usage cap exceeded: Monthly product cap",
-        )
-    }),
+    ("usage_capped", || slugged(429, "usage-capped", "UsageCapExceeded", "Usage cap exceeded: Monthly product cap")),
     // A6: 5xx.
     ("internal_error", || {
-        problem(
-            500,
-            "Internal Server Error",
-            "Something is broken. This is usually a temporary error.",
-        )
+        problem(500, "Internal Server Error", "Something is broken. This is usually a temporary error.")
     }),
-    ("service_unavailable", || {
-        problem(503, "Service Unavailable", "Service Unavailable")
-    }),
+    ("service_unavailable", || problem(503, "Service Unavailable", "Service Unavailable")),
     ("edge_html", || {
         Answer::html(
             503,
-            String::from(
-                "<html><head><title>503 Service Temporarily Unavailable</title></head><body></body></html>",
-            ),
+            String::from("<html><head><title>503 Service Temporarily Unavailable</title></head><body></body></html>"),
         )
     }),
 ];
@@ -425,10 +314,7 @@ mod tests {
         let mut names: Vec<&str> = NAMED.iter().map(|(name, _)| *name).collect();
         for (name, answer) in NAMED {
             let status = answer().status;
-            assert!(
-                (400..600).contains(&status) || name == "not_found_200",
-                "{name}: {status}"
-            );
+            assert!((400..600).contains(&status) || name == "not_found_200", "{name}: {status}");
         }
         names.sort_unstable();
         names.dedup();
@@ -437,9 +323,7 @@ mod tests {
 
     #[test]
     fn a_validation_error_has_the_documented_shape() {
-        let Payload::Json(body) = media_ids_invalid(&[String::from("17")]).payload else {
-            panic!("json")
-        };
+        let Payload::Json(body) = media_ids_invalid(&[String::from("17")]).payload else { panic!("json") };
         assert_eq!(
             body,
             json!({
