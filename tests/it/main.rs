@@ -7,6 +7,10 @@
 mod harness;
 
 mod ai;
+mod api_jobs;
+mod http;
+mod http_cli;
+mod http_idempotency;
 mod local;
 mod media_clips;
 mod media_hostile;
