@@ -6,6 +6,7 @@ use super::{
     Provider,
     catalog::{self, Model},
     fields::{self, Fault},
+    format,
     refusals::{self, Refusals},
 };
 use crate::exchange::{Answer, Call};
@@ -35,21 +36,36 @@ pub fn read(provider: Provider, call: &Call) -> Result<Request, Answer> {
         Some(_) | None => return Err(refusals.bad_json()),
     };
     // A null is what an absent field is.
-    let body: Map<String, Value> = body.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    let body: Map<String, Value> = body
+        .into_iter()
+        .filter(|(_, value)| !value.is_null())
+        .collect();
     check_forms(provider, &refusals, &body)?;
-    let model_asked = required(&refusals, &body, "model")?.as_str().unwrap_or_default();
-    let model = catalog::find(provider, model_asked).ok_or_else(|| refusals.no_such_model(model_asked))?; // 1.4: 404
+    let model_asked = required(&refusals, &body, "model")?
+        .as_str()
+        .unwrap_or_default();
+    let model =
+        catalog::find(provider, model_asked).ok_or_else(|| refusals.no_such_model(model_asked))?; // 1.4: 404
     check_model(provider, &refusals, model, model_asked, &body)?;
-    let messages = required(&refusals, &body, "messages")?.as_array().cloned().unwrap_or_default();
+    let messages = required(&refusals, &body, "messages")?
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     check_messages(provider, &refusals, &messages)?;
     check_tools(&refusals, &body)?;
     let stream = body.get("stream").and_then(Value::as_bool).unwrap_or(false);
     let (include_usage, obfuscate) = stream_options(provider, &refusals, &body, stream)?;
-    check_format(provider, &refusals, &body, &messages)?;
-    let cap = body.get("max_completion_tokens").or_else(|| body.get("max_tokens")).and_then(Value::as_u64);
+    format::check(provider, &refusals, &body, &messages)?;
+    let cap = body
+        .get("max_completion_tokens")
+        .or_else(|| body.get("max_tokens"))
+        .and_then(Value::as_u64);
     let prompt_tokens = tokens(&Value::from(messages.clone()).to_string());
     let asked = prompt_tokens + cap.unwrap_or(0);
-    let truncates = body.get("context_length_exceeded_behavior").and_then(Value::as_str) == Some("truncate");
+    let truncates = body
+        .get("context_length_exceeded_behavior")
+        .and_then(Value::as_str)
+        == Some("truncate");
     if asked > model.context_tokens && !truncates {
         return Err(refusals.too_much_context(model.context_tokens, asked)); // 1.4
     }
@@ -64,7 +80,11 @@ pub fn read(provider: Provider, call: &Call) -> Result<Request, Answer> {
         include_usage,
         obfuscate,
         cap,
-        count: body.get("n").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok()).unwrap_or(1),
+        count: body
+            .get("n")
+            .and_then(Value::as_u64)
+            .and_then(|n| usize::try_from(n).ok())
+            .unwrap_or(1),
         prompt_tokens,
     })
 }
@@ -74,7 +94,11 @@ pub fn tokens(text: &str) -> u64 {
     (text.chars().count() as u64).div_ceil(4)
 }
 
-fn check_forms(provider: Provider, refusals: &Refusals, body: &Map<String, Value>) -> Result<(), Answer> {
+fn check_forms(
+    provider: Provider,
+    refusals: &Refusals,
+    body: &Map<String, Value>,
+) -> Result<(), Answer> {
     for (name, value) in body {
         let Some(form) = fields::form(provider, name) else {
             // 1.2: a field of another provider is the commonest cause of 400 on fail-over.
@@ -89,16 +113,25 @@ fn check_forms(provider: Provider, refusals: &Refusals, body: &Map<String, Value
             Ok(()) => {}
             Err(Fault::Type(expected)) => return Err(refusals.wrong_type(name, expected)),
             Err(Fault::Range(rule)) => {
-                return Err(refusals.bad_field(name, "invalid_value", &format!("Invalid '{name}': {rule}.")));
+                return Err(refusals.bad_field(
+                    name,
+                    "invalid_value",
+                    &format!("Invalid '{name}': {rule}."),
+                ));
             }
         }
     }
     Ok(())
 }
 
-fn required<'a>(refusals: &Refusals, body: &'a Map<String, Value>, name: &str) -> Result<&'a Value, Answer> {
+fn required<'a>(
+    refusals: &Refusals,
+    body: &'a Map<String, Value>,
+    name: &str,
+) -> Result<&'a Value, Answer> {
     let message = format!("Missing required parameter: '{name}'.");
-    body.get(name).ok_or_else(|| refusals.bad_field(name, "missing_required_parameter", &message))
+    body.get(name)
+        .ok_or_else(|| refusals.bad_field(name, "missing_required_parameter", &message))
 }
 
 /// 1.2: what reasoning models refuse, each provider's in its own way.
@@ -109,14 +142,20 @@ fn check_model(
     asked: &str,
     body: &Map<String, Value>,
 ) -> Result<(), Answer> {
-    let unsupported = |name: &str, message: String| refusals.bad_field(name, "unsupported_parameter", &message);
+    let unsupported =
+        |name: &str, message: String| refusals.bad_field(name, "unsupported_parameter", &message);
     if let Some(effort) = body.get("reasoning_effort").and_then(Value::as_str) {
-        if model.efforts.is_empty() || (provider == Provider::Xai && asked != model.id && !asked.ends_with("-latest")) {
+        if model.efforts.is_empty()
+            || (provider == Provider::Xai && asked != model.id && !asked.ends_with("-latest"))
+        {
             let message = format!("Model {asked} does not support parameter reasoningEffort.");
             return Err(unsupported("reasoning_effort", message));
         }
         if !model.efforts.contains(&effort) {
-            let message = format!("Invalid value: '{effort}'. Supported values are: {}.", model.efforts.join(", "));
+            let message = format!(
+                "Invalid value: '{effort}'. Supported values are: {}.",
+                model.efforts.join(", ")
+            );
             return Err(refusals.bad_field("reasoning_effort", "invalid_value", &message));
         }
     }
@@ -125,13 +164,23 @@ fn check_model(
     }
     let refused: &[&str] = match provider {
         Provider::Xai => &["stop", "presence_penalty", "frequency_penalty"],
-        Provider::OpenAi => {
-            &["max_tokens", "stop", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs", "logit_bias"]
-        }
+        Provider::OpenAi => &[
+            "max_tokens",
+            "stop",
+            "presence_penalty",
+            "frequency_penalty",
+            "logprobs",
+            "top_logprobs",
+            "logit_bias",
+        ],
         Provider::Together => &[],
     };
     if let Some(name) = refused.iter().find(|name| body.contains_key(**name)) {
-        let hint = if *name == "max_tokens" { " Use 'max_completion_tokens' instead." } else { "" };
+        let hint = if *name == "max_tokens" {
+            " Use 'max_completion_tokens' instead."
+        } else {
+            ""
+        };
         let message = match provider {
             Provider::Xai => format!("Model {} does not support parameter {name}.", model.id),
             Provider::Together | Provider::OpenAi => {
@@ -140,23 +189,35 @@ fn check_model(
         };
         return Err(unsupported(name, message));
     }
-    let odd =
-        |name: &str| body.get(name).and_then(Value::as_f64).is_some_and(|value| (value - 1.0).abs() > f64::EPSILON);
+    let odd = |name: &str| {
+        body.get(name)
+            .and_then(Value::as_f64)
+            .is_some_and(|value| (value - 1.0).abs() > f64::EPSILON)
+    };
     if provider == Provider::OpenAi
         && let Some(name) = ["temperature", "top_p"].into_iter().find(|name| odd(name))
     {
         // 1.2: reasoning models may refuse any but the default (not confirmed; refused here to be safe).
-        let message =
-            format!("Unsupported value: '{name}' does not support other values than the default (1) with this model.");
+        let message = format!(
+            "Unsupported value: '{name}' does not support other values than the default (1) with this model."
+        );
         return Err(refusals.bad_field(name, "unsupported_value", &message));
     }
     Ok(())
 }
 
-fn check_messages(provider: Provider, refusals: &Refusals, messages: &[Value]) -> Result<(), Answer> {
+fn check_messages(
+    provider: Provider,
+    refusals: &Refusals,
+    messages: &[Value],
+) -> Result<(), Answer> {
     let bad = |index: usize, what: &str| {
         let param = format!("messages[{index}]");
-        refusals.bad_field(&param, "invalid_value", &format!("Invalid '{param}': {what}."))
+        refusals.bad_field(
+            &param,
+            "invalid_value",
+            &format!("Invalid '{param}': {what}."),
+        )
     };
     if messages.is_empty() {
         return Err(bad(0, "at least one message is needed"));
@@ -168,7 +229,10 @@ fn check_messages(provider: Provider, refusals: &Refusals, messages: &[Value]) -
     for (index, message) in messages.iter().enumerate() {
         let role = message["role"].as_str().unwrap_or_default();
         if !roles.contains(&role) {
-            return Err(bad(index, &format!("role must be one of {}", roles.join(", "))));
+            return Err(bad(
+                index,
+                &format!("role must be one of {}", roles.join(", ")),
+            ));
         }
         let parts_fit = |parts: &Vec<Value>| {
             !parts.is_empty()
@@ -185,18 +249,30 @@ fn check_messages(provider: Provider, refusals: &Refusals, messages: &[Value]) -
             _ => false,
         };
         if !fits {
-            return Err(bad(index, "content must be a string or an array of text and image_url parts"));
+            return Err(bad(
+                index,
+                "content must be a string or an array of text and image_url parts",
+            ));
         }
     }
     Ok(())
 }
 
 fn check_tools(refusals: &Refusals, body: &Map<String, Value>) -> Result<(), Answer> {
-    let tools = body.get("tools").and_then(Value::as_array).map_or(0, Vec::len);
+    let tools = body
+        .get("tools")
+        .and_then(Value::as_array)
+        .map_or(0, Vec::len);
     if tools > 128 {
-        return Err(refusals.bad_field("tools", "array_above_max_length", "At most 128 tools are allowed.")); // 1.2
+        return Err(refusals.bad_field(
+            "tools",
+            "array_above_max_length",
+            "At most 128 tools are allowed.",
+        )); // 1.2
     }
-    let forced = body.get("tool_choice").is_some_and(|choice| choice != "auto" && choice != "none");
+    let forced = body
+        .get("tool_choice")
+        .is_some_and(|choice| choice != "auto" && choice != "none");
     let deferred = body.get("deferred").and_then(Value::as_bool) == Some(true);
     if forced || deferred {
         let name = if forced { "tool_choice" } else { "deferred" };
@@ -225,176 +301,30 @@ fn stream_options(
         let message = "The 'stream_options' parameter is only allowed when 'stream' is enabled.";
         return Err(refusals.bad_field("stream_options", "invalid_value", message));
     }
-    let known: &[&str] =
-        if provider == Provider::OpenAi { &["include_usage", "include_obfuscation"] } else { &["include_usage"] };
+    let known: &[&str] = if provider == Provider::OpenAi {
+        &["include_usage", "include_obfuscation"]
+    } else {
+        &["include_usage"]
+    };
     if let Some(unknown) = options.keys().find(|name| !known.contains(&name.as_str())) {
         let param = format!("stream_options.{unknown}");
-        return Err(refusals.bad_field(&param, "unknown_parameter", &format!("Unknown parameter: '{param}'.")));
+        return Err(refusals.bad_field(
+            &param,
+            "unknown_parameter",
+            &format!("Unknown parameter: '{param}'."),
+        ));
     }
-    let flag = |name: &str, default: bool| options.get(name).and_then(Value::as_bool).unwrap_or(default);
-    Ok((flag("include_usage", false), provider == Provider::OpenAi && flag("include_obfuscation", true)))
-}
-
-/// 1.2: `text`, `json_object` or `json_schema` with a name and a schema.
-fn check_format(
-    provider: Provider,
-    refusals: &Refusals,
-    body: &Map<String, Value>,
-    messages: &[Value],
-) -> Result<(), Answer> {
-    let Some(format) = body.get("response_format") else {
-        return Ok(());
+    let flag = |name: &str, default: bool| {
+        options
+            .get(name)
+            .and_then(Value::as_bool)
+            .unwrap_or(default)
     };
-    let bad = |param: &str, message: &str| refusals.bad_field(param, "invalid_value", message);
-    match format["type"].as_str() {
-        Some("text") => Ok(()),
-        Some("json_object") => {
-            let says_json = messages.iter().any(|message| message.to_string().to_ascii_lowercase().contains("json"));
-            if provider == Provider::OpenAi && !says_json {
-                let message = "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'.";
-                return Err(bad("messages", message));
-            }
-            Ok(())
-        }
-        Some("json_schema") => {
-            let described = &format["json_schema"];
-            let name = described["name"].as_str().unwrap_or_default();
-            let name_fits = (1..=64).contains(&name.len())
-                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-            if !name_fits {
-                return Err(bad(
-                    "response_format.json_schema.name",
-                    "Invalid 'response_format.json_schema.name': 1 to 64 letters, digits, '_' and '-'.",
-                ));
-            }
-            if !described["schema"].is_object() {
-                return Err(bad(
-                    "response_format.json_schema.schema",
-                    "Missing required parameter: 'response_format.json_schema.schema'.",
-                ));
-            }
-            if provider == Provider::OpenAi && described["strict"] == true {
-                check_strict(refusals, name, &described["schema"], "")?;
-            }
-            Ok(())
-        }
-        _ => Err(bad(
-            "response_format.type",
-            "Invalid value for 'response_format.type': text, json_object or json_schema.",
-        )),
-    }
-}
-
-/// 1.2: strict mode wants every property required and nothing else allowed.
-fn check_strict(refusals: &Refusals, name: &str, schema: &Value, at: &str) -> Result<(), Answer> {
-    let bad = |what: &str| {
-        let message = format!("Invalid schema for response_format '{name}': In context=({at}), {what}");
-        refusals.bad_field("response_format", "invalid_json_schema", &message)
-    };
-    if let Some(properties) = schema["properties"].as_object() {
-        if schema["additionalProperties"] != false {
-            return Err(bad("'additionalProperties' is required to be supplied and to be false."));
-        }
-        let required =
-            |key: &str| schema["required"].as_array().is_some_and(|list| list.iter().any(|known| known == key));
-        if let Some(missing) = properties.keys().find(|key| !required(key)) {
-            return Err(bad(&format!(
-                "'required' is required to include every key in properties. Missing '{missing}'."
-            )));
-        }
-        for (key, inner) in properties {
-            check_strict(refusals, name, inner, &format!("{at}{key}."))?;
-        }
-    }
-    if schema["items"].is_object() {
-        check_strict(refusals, name, &schema["items"], &format!("{at}items."))?;
-    }
-    Ok(())
+    Ok((
+        flag("include_usage", false),
+        provider == Provider::OpenAi && flag("include_obfuscation", true),
+    ))
 }
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use poem::http::{HeaderMap, HeaderValue, Method};
-    use serde_json::json;
-
-    use super::*;
-    use crate::exchange::Payload;
-
-    fn checked(provider: Provider, extra: &Value) -> Result<String, (u16, String)> {
-        let model = match provider {
-            Provider::Xai => "grok-4.3",
-            Provider::Together => "zai-org/GLM-5.3-Flash",
-            Provider::OpenAi => "gpt-6-luna",
-        };
-        let mut body = json!({"model": model, "messages": [{"role": "user", "content": "hello"}]});
-        for (name, value) in extra.as_object().expect("fields") {
-            body[name] = value.clone();
-        }
-        let mut headers = HeaderMap::new();
-        headers.insert("content-type", HeaderValue::from_static("application/json"));
-        let call = Call {
-            method: Method::POST,
-            path: String::from("/chat/completions"),
-            query: Vec::new(),
-            headers,
-            body: Bytes::from(body.to_string()),
-            parts: None,
-            origin: String::new(),
-        };
-        read(provider, &call).map(|request| request.effort).map_err(|answer| match answer.payload {
-            Payload::Json(body) => (answer.status, body.to_string()),
-            other => panic!("{other:?}"),
-        })
-    }
-
-    #[test]
-    fn a_field_of_another_provider_is_refused() {
-        let cases = [
-            (Provider::Together, json!({"max_completion_tokens": 9}), 400),
-            (Provider::Together, json!({"stream_options": {"include_usage": true}}), 400),
-            (Provider::Together, json!({"temperature": 1.5}), 400),
-            (Provider::Xai, json!({"stop": ["."]}), 400),
-            (Provider::Xai, json!({"top_k": 3}), 400),
-            (Provider::Xai, json!({"temperature": "hot"}), 422),
-            (Provider::OpenAi, json!({"max_tokens": 9}), 400),
-            (Provider::OpenAi, json!({"temperature": 0.3}), 400),
-            (Provider::OpenAi, json!({"stream_options": {"include_usage": true}}), 400),
-            (Provider::OpenAi, json!({"logprobs": 3}), 400),
-            (Provider::OpenAi, json!({"model": "gpt-4"}), 404),
-            (Provider::Xai, json!({"model": "grok-4.20-reasoning", "reasoning_effort": "low"}), 400),
-            (Provider::Xai, json!({"messages": []}), 400),
-            (Provider::Xai, json!({"messages": [{"role": "developer", "content": "x"}]}), 400),
-            (Provider::Together, json!({"max_tokens": 200_000}), 403),
-        ];
-        for (provider, extra, status) in cases {
-            let refused = checked(provider, &extra).expect_err("refused");
-            assert_eq!(refused.0, status, "{provider:?} {extra}: {}", refused.1);
-        }
-    }
-
-    #[test]
-    fn what_each_takes_is_taken() {
-        assert_eq!(
-            checked(Provider::Xai, &json!({"max_completion_tokens": 9, "temperature": 0.2})),
-            Ok(String::from("low"))
-        );
-        assert_eq!(checked(Provider::Xai, &json!({"model": "grok-3"})), Ok(String::from("none")));
-        assert!(checked(Provider::Together, &json!({"max_tokens": 9, "temperature": 0.2})).is_ok());
-        assert!(checked(Provider::OpenAi, &json!({"max_completion_tokens": 9, "reasoning_effort": "minimal"})).is_ok());
-    }
-
-    #[test]
-    fn strict_schemas_must_require_everything() {
-        let format = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": true, "schema": schema}}});
-        let loose = format(
-            json!({"type": "object", "properties": {"text": {"type": "string"}}, "additionalProperties": false}),
-        );
-        assert!(checked(Provider::OpenAi, &loose).is_err());
-        assert!(checked(Provider::Xai, &loose).is_ok());
-        let strict = format(json!({
-            "type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "additionalProperties": false,
-        }));
-        assert!(checked(Provider::OpenAi, &strict).is_ok());
-    }
-}
+mod tests;

@@ -1,12 +1,15 @@
 //! Media upload, version 2 (A3): initialize, append, finalize, status, one-shot images, alt texts.
 
+mod describe;
 mod judge;
+mod segments;
 
 use std::collections::BTreeMap;
 
-use base64::{Engine, engine::general_purpose};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use describe::described;
 pub use judge::Verdict;
+use segments::{joined, word};
 use serde_json::{Value, json};
 
 use super::{
@@ -18,7 +21,7 @@ use super::{
 };
 use crate::{
     clock,
-    exchange::{Answer, Call, Part},
+    exchange::{Answer, Call},
     faults::Twist,
 };
 
@@ -39,14 +42,21 @@ const TYPES: [&str; 13] = [
     "text/srt",
     "text/vtt",
 ];
-const CATEGORIES: [&str; 8] =
-    ["tweet_image", "tweet_gif", "tweet_video", "amplify_video", "dm_image", "dm_gif", "dm_video", "subtitles"];
+const CATEGORIES: [&str; 8] = [
+    "tweet_image",
+    "tweet_gif",
+    "tweet_video",
+    "amplify_video",
+    "dm_image",
+    "dm_gif",
+    "dm_video",
+    "subtitles",
+];
 /// A3: the largest `total_bytes` there is, and A5's limits by kind.
 const LARGEST: u64 = 17_179_869_184;
 const IMAGE_BYTES: u64 = 5 * 1024 * 1024;
 const GIF_BYTES: u64 = 15 * 1024 * 1024;
 const VIDEO_BYTES: u64 = 8 * 1024 * 1024 * 1024;
-const LAST_SEGMENT: u64 = 999;
 const ALT_TEXT_CHARS: usize = 1_000;
 /// A2: each media object bills like a create, alt text less.
 const UPLOAD_COST: u64 = 15_000;
@@ -68,7 +78,11 @@ pub fn initialize(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer>
     body.flag("shared");
     body.finish()?;
     let (Some(content_type), Some(total_bytes)) = (content_type, total_bytes) else {
-        return Err(refusals::invalid_one("media_type", Value::Null, "media_type and total_bytes are required"));
+        return Err(refusals::invalid_one(
+            "media_type",
+            Value::Null,
+            "media_type and total_bytes are required",
+        ));
     };
     let category = category.unwrap_or_else(|| default_category(&content_type));
     let kind = kind_of(&category, &content_type)?;
@@ -80,10 +94,22 @@ pub fn initialize(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer>
     };
     if total_bytes > most {
         // A5: sizes by kind.
-        return Err(refusals::invalid_one("total_bytes", total_bytes, format!("File size exceeds {most} bytes.")));
+        return Err(refusals::invalid_one(
+            "total_bytes",
+            total_bytes,
+            format!("File size exceeds {most} bytes."),
+        ));
     }
     let mut world = x.world();
-    let media = new_media(&mut world, &user.id, additional_owners, kind, category, content_type, total_bytes);
+    let media = new_media(
+        &mut world,
+        &user.id,
+        additional_owners,
+        kind,
+        category,
+        content_type,
+        total_bytes,
+    );
     let body = json!({"data": {
         "id": media.id.to_string(), "media_key": media.key(), "expires_after_secs": world.settings.media_lifetime_s,
     }});
@@ -95,19 +121,31 @@ pub fn initialize(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer>
 /// `POST /2/media/upload/:id/append`
 pub fn append(x: &X, call: &Call, caller: &Caller, id: &str) -> Result<Answer, Answer> {
     let user = caller.user()?;
-    let (index, chunk) = segment(call)?;
+    let (index, chunk) = segments::read(call)?;
     let mut world = x.world();
     if chunk.len() > world.settings.segment_max_bytes {
         return Err(Answer::empty(413)); // A3: the edge refuses with a bare 413
     }
     let media = own_media(&mut world, &user.id, id)?;
     if media.stage != Stage::Uploading {
-        return Err(refusals::invalid_one("id", id, "The upload was finalized already."));
+        return Err(refusals::invalid_one(
+            "id",
+            id,
+            "The upload was finalized already.",
+        ));
     }
-    let others: u64 =
-        media.segments.iter().filter(|(known, _)| **known != index).map(|(_, part)| part.len() as u64).sum();
+    let others: u64 = media
+        .segments
+        .iter()
+        .filter(|(known, _)| **known != index)
+        .map(|(_, part)| part.len() as u64)
+        .sum();
     if others + chunk.len() as u64 > media.total_bytes {
-        return Err(refusals::invalid_one("media", Value::Null, "The segments exceed the total_bytes of the upload."));
+        return Err(refusals::invalid_one(
+            "media",
+            Value::Null,
+            "The segments exceed the total_bytes of the upload.",
+        ));
     }
     // A3: sending a segment again is the documented recovery.
     media.segments.insert(index, chunk);
@@ -124,11 +162,20 @@ pub fn finalize(x: &X, caller: &Caller, id: &str, twist: Option<&Twist>) -> Resu
     let (media_id, kind, total_bytes, segments) = {
         let mut world = x.world();
         own_media(&mut world, &user.id, id)?;
-        let media = id.parse().ok().and_then(|id: u64| world.media.get(&id)).ok_or_else(|| unknown(id))?;
+        let media = id
+            .parse()
+            .ok()
+            .and_then(|id: u64| world.media.get(&id))
+            .ok_or_else(|| unknown(id))?;
         if media.stage != Stage::Uploading {
             return Ok(Answer::ok(json!({"data": described(media, &world)})));
         }
-        (media.id, media.kind, media.total_bytes, media.segments.clone())
+        (
+            media.id,
+            media.kind,
+            media.total_bytes,
+            media.segments.clone(),
+        )
     };
     // Joining and judging may take a while for a large video, so nobody else is kept waiting for it.
     let bytes = joined(&segments, total_bytes)?;
@@ -155,25 +202,58 @@ pub fn one_shot(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
             "The command parameter is only supported for STATUS, with GET.",
         ));
     }
-    const FIELDS: [&str; 5] = ["media", "media_category", "media_type", "shared", "additional_owners"];
-    if let Some(unknown) = parts.iter().find(|part| !FIELDS.contains(&part.name.as_str())) {
-        return Err(refusals::invalid_one(&unknown.name, Value::Null, "is not a field of this upload"));
+    const FIELDS: [&str; 5] = [
+        "media",
+        "media_category",
+        "media_type",
+        "shared",
+        "additional_owners",
+    ];
+    if let Some(unknown) = parts
+        .iter()
+        .find(|part| !FIELDS.contains(&part.name.as_str()))
+    {
+        return Err(refusals::invalid_one(
+            &unknown.name,
+            Value::Null,
+            "is not a field of this upload",
+        ));
     }
     let (Some(media), Some(category)) = (call.part("media"), call.part("media_category")) else {
-        return Err(refusals::invalid_one("media", Value::Null, "media and media_category are required.")); // A3: both required
+        return Err(refusals::invalid_one(
+            "media",
+            Value::Null,
+            "media and media_category are required.",
+        )); // A3: both required
     };
     let category = word(category);
     if !["tweet_image", "dm_image"].contains(&category.as_str()) {
-        return Err(refusals::invalid_one("media_category", category, "Only images can be uploaded at once."));
+        return Err(refusals::invalid_one(
+            "media_category",
+            category,
+            "Only images can be uploaded at once.",
+        ));
     }
     let total_bytes = media.bytes.len() as u64;
     if total_bytes > IMAGE_BYTES {
-        return Err(refusals::invalid_one("media", Value::Null, format!("File size exceeds {IMAGE_BYTES} bytes."))); // A5
+        return Err(refusals::invalid_one(
+            "media",
+            Value::Null,
+            format!("File size exceeds {IMAGE_BYTES} bytes."),
+        )); // A5
     }
     let verdict = judge::judge(Kind::Image, &media.bytes)?;
     let mut world = x.world();
     let content_type = verdict.content_type.clone();
-    let made = new_media(&mut world, &user.id, Vec::new(), Kind::Image, category, content_type, total_bytes);
+    let made = new_media(
+        &mut world,
+        &user.id,
+        Vec::new(),
+        Kind::Image,
+        category,
+        content_type,
+        total_bytes,
+    );
     let id = made.id;
     world.media.insert(id, made);
     settle(&mut world, id, verdict, media.bytes.clone(), None)
@@ -193,7 +273,9 @@ pub fn status(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
     let id = call.query("media_id").unwrap_or_default();
     own_media(&mut world, &user.id, id)?;
     let media = id.parse().ok().and_then(|id: u64| world.media.get(&id));
-    media.map(|media| Answer::ok(json!({"data": described(media, &world)}))).ok_or_else(|| unknown(id))
+    media
+        .map(|media| Answer::ok(json!({"data": described(media, &world)})))
+        .ok_or_else(|| unknown(id))
 }
 
 /// `POST /2/media/metadata`: alt text, after finalize and before the post.
@@ -204,8 +286,12 @@ pub fn metadata(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
         body.problem("id", Value::Null, "is missing but it is required");
     }
     let id = body.id("id");
-    let text =
-        body.inside("metadata", |metadata| metadata.inside("alt_text", |alt| alt.text("text"))).flatten().flatten();
+    let text = body
+        .inside("metadata", |metadata| {
+            metadata.inside("alt_text", |alt| alt.text("text"))
+        })
+        .flatten()
+        .flatten();
     let text = text.unwrap_or_default();
     if text.is_empty() || text.chars().count() > ALT_TEXT_CHARS {
         // A3: at most 1000 characters.
@@ -222,7 +308,9 @@ pub fn metadata(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
     world.spend(ALT_TEXT_COST)?;
     world.revision += 1;
     own_media(&mut world, &user.id, &id)?.alt_text = Some(text.clone());
-    Ok(Answer::ok(json!({"data": {"id": id, "associated_metadata": {"alt_text": {"text": text}}}})))
+    Ok(Answer::ok(
+        json!({"data": {"id": id, "associated_metadata": {"alt_text": {"text": text}}}}),
+    ))
 }
 
 pub fn check_twist(name: &str, value: &Value) -> Result<(), String> {
@@ -231,9 +319,9 @@ pub fn check_twist(name: &str, value: &Value) -> Result<(), String> {
         ("processing_failed", Value::Object(fields)) => {
             let known = ["code", "name", "message"];
             match fields.keys().find(|key| !known.contains(&key.as_str())) {
-                Some(unknown) => {
-                    Err(format!("`processing_failed` has no field `{unknown}`; it takes code, name and message"))
-                }
+                Some(unknown) => Err(format!(
+                    "`processing_failed` has no field `{unknown}`; it takes code, name and message"
+                )),
                 None => Ok(()),
             }
         }
@@ -259,7 +347,8 @@ fn kind_of(category: &str, content_type: &str) -> Result<Kind, Answer> {
         _ => (Kind::Video, content_type.starts_with("video/")),
     };
     if !fits {
-        let message = format!("The media_category {category} does not take the media_type {content_type}.");
+        let message =
+            format!("The media_category {category} does not take the media_type {content_type}.");
         return Err(refusals::invalid_one("media_category", category, message));
     }
     Ok(kind)
@@ -294,45 +383,6 @@ fn new_media(
     }
 }
 
-/// A segment as a form or as JSON with base64 (A3).
-fn segment(call: &Call) -> Result<(u32, Bytes), Answer> {
-    if call.content_type() == "application/json" {
-        let mut body = Reader::of(call)?;
-        let index = body.whole("segment_index", 0, LAST_SEGMENT);
-        let media = body.text("media");
-        if index.is_none() || media.is_none() {
-            body.problem("segment_index", Value::Null, "segment_index and media are required");
-        }
-        body.finish()?;
-        let bytes = general_purpose::STANDARD.decode(media.unwrap_or_default());
-        let bytes = bytes.map_err(|_| refusals::invalid_one("media", Value::Null, "media is not valid base64"))?;
-        return Ok((index.and_then(|index| u32::try_from(index).ok()).unwrap_or_default(), bytes.into()));
-    }
-    let parts = call.parts.as_ref().ok_or_else(|| {
-        refusals::invalid_one(
-            "media",
-            Value::Null,
-            "A multipart/form-data body with segment_index and media is required.",
-        )
-    })?;
-    if let Some(unknown) = parts.iter().find(|part| !["segment_index", "media"].contains(&part.name.as_str())) {
-        return Err(refusals::invalid_one(&unknown.name, Value::Null, "is not a field of append"));
-    }
-    let index = call.part("segment_index").map(word).and_then(|index| index.parse::<u64>().ok());
-    let index = index.filter(|index| *index <= LAST_SEGMENT).and_then(|index| u32::try_from(index).ok());
-    // A3: from 0 to 999.
-    let index = index.ok_or_else(|| {
-        refusals::invalid_one("segment_index", Value::Null, "segment_index must be between 0 and 999")
-    })?;
-    let media = call.part("media").filter(|part| !part.bytes.is_empty());
-    let media = media.ok_or_else(|| refusals::invalid_one("media", Value::Null, "media is missing or empty"))?;
-    Ok((index, media.bytes.clone()))
-}
-
-fn word(part: &Part) -> String {
-    String::from(String::from_utf8_lossy(&part.bytes).trim())
-}
-
 fn unknown(id: &str) -> Answer {
     refusals::invalid_one("id", id, "Your media IDs are invalid.")
 }
@@ -340,44 +390,52 @@ fn unknown(id: &str) -> Answer {
 /// A3: one's own media that has not expired.
 fn own_media<'a>(world: &'a mut World, user: &str, id: &str) -> Result<&'a mut Media, Answer> {
     let now_ms = clock::now_ms();
-    let media = id.parse().ok().filter(|_| is_id(id)).and_then(|id: u64| world.media.get_mut(&id));
-    media.filter(|media| media.owned_by(user) && media.expires_ms > now_ms).ok_or_else(|| unknown(id))
-}
-
-/// All segments from 0 on, none missing, of the stated size together.
-fn joined(segments: &BTreeMap<u32, Bytes>, total_bytes: u64) -> Result<Bytes, Answer> {
-    let gapless = segments.keys().zip(0..).all(|(index, expected)| *index == expected);
-    let size: u64 = segments.values().map(|part| part.len() as u64).sum();
-    if !gapless || size != total_bytes {
-        let message = "Segments do not add up to provided total file size.";
-        return Err(refusals::invalid_one("id", Value::Null, message)); // A9: segment order and size
-    }
-    if let (1, Some(only)) = (segments.len(), segments.get(&0)) {
-        return Ok(only.clone());
-    }
-    let mut bytes = BytesMut::new();
-    segments.values().for_each(|part| bytes.extend_from_slice(part));
-    Ok(bytes.freeze())
+    let media = id
+        .parse()
+        .ok()
+        .filter(|_| is_id(id))
+        .and_then(|id: u64| world.media.get_mut(&id));
+    media
+        .filter(|media| media.owned_by(user) && media.expires_ms > now_ms)
+        .ok_or_else(|| unknown(id))
 }
 
 /// Writes the verdict down and answers with what the media is now.
-fn settle(world: &mut World, id: u64, verdict: Verdict, bytes: Bytes, twist: Option<&Twist>) -> Result<Answer, Answer> {
+fn settle(
+    world: &mut World,
+    id: u64,
+    verdict: Verdict,
+    bytes: Bytes,
+    twist: Option<&Twist>,
+) -> Result<Answer, Answer> {
     world.spend(UPLOAD_COST)?;
     let now_ms = clock::now_ms();
     let ends_ms = now_ms + world.settings.processing_ms;
-    let media = world.media.get_mut(&id).ok_or_else(|| unknown(&id.to_string()))?;
+    let media = world
+        .media
+        .get_mut(&id)
+        .ok_or_else(|| unknown(&id.to_string()))?;
     media.stage = match twist.map(|twist| (twist.name.as_str(), &twist.value)) {
-        Some(("processing_failed", value)) => {
-            Stage::Processing { started_ms: now_ms, ends_ms: Some(ends_ms), failure: Some(failure(value)) }
-        }
-        Some(_) => Stage::Processing { started_ms: now_ms, ends_ms: None, failure: None },
-        None if matches!(media.kind, Kind::Gif | Kind::Video) => {
-            Stage::Processing { started_ms: now_ms, ends_ms: Some(ends_ms), failure: verdict.failure }
-        }
+        Some(("processing_failed", value)) => Stage::Processing {
+            started_ms: now_ms,
+            ends_ms: Some(ends_ms),
+            failure: Some(failure(value)),
+        },
+        Some(_) => Stage::Processing {
+            started_ms: now_ms,
+            ends_ms: None,
+            failure: None,
+        },
+        None if matches!(media.kind, Kind::Gif | Kind::Video) => Stage::Processing {
+            started_ms: now_ms,
+            ends_ms: Some(ends_ms),
+            failure: verdict.failure,
+        },
         None => Stage::Ready,
     };
     media.content_type = verdict.content_type;
-    (media.width, media.height, media.duration_ms) = (verdict.width, verdict.height, verdict.duration_ms);
+    (media.width, media.height, media.duration_ms) =
+        (verdict.width, verdict.height, verdict.duration_ms);
     media.refused_at_post = verdict.refused_at_post;
     media.segments.clear();
     world.keep_bytes(id, bytes);
@@ -392,35 +450,4 @@ fn failure(value: &Value) -> Failure {
         name: text("name", "InvalidMedia"),
         message: text("message", "Unsupported video format"),
     }
-}
-
-/// The answer of finalize and status (A3): no `processing_info` means ready.
-fn described(media: &Media, world: &World) -> Value {
-    let now_ms = clock::now_ms();
-    let mut data = json!({
-        "id": media.id.to_string(), "media_key": media.key(), "size": media.total_bytes,
-        "expires_after_secs": media.expires_ms.saturating_sub(now_ms) / 1000,
-    });
-    match media.kind {
-        Kind::Image => data["image"] = json!({"w": media.width, "h": media.height, "image_type": media.content_type}),
-        Kind::Gif | Kind::Video => data["video"] = json!({"video_type": media.content_type}),
-        Kind::Subtitles => {}
-    }
-    if let Stage::Processing { started_ms, ends_ms, failure } = &media.stage {
-        let elapsed_ms = now_ms.saturating_sub(*started_ms);
-        let length_ms = ends_ms.map_or(u64::MAX, |ends_ms| ends_ms.saturating_sub(*started_ms));
-        let check_after = world.settings.check_after_secs;
-        // A3: pending, in_progress, then succeeded or failed.
-        data["processing_info"] = if elapsed_ms < length_ms / 4 {
-            json!({"state": "pending", "check_after_secs": check_after})
-        } else if elapsed_ms < length_ms {
-            let percent = elapsed_ms.saturating_mul(100) / length_ms;
-            json!({"state": "in_progress", "check_after_secs": check_after, "progress_percent": percent})
-        } else if let Some(failure) = failure {
-            json!({"state": "failed", "error": {"code": failure.code, "name": failure.name, "message": failure.message}})
-        } else {
-            json!({"state": "succeeded", "progress_percent": 100})
-        };
-    }
-    data
 }
