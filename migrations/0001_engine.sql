@@ -74,6 +74,7 @@ create index jobs_due_serial on jobs (run_at) where state = 'scheduled' and seri
 create index jobs_due_by_tenant on jobs (queue, lane, tenant_id, run_at) where state = 'scheduled';
 create index jobs_waiting on jobs (id) where state = 'waiting';
 create index jobs_failed on jobs (queue, finished_at) where state = 'failed';
+create index jobs_tenant_failed on jobs (tenant_id, id) where state = 'failed';
 create index jobs_group on jobs (group_id) where group_id is not null;
 create index jobs_parked on jobs (wake_key) where wake_key is not null and state = 'scheduled';
 create index jobs_serial on jobs (serial_key, due_at, id) where serial_key is not null and finished_at is null;

@@ -111,8 +111,12 @@ pub async fn pause(db: impl PgExecutor<'_>, queue: Queue, by: &str) -> sqlx::Res
 
 /// `true`: it had been paused.
 pub async fn resume(db: impl PgExecutor<'_>, queue: Queue) -> sqlx::Result<bool> {
+    // Ids that were popped meanwhile were not claimed: the relay pushes their rows as if they were new.
     let resumed = sqlx::query(
-        "update queue_controls set paused_at = null, paused_by = null where queue = $1 and paused_at is not null",
+        "with popped as ( \
+            select id from jobs where queue = $1 and state = 'queued' and pushed limit 10000 for update skip locked \
+         ), again as (update jobs j set pushed = false from popped where j.id = popped.id) \
+         update queue_controls set paused_at = null, paused_by = null where queue = $1 and paused_at is not null",
     )
     .bind(queue.as_str())
     .execute(db)

@@ -139,6 +139,8 @@ pub async fn list(
            and ($3::text is null or state = $3::job_state) and ($4::text is null or queue = $4) \
            and ($5::text is null or kind = $5) and ($6::uuid is null or group_id = $6) order by id desc limit $7"
     ))
+    // Planned anew for each set of filters: one plan for all of them would read the table from its end.
+    .persistent(false)
     .bind(filter.tenant)
     .bind(before)
     .bind(filter.state.map(State::as_str))
