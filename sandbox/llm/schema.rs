@@ -28,22 +28,14 @@ impl Filler<'_> {
         if let Some(constant) = schema.get("const") {
             return constant.clone();
         }
-        if let Some(first) = schema["enum"]
-            .as_array()
-            .and_then(|values| values.iter().find(|value| !value.is_null()))
-        {
+        if let Some(first) = schema["enum"].as_array().and_then(|values| values.iter().find(|value| !value.is_null())) {
             return first.clone();
         }
-        if let Some(target) = schema["$ref"]
-            .as_str()
-            .and_then(|path| self.root.pointer(path.trim_start_matches('#')))
-        {
+        if let Some(target) = schema["$ref"].as_str().and_then(|path| self.root.pointer(path.trim_start_matches('#'))) {
             return self.value(target, name, limit, depth + 1);
         }
         for choice in ["anyOf", "oneOf", "allOf"] {
-            if let Some(first) = schema[choice]
-                .as_array()
-                .and_then(|all| all.iter().find(|one| one["type"] != "null"))
+            if let Some(first) = schema[choice].as_array().and_then(|all| all.iter().find(|one| one["type"] != "null"))
             {
                 return self.value(first, name, limit, depth + 1);
             }
@@ -53,9 +45,7 @@ impl Filler<'_> {
             "array" => self.array(schema, name, limit, depth),
             "string" => Value::String(self.text(schema, name, limit)),
             "integer" => json!(self.number(schema, name)),
-            "number" => json!(f64::from(
-                u32::try_from(self.number(schema, name)).unwrap_or(0)
-            )),
+            "number" => json!(f64::from(u32::try_from(self.number(schema, name)).unwrap_or(0))),
             "boolean" => json!(true),
             _ => Value::Null,
         }
@@ -71,28 +61,16 @@ impl Filler<'_> {
 
     fn array(&self, schema: &Value, name: &str, limit: Option<usize>, depth: usize) -> Value {
         let items = &schema["items"];
-        let least = schema["minItems"]
-            .as_u64()
-            .and_then(|n| usize::try_from(n).ok())
-            .unwrap_or(0);
-        let most = schema["maxItems"]
-            .as_u64()
-            .and_then(|n| usize::try_from(n).ok())
-            .unwrap_or(usize::MAX);
+        let least = schema["minItems"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        let most = schema["maxItems"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         let lower = name.to_lowercase();
         let limit_here = tighter(limit, items);
         let mut values: Vec<Value> = if type_of(items) != "string" {
             vec![self.value(items, name, limit, depth + 1)]
         } else if lower.contains("hashtag") || lower == "tags" {
-            writer::hashtags(&self.task.content, 3, self.task.seed)
-                .into_iter()
-                .map(Value::String)
-                .collect()
+            writer::hashtags(&self.task.content, 3, self.task.seed).into_iter().map(Value::String).collect()
         } else if ["parts", "posts", "tweets", "thread", "segments"].contains(&lower.as_str()) {
-            writer::parts(&self.task.content, limit_here.unwrap_or(280))
-                .into_iter()
-                .map(Value::String)
-                .collect()
+            writer::parts(&self.task.content, limit_here.unwrap_or(280)).into_iter().map(Value::String).collect()
         } else {
             vec![self.value(items, name, limit, depth + 1)]
         };
@@ -117,10 +95,7 @@ impl Filler<'_> {
             return String::from(fixed);
         }
         let lower = name.to_lowercase();
-        let task = Task {
-            limit,
-            ..self.task.clone()
-        };
+        let task = Task { limit, ..self.task.clone() };
         let is = |words: &[&str]| words.iter().any(|word| lower.contains(word));
         if is(&["language", "locale"]) {
             String::from("en")
@@ -129,10 +104,7 @@ impl Filler<'_> {
         } else if is(&["title", "headline"]) {
             writer::fitted(&writer::first_words(&task.content, 8), limit.unwrap_or(100))
         } else if is(&["reason", "explanation", "note", "rationale"]) {
-            writer::fitted(
-                "Kept the main point and left out what repeats it.",
-                limit.unwrap_or(200),
-            )
+            writer::fitted("Kept the main point and left out what repeats it.", limit.unwrap_or(200))
         } else {
             writer::compose(&task)
         }
@@ -154,10 +126,7 @@ impl Filler<'_> {
 fn type_of(schema: &Value) -> &str {
     let stated = match &schema["type"] {
         Value::String(name) => Some(name.as_str()),
-        Value::Array(names) => names
-            .iter()
-            .filter_map(Value::as_str)
-            .find(|name| *name != "null"),
+        Value::Array(names) => names.iter().filter_map(Value::as_str).find(|name| *name != "null"),
         _ => None,
     };
     stated.unwrap_or(if schema["properties"].is_object() {
@@ -171,9 +140,7 @@ fn type_of(schema: &Value) -> &str {
 
 /// The smaller of what is known and what this schema says itself, in `maxLength` or in its description.
 fn tighter(limit: Option<usize>, schema: &Value) -> Option<usize> {
-    let stated = schema["maxLength"]
-        .as_u64()
-        .and_then(|most| usize::try_from(most).ok());
+    let stated = schema["maxLength"].as_u64().and_then(|most| usize::try_from(most).ok());
     let described = schema["description"].as_str().and_then(limit_in);
     [limit, stated, described].into_iter().flatten().min()
 }
@@ -213,19 +180,10 @@ mod tests {
         let tags = value["hashtags"].as_array().expect("list");
         assert!(
             (2..=3).contains(&tags.len())
-                && tags
-                    .iter()
-                    .all(|tag| tag.as_str().is_some_and(|tag| tag.starts_with('#')))
+                && tags.iter().all(|tag| tag.as_str().is_some_and(|tag| tag.starts_with('#')))
         );
-        assert_eq!(
-            (&value["platform"], &value["score"], &value["maybe"]),
-            (&json!("x"), &json!(3), &json!(true))
-        );
-        assert!(
-            value["parts"]
-                .as_array()
-                .is_some_and(|parts| parts.len() > 2)
-        );
+        assert_eq!((&value["platform"], &value["score"], &value["maybe"]), (&json!("x"), &json!(3), &json!(true)));
+        assert!(value["parts"].as_array().is_some_and(|parts| parts.len() > 2));
     }
 
     #[test]

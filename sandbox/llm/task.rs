@@ -27,26 +27,14 @@ pub struct Task {
 impl Task {
     pub fn of(messages: &[Value]) -> Self {
         let system = said_by(messages, &["system", "developer"]);
-        let users: Vec<&Value> = messages
-            .iter()
-            .filter(|message| message["role"] == "user")
-            .collect();
-        let user = users
-            .last()
-            .map(|message| text_of(message))
-            .unwrap_or_default();
+        let users: Vec<&Value> = messages.iter().filter(|message| message["role"] == "user").collect();
+        let user = users.last().map(|message| text_of(message)).unwrap_or_default();
         let content = content_of(&user);
         let around = user.replacen(&content, " ", 1);
-        let has_image = users
-            .last()
-            .is_some_and(|message| message["content"].to_string().contains("\"image_url\""));
+        let has_image = users.last().is_some_and(|message| message["content"].to_string().contains("\"image_url\""));
         let instructions = format!("{system}\n{around}").to_lowercase();
         Self {
-            verb: if has_image {
-                Verb::Describe
-            } else {
-                verb_of(&instructions)
-            },
+            verb: if has_image { Verb::Describe } else { verb_of(&instructions) },
             limit: limit_in(&instructions),
             seed: seed_of(&Value::from(messages.to_vec()).to_string()),
             content,
@@ -57,29 +45,18 @@ impl Task {
 /// A number from a text, the same on every run.
 pub fn seed_of(text: &str) -> u64 {
     let digest = Sha256::digest(text);
-    digest
-        .iter()
-        .take(8)
-        .fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+    digest.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
 
 fn said_by(messages: &[Value], roles: &[&str]) -> String {
-    let said = messages.iter().filter(|message| {
-        message["role"]
-            .as_str()
-            .is_some_and(|role| roles.contains(&role))
-    });
+    let said = messages.iter().filter(|message| message["role"].as_str().is_some_and(|role| roles.contains(&role)));
     said.map(text_of).collect::<Vec<_>>().join("\n")
 }
 
 fn text_of(message: &Value) -> String {
     match &message["content"] {
         Value::String(text) => text.clone(),
-        Value::Array(parts) => parts
-            .iter()
-            .filter_map(|part| part["text"].as_str())
-            .collect::<Vec<_>>()
-            .join("\n"),
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join("\n"),
         _ => String::new(),
     }
 }
@@ -101,9 +78,8 @@ fn content_of(message: &str) -> String {
         }
     }
     if let Ok(Value::Object(fields)) = serde_json::from_str(message) {
-        let inside = ["content", "text", "universal_content", "input"]
-            .iter()
-            .find_map(|name| fields.get(*name)?.as_str());
+        let inside =
+            ["content", "text", "universal_content", "input"].iter().find_map(|name| fields.get(*name)?.as_str());
         if let Some(inside) = inside {
             return String::from(inside.trim());
         }
@@ -121,10 +97,7 @@ fn verb_of(instructions: &str) -> Verb {
         ("alt text", Verb::Describe),
         ("write a title", Verb::Title),
     ];
-    words
-        .iter()
-        .find(|(word, _)| instructions.contains(word))
-        .map_or(Verb::Optimize, |(_, verb)| *verb)
+    words.iter().find(|(word, _)| instructions.contains(word)).map_or(Verb::Optimize, |(_, verb)| *verb)
 }
 
 /// The smallest number of characters a text allows: "at most 280 characters", "a 100-character limit".
@@ -137,18 +110,10 @@ pub fn limit_in(text: &str) -> Option<usize> {
             at += 1;
             continue;
         }
-        let run = bytes[at..]
-            .iter()
-            .take_while(|byte| byte.is_ascii_digit() || **byte == b',')
-            .count();
-        let number: String = text[at..at + run]
-            .chars()
-            .filter(char::is_ascii_digit)
-            .collect();
+        let run = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit() || **byte == b',').count();
+        let number: String = text[at..at + run].chars().filter(char::is_ascii_digit).collect();
         let rest = text[at + run..].trim_start_matches([' ', '-', '\n']);
-        let rest = rest
-            .strip_prefix("weighted")
-            .map_or(rest, |rest| rest.trim_start());
+        let rest = rest.strip_prefix("weighted").map_or(rest, |rest| rest.trim_start());
         let lower: String = rest.chars().take(4).collect::<String>().to_lowercase();
         if lower == "char"
             && let Ok(limit) = number.parse::<usize>()
@@ -185,22 +150,13 @@ mod tests {
     fn the_same_prompt_has_the_same_seed() {
         let messages = [json!({"role": "user", "content": "hello"})];
         assert_eq!(Task::of(&messages).seed, Task::of(&messages).seed);
-        assert_ne!(
-            Task::of(&messages).seed,
-            Task::of(&[json!({"role": "user", "content": "hullo"})]).seed
-        );
+        assert_ne!(Task::of(&messages).seed, Task::of(&[json!({"role": "user", "content": "hullo"})]).seed);
     }
 
     #[test]
     fn content_is_found_in_tags_fences_and_json() {
-        assert_eq!(
-            content_of("Do it.\n\"\"\"\nHi there\n\"\"\"\nThanks"),
-            "Hi there"
-        );
-        assert_eq!(
-            content_of("{\"content\": \"Hi\", \"tone\": \"warm\"}"),
-            "Hi"
-        );
+        assert_eq!(content_of("Do it.\n\"\"\"\nHi there\n\"\"\"\nThanks"), "Hi there");
+        assert_eq!(content_of("{\"content\": \"Hi\", \"tone\": \"warm\"}"), "Hi");
         assert_eq!(content_of("  Hi  "), "Hi");
     }
 }

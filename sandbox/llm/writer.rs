@@ -4,11 +4,7 @@ use super::task::{Task, Verb};
 
 /// What a task asks for, as plain text.
 pub fn compose(task: &Task) -> String {
-    let content = task
-        .content
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ");
+    let content = task.content.split_whitespace().collect::<Vec<_>>().join(" ");
     if task.verb == Verb::Describe {
         return fitted(
             "A photo that shows the subject clearly in the middle, in daylight, with a calm background.",
@@ -17,18 +13,12 @@ pub fn compose(task: &Task) -> String {
     }
     let length = measure(&content);
     match task.verb {
-        Verb::Shorten => fitted(
-            &content,
-            limit(task, length * 3 / 4).min((length * 3 / 4).max(20)),
-        ),
+        Verb::Shorten => fitted(&content, limit(task, length * 3 / 4).min((length * 3 / 4).max(20))),
         Verb::Summarize => fitted(&content, limit(task, length / 2).min((length / 2).max(20))),
         Verb::Title => fitted(&first_words(&content, 8), limit(task, 100)),
         Verb::Hashtags => hashtags(&content, 5, task.seed).join(" "),
         Verb::Expand => {
-            let more = format!(
-                "{content}\n\nWhy it matters: {}.",
-                first_words(&content, 20).trim_end_matches('.')
-            );
+            let more = format!("{content}\n\nWhy it matters: {}.", first_words(&content, 20).trim_end_matches('.'));
             fitted_keeping_lines(&more, limit(task, usize::MAX))
         }
         Verb::Optimize | Verb::Describe => optimized(&content, limit(task, 600), task.seed),
@@ -52,15 +42,8 @@ fn optimized(content: &str, limit: usize, seed: u64) -> String {
 /// As long as a strict platform could see it: wide characters count twice, a link at least 23.
 pub fn measure(text: &str) -> usize {
     let word = |word: &str| {
-        let chars: usize = word
-            .chars()
-            .map(|c| if u32::from(c) > 0x10ff { 2 } else { 1 })
-            .sum();
-        if word.contains('.') && !word.ends_with('.') {
-            chars.max(23)
-        } else {
-            chars
-        }
+        let chars: usize = word.chars().map(|c| if u32::from(c) > 0x10ff { 2 } else { 1 }).sum();
+        if word.contains('.') && !word.ends_with('.') { chars.max(23) } else { chars }
     };
     let spaces = text.chars().filter(|c| c.is_whitespace()).count();
     text.split_whitespace().map(word).sum::<usize>() + spaces
@@ -73,11 +56,7 @@ pub fn fitted(text: &str, limit: usize) -> String {
     }
     let mut kept = String::new();
     for word in text.split_whitespace() {
-        let longer = if kept.is_empty() {
-            String::from(word)
-        } else {
-            format!("{kept} {word}")
-        };
+        let longer = if kept.is_empty() { String::from(word) } else { format!("{kept} {word}") };
         if measure(&longer) + 2 > limit {
             break;
         }
@@ -96,33 +75,18 @@ pub fn fitted(text: &str, limit: usize) -> String {
 }
 
 fn fitted_keeping_lines(text: &str, limit: usize) -> String {
-    if measure(text) <= limit {
-        String::from(text)
-    } else {
-        fitted(text, limit)
-    }
+    if measure(text) <= limit { String::from(text) } else { fitted(text, limit) }
 }
 
 pub fn first_words(text: &str, count: usize) -> String {
-    text.split_whitespace()
-        .take(count)
-        .collect::<Vec<_>>()
-        .join(" ")
+    text.split_whitespace().take(count).collect::<Vec<_>>().join(" ")
 }
 
 /// Hashtags from the longest words; which come first depends on the seed.
 pub fn hashtags(text: &str, count: usize, seed: u64) -> Vec<String> {
-    let letters = |word: &str| {
-        word.chars()
-            .filter(|c| c.is_alphanumeric())
-            .collect::<String>()
-    };
+    let letters = |word: &str| word.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
     let is_plain = |word: &&str| !word.contains(['.', '/', '@']) || word.ends_with('.');
-    let mut words: Vec<String> = text
-        .split_whitespace()
-        .filter(is_plain)
-        .map(letters)
-        .collect();
+    let mut words: Vec<String> = text.split_whitespace().filter(is_plain).map(letters).collect();
     words.retain(|word| word.chars().count() >= 5 && !word.chars().all(|c| c.is_ascii_digit()));
     words.sort_by_key(|word| (std::cmp::Reverse(word.chars().count()), word.clone()));
     words.dedup();
@@ -131,11 +95,7 @@ pub fn hashtags(text: &str, count: usize, seed: u64) -> Vec<String> {
         let turn = usize::try_from(seed % words.len() as u64).unwrap_or(0);
         words.rotate_left(turn);
     }
-    words
-        .into_iter()
-        .take(count)
-        .map(|word| format!("#{word}"))
-        .collect()
+    words.into_iter().take(count).map(|word| format!("#{word}")).collect()
 }
 
 /// The content in parts that each fit, in order, nothing left out.
@@ -155,11 +115,7 @@ pub fn parts(content: &str, limit: usize) -> Vec<String> {
 
 /// A reply that ignores its limit: at least twice as long.
 pub fn oversized(task: &Task) -> String {
-    let words = if task.content.trim().is_empty() {
-        "more and more"
-    } else {
-        task.content.trim()
-    };
+    let words = if task.content.trim().is_empty() { "more and more" } else { task.content.trim() };
     let mut text = String::from(words);
     let least = limit(task, 280) * 2;
     while text.chars().count() <= least {
@@ -176,10 +132,7 @@ mod tests {
     use super::*;
 
     fn task(instructions: &str, content: &str) -> Task {
-        Task::of(&[
-            json!({"role": "system", "content": instructions}),
-            json!({"role": "user", "content": content}),
-        ])
+        Task::of(&[json!({"role": "system", "content": instructions}), json!({"role": "user", "content": content})])
     }
 
     #[test]
@@ -193,10 +146,7 @@ mod tests {
         for content in contents {
             for limit in [20, 40, 280] {
                 for verb in ["Shorten", "Summarize", "Expand", "Improve"] {
-                    let reply = compose(&task(
-                        &format!("{verb} it. At most {limit} characters."),
-                        content,
-                    ));
+                    let reply = compose(&task(&format!("{verb} it. At most {limit} characters."), content));
                     assert!(!reply.is_empty());
                     assert!(measure(&reply) <= limit, "{verb} {limit}: {reply}");
                 }

@@ -25,13 +25,14 @@ use crate::{
     ai::{api::AiApi, models::ModelLists},
     connections::api::ConnectionsApi,
     jobs::api::JobsApi,
+    media::{MediaApi, MediaService},
     posts::api::PostsApi,
     publishing::{Publisher, api::PublishingApi},
 };
 
 /// Every call of every domain.
 fn calls() -> impl OpenApi + Clone {
-    (PostsApi, PublishingApi, ConnectionsApi, AiApi, JobsApi, HealthApi)
+    (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi, HealthApi)
 }
 
 const PATHS: Paths = Paths { public: &[], uploads: &["/api/v1/media"] };
@@ -43,6 +44,7 @@ pub struct Services {
     pub health: Arc<Health>,
     pub figures: Vec<Arc<dyn Figures>>,
     pub publisher: Publisher,
+    pub media: Arc<MediaService>,
     pub models: Arc<ModelLists>,
 }
 
@@ -57,6 +59,7 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .nest("/", service())
         .data(services.health)
         .data(services.publisher)
+        .data(services.media)
         .data(services.models);
     guarded(calls, services.app, services.limiter, metrics)
 }

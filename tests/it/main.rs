@@ -8,10 +8,10 @@ mod harness;
 
 mod ai;
 mod api_jobs;
+mod engine;
 mod http;
 mod http_cli;
 mod http_idempotency;
-mod engine;
 mod local;
 mod media_clips;
 mod media_hostile;
