@@ -44,8 +44,8 @@ pub struct Services {
     pub health: Arc<Health>,
     pub figures: Vec<Arc<dyn Figures>>,
     pub publisher: Publisher,
-    pub media: Arc<MediaService>,
     pub models: Arc<ModelLists>,
+    pub media: Arc<MediaService>,
 }
 
 /// The API, ready to be served.
@@ -59,8 +59,8 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .nest("/", service())
         .data(services.health)
         .data(services.publisher)
-        .data(services.media)
-        .data(services.models);
+        .data(services.models)
+        .data(services.media);
     guarded(calls, services.app, services.limiter, metrics)
 }
 

@@ -62,7 +62,7 @@ impl Bar {
             self.bar.finish_with_message(shortened(outcome, 60));
         } else {
             self.bar.finish_and_clear();
-            eprintln!("  {:26} {outcome}", self.what);
+            eprintln!("  {:26} {}", self.what, shortened(outcome, 100));
         }
     }
 }

@@ -49,6 +49,8 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
         listen: Some(([127, 0, 0, 1], 0).into()),
         sandbox: true,
         verbose: arguments.verbose,
+        // Somebody is watching.
+        defaults: vec![("MEDIA_X264_PRESET".to_owned(), "veryfast".to_owned())],
     };
     let stack = match Stack::start(options, &signals.stop, |doing| eprintln!("{doing} ...")).await {
         Ok(stack) => stack,

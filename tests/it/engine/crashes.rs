@@ -98,7 +98,7 @@ async fn a_dead_worker_leaves_its_cause() {
 #[tokio::test]
 async fn a_killed_workers_job_runs_again_within_fifteen_seconds() {
     let stage = Stage::new().await;
-    let worker = stage.worker(2).await;
+    let mut worker = stage.worker(2).await;
     let act = Act {
         first: Some(vec![Step::Tell("first".into()), Step::SleepMs(60_000)]),
         ..Act::of([Step::Tell("second".into())])

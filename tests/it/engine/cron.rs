@@ -3,9 +3,12 @@
 use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use multivio::jobs::{
-    Lane, Queue, State,
-    relay::{CatchUp, Timetable, schedule},
+use multivio::{
+    ids::TenantId,
+    jobs::{
+        NewJob, Queue, State,
+        relay::{CatchUp, Schedule, Timetable},
+    },
 };
 
 use super::{Act, Stage, Step};
@@ -13,13 +16,14 @@ use crate::harness::wait_until;
 
 const SOON: Duration = Duration::from_secs(20);
 
-fn every_second(catch_up: CatchUp) -> Timetable<'static> {
-    Timetable { name: "tick", cron: "* * * * * *", timezone: "UTC", catch_up, exclusive: false }
+fn every_second(catch_up: CatchUp) -> Timetable {
+    Timetable { name: "tick".into(), cron: "* * * * * *".into(), timezone: "UTC".into(), catch_up, exclusive: false }
 }
 
-async fn add(stage: &Stage, timetable: &Timetable<'_>) {
+async fn add(stage: &Stage, timetable: &Timetable) {
     let act = stage.witnessed(Act::of([Step::Tell("tick".into())]));
-    schedule(&mut *stage.db().await, timetable, &act, Queue::Ops, Lane::Default).await.unwrap();
+    let schedule = Schedule { timetable: timetable.clone(), job: NewJob::of(&act, TenantId::SYSTEM) };
+    schedule.save(&mut *stage.db().await).await.unwrap();
 }
 
 async fn fires(stage: &Stage) -> Vec<(DateTime<Utc>, multivio::ids::JobId)> {
@@ -78,7 +82,7 @@ async fn two_leaders_that_fire_the_same_schedule_at_once_make_one_job() {
 #[tokio::test]
 async fn of_the_fires_missed_while_nobody_led_the_latest_runs_and_no_other() {
     let stage = Stage::new().await;
-    let hourly = |catch_up| Timetable { cron: "0 * * * *", ..every_second(catch_up) };
+    let hourly = |catch_up| Timetable { cron: "0 * * * *".into(), ..every_second(catch_up) };
     for (catch_up, expected) in [(CatchUp::Latest, 1), (CatchUp::Skip, 0)] {
         sqlx::query("delete from schedules where name = 'tick'").execute(&stage.app.pool).await.unwrap();
         add(&stage, &hourly(catch_up)).await;
