@@ -154,6 +154,12 @@ impl Config {
         Self::load(&|name| given(name).or_else(|| std::env::var(name).ok()))
     }
 
+    /// Whether the environment, or the `.env` file read before, has a say in it.
+    pub fn is_set(name: &str) -> bool {
+        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+        std::env::var(name).is_ok_and(|value| !value.trim().is_empty())
+    }
+
     pub fn load(lookup: Lookup<'_>) -> Result<Self, ConfigError> {
         let mut read = Reader { lookup, problems: Vec::new() };
         let config = Self {
