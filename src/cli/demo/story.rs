@@ -221,7 +221,7 @@ impl Story {
         };
         match results.save(id, preset, name).await {
             Ok(path) => {
-                for row in self.rows.iter_mut().filter(|row| made_here(&row)) {
+                for row in self.rows.iter_mut().filter(|row| made_here(row)) {
                     row.see = path.display().to_string();
                 }
             }
