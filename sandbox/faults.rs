@@ -155,9 +155,13 @@ impl Faults {
 }
 
 impl Fault {
+    /// It has struck as often as it should, and stays listed to be looked at.
+    pub fn is_used_up(&self) -> bool {
+        self.times.is_some_and(|times| self.struck >= times)
+    }
+
     fn strikes(&mut self, target: &Target<'_>) -> bool {
-        let used_up = self.times.is_some_and(|times| self.struck >= times);
-        if used_up || !self.matches(target) {
+        if self.is_used_up() || !self.matches(target) {
             return false;
         }
         self.matched += 1;

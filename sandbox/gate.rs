@@ -45,6 +45,9 @@ pub trait Twin: Send + Sync {
     /// Whose account the call is about, as far as its credentials tell. Never a reason to refuse.
     fn account(&self, call: &Call) -> Option<String>;
 
+    /// The account that is meant by an id or a name; `None` when there is none.
+    fn find_account(&self, id_or_name: &str) -> Option<String>;
+
     /// Does the work. `operation` is `None` for a path or method the service does not have.
     fn serve(&self, operation: Option<&'static Operation>, call: &Call, twist: Option<&Twist>) -> Answer;
 

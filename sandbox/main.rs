@@ -116,6 +116,9 @@ fn routes(sandbox: Arc<Sandbox>) -> Route {
         .at("/", get(front))
         .at("/:username/status/:id", get(permalink(&sandbox)))
         .at("/i/web/status/:id", get(permalink(&sandbox)))
+        // For those who take the mount of the twin for x.com itself.
+        .at("/x/:username/status/:id", get(permalink(&sandbox)))
+        .at("/x/i/web/status/:id", get(permalink(&sandbox)))
 }
 
 fn mounted(sandbox: &Arc<Sandbox>, twin: &Arc<dyn Twin>) -> impl Endpoint<Output = Response> + 'static {

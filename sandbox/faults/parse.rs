@@ -37,7 +37,7 @@ pub fn parse(body: &Value, twins: &[Arc<dyn Twin>]) -> Result<Fault, Complaint> 
         id: 0,
         operation,
         service,
-        account: text(fields, "account")?,
+        account: account(text(fields, "account")?, twin)?,
         body_contains: text(fields, "body_contains")?,
         after: whole(fields, "after")?.unwrap_or(0),
         times: times(fields)?,
@@ -54,6 +54,15 @@ pub fn parse(body: &Value, twins: &[Arc<dyn Twin>]) -> Result<Fault, Complaint> 
 
 fn no_service(message: &str, twins: &[Arc<dyn Twin>]) -> Complaint {
     Complaint::with_valid(message, twins.iter().map(|twin| twin.service()))
+}
+
+/// An account that exists; a fault for any other would never strike.
+fn account(given: Option<String>, twin: &dyn Twin) -> Result<Option<String>, Complaint> {
+    let Some(given) = given else { return Ok(None) };
+    let known = twin.find_account(&given);
+    known
+        .map(Some)
+        .ok_or_else(|| Complaint::new(format!("{} has no account `{given}`", twin.service())))
 }
 
 /// An operation by its name or by `METHOD /route`.

@@ -3,10 +3,8 @@ setInterval(async () => {
   const playing = [...place.querySelectorAll("video")].some((video) => video.currentTime > 0);
   if (document.hidden || playing) return;
   const answer = await fetch("/_sandbox/latest").catch(() => null);
-  if (!answer || !answer.ok) return;
-  const fresh = await answer.text();
-  if (place.dataset.shown !== fresh) {
-    place.dataset.shown = fresh;
-    place.innerHTML = fresh;
-  }
+  const version = answer && answer.headers.get("x-version");
+  if (!version || version === place.dataset.version) return;
+  place.innerHTML = await answer.text();
+  place.dataset.version = version;
 }, 2000);

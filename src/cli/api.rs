@@ -58,9 +58,10 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let figures = Arc::new(QueueFigures::new(engine.clone()));
     let app =
         App::new(config, db.clone(), engine.clone(), stop.clone()).map_err(|weak| Failure::usage(weak.to_string()))?;
-    let media = MediaService::new(&app.config, db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
+    let media = MediaService::new(&app.config, db).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
+    let media = Arc::new(media);
     let client = outbound::client().map_err(|error| Failure::usage(telemetry::chain(&error)))?;
-    let publisher = Publisher::new(&app.config, &client, Arc::new(media));
+    let publisher = Publisher::new(&app.config, &client, Arc::clone(&media) as _);
     let publisher = publisher.map_err(|error| Failure::usage(error.to_string()))?;
     let routes = router::routes(Services {
         app: Arc::new(app),
@@ -69,6 +70,7 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
         figures: vec![figures],
         publisher,
         models: Arc::new(ModelLists::new(Arc::new(transformer))),
+        media,
     });
     let relay = tokio::spawn(relay::run(engine, relay_db, stop.clone()));
     let served = server::serve(listener, routes, stop.clone()).await;

@@ -25,13 +25,14 @@ use crate::{
     ai::{api::AiApi, models::ModelLists},
     connections::api::ConnectionsApi,
     jobs::api::JobsApi,
+    media::{MediaApi, MediaService},
     posts::api::PostsApi,
     publishing::{Publisher, api::PublishingApi},
 };
 
 /// Every call of every domain.
 fn calls() -> impl OpenApi + Clone {
-    (PostsApi, PublishingApi, ConnectionsApi, AiApi, JobsApi, HealthApi)
+    (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi, HealthApi)
 }
 
 const PATHS: Paths = Paths { public: &[], uploads: &["/api/v1/media"] };
@@ -44,6 +45,7 @@ pub struct Services {
     pub figures: Vec<Arc<dyn Figures>>,
     pub publisher: Publisher,
     pub models: Arc<ModelLists>,
+    pub media: Arc<MediaService>,
 }
 
 /// The API, ready to be served.
@@ -57,7 +59,8 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .nest("/", service())
         .data(services.health)
         .data(services.publisher)
-        .data(services.models);
+        .data(services.models)
+        .data(services.media);
     guarded(calls, services.app, services.limiter, metrics)
 }
 

@@ -63,7 +63,7 @@ impl Text<'_> {
         {
             let resume = self.tail_end(host_end);
             let end = if self.is_tco(host, host_end) { self.slug_end(host_end) } else { resume };
-            return Some(Found { links: vec![start..end], resume });
+            return Some(Found { links: std::iter::once(start..end).collect(), resume });
         }
         let host_end = self.host_end(start, is_host_char, &['_', '-'])?;
         let end = self.tail_end(host_end);

@@ -40,8 +40,11 @@ impl Stand {
 
     fn tools(&self, script: &str) -> Tools {
         let path = self.path("program");
-        std::fs::write(&path, format!("#!/bin/bash\nexport PATH=/usr/bin:/bin\ncd {}\n{script}\n", self.folder.path().display()))
-            .unwrap();
+        std::fs::write(
+            &path,
+            format!("#!/bin/bash\nexport PATH=/usr/bin:/bin\ncd {}\n{script}\n", self.folder.path().display()),
+        )
+        .unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
         Tools::find(&path, &path)
     }
@@ -50,8 +53,11 @@ impl Stand {
     async fn processes(&self, count: usize) -> Vec<u32> {
         let path = self.path("pids");
         eventually(Duration::from_secs(20), "the script to note its processes", || {
-            let pids: Vec<u32> =
-                std::fs::read_to_string(&path).unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect();
+            let pids: Vec<u32> = std::fs::read_to_string(&path)
+                .unwrap_or_default()
+                .lines()
+                .filter_map(|line| line.parse().ok())
+                .collect();
             async move { (pids.len() == count).then_some(pids) }
         })
         .await
@@ -148,7 +154,8 @@ async fn a_finished_encode_may_be_silent_while_its_file_is_completed() {
 #[tokio::test]
 async fn a_flood_on_both_pipes_blocks_nothing_and_only_its_end_is_kept() {
     let stand = Stand::new();
-    let tools = stand.tools("head -c 3000000 /dev/zero | tr '\\0' 'x'; head -c 3000000 /dev/zero | tr '\\0' 'y' >&2; echo last >&2");
+    let tools = stand
+        .tools("head -c 3000000 /dev/zero | tr '\\0' 'x'; head -c 3000000 /dev/zero | tr '\\0' 'y' >&2; echo last >&2");
     let mut longest = 0;
     let mut on_line = |line: &str| {
         longest = longest.max(line.len());

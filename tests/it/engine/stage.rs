@@ -189,7 +189,6 @@ pub async fn paper_worker(db: &mut PgConnection, lease: Duration) -> WorkerId {
 #[derive(Debug, Clone)]
 pub struct Said {
     pub job: JobId,
-    pub run: i32,
     pub what: String,
     pub at: Instant,
 }
@@ -254,10 +253,9 @@ impl Witness {
 }
 
 fn parse(line: &str, at: Instant) -> Option<Said> {
-    let mut parts = line.trim_end().splitn(3, ' ');
+    let mut parts = line.trim_end().splitn(2, ' ');
     Some(Said {
         job: parts.next()?.parse().ok()?,
-        run: parts.next()?.parse().ok()?,
         what: parts.next()?.to_owned(),
         at,
     })
