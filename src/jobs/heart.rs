@@ -98,6 +98,10 @@ impl Heart {
                 Heartbeat::Renewed => self.hand.renewed(sent_ns, LEASE),
                 Heartbeat::Lost => return self.begin_anew(db).await,
             }
+            // A run that has just settled may be among them: ending it again does nothing.
+            for (job, run) in ledger::lost_runs(&mut *db, self.row.id, &pairs).await? {
+                self.hand.stop(job, run, StopReason::LeaseLost);
+            }
             let strays = ledger::hand_back_strays(&mut *db, self.row.id, &pairs, CLAIM_CERTAIN_AFTER).await?;
             if strays > 0 {
                 info!(strays, "jobs whose claim had no answer were handed back");

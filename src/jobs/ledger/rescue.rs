@@ -102,6 +102,25 @@ pub async fn hand_back_strays(
     Ok(strays.rows_affected())
 }
 
+/// Which of the runs in this worker's hand the ledger does not know as its own: taken away past their deadline, or
+/// claimed by a commit that a crash of Postgres undid.
+pub async fn lost_runs(
+    db: impl PgExecutor<'_>,
+    worker: WorkerId,
+    in_hand: &[(JobId, i32)],
+) -> sqlx::Result<Vec<(JobId, i32)>> {
+    sqlx::query_as(
+        "select h.id, h.run from unnest($2::uuid[], $3::integer[]) as h (id, run) \
+         where not exists (select from jobs j where j.id = h.id and j.run = h.run and j.worker_id = $1 \
+                           and j.state = 'running')",
+    )
+    .bind(worker)
+    .bind(in_hand.iter().map(|(id, _)| id.uuid()).collect::<Vec<Uuid>>())
+    .bind(in_hand.iter().map(|(_, run)| *run).collect::<Vec<_>>())
+    .fetch_all(db)
+    .await
+}
+
 /// Jobs in this worker's hand whose cancelling was asked for.
 pub async fn cancel_requests(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<Vec<(JobId, i32)>> {
     sqlx::query_as("select id, run from jobs where state = 'running' and worker_id = $1 and cancel_requested")

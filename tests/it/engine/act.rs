@@ -50,6 +50,7 @@ pub enum Step {
     Checkpoint(Value),
     /// Ends with this as the result.
     Return(Value),
+    ReturnText(String),
     ReturnBytes(usize),
     /// Holds the kernel's timer that ends the process with its lease, for so long.
     GuardedMs(u64),
@@ -84,7 +85,7 @@ impl Act {
     async fn take(&self, step: &Step, cx: &JobContext) -> Result<Option<Value>, Stop> {
         let why = || Why::new("script", "the script says so");
         match step {
-            Step::Tell(what) => self.tell(cx.job, cx.run, what).await?,
+            Step::Tell(what) => self.tell(cx.job, what).await?,
             Step::SleepMs(ms) => tokio::time::sleep(Duration::from_millis(*ms)).await,
             Step::BlockThreadMs(ms) => std::thread::sleep(Duration::from_millis(*ms)),
             Step::Abort => std::process::abort(),
@@ -92,8 +93,8 @@ impl Act {
                 eprintln!("{last_words}");
                 std::process::exit(*code);
             }
-            Step::Panic(message) => panic!("{message}"),
-            Step::Fail(code) => return Err(Stop::failed(code, "the script says so")),
+            Step::Panic(message) => panic!("{}", raw(message)),
+            Step::Fail(code) => return Err(Stop::failed(&raw(code), "the script says so")),
             Step::Retry => return Err(Stop::Retry { after: None, why: why() }),
             Step::RetryAfterSeconds(seconds) => {
                 return Err(Stop::Retry { after: Some(Duration::from_secs(*seconds)), why: why() });
@@ -103,14 +104,15 @@ impl Act {
             }
             Step::Park { wake, deadline_ms } => {
                 let deadline = chrono::Utc::now() + Duration::from_millis(*deadline_ms);
-                return Err(Stop::Park { wake: wake.clone(), deadline, why: why() });
+                return Err(Stop::Park { wake: raw(wake), deadline, why: why() });
             }
             Step::Checkpoint(state) => {
                 let kept = cx.checkpoint().map_or("nothing".to_owned(), Value::to_string);
-                self.tell(cx.job, cx.run, &format!("kept:{kept}")).await?;
+                self.tell(cx.job, &format!("kept:{kept}")).await?;
                 cx.save_checkpoint(state.clone()).await?;
             }
             Step::Return(value) => return Ok(Some(value.clone())),
+            Step::ReturnText(text) => return Ok(Some(Value::String(raw(text)))),
             Step::ReturnBytes(bytes) => return Ok(Some(Value::String("x".repeat(*bytes)))),
             Step::GuardedMs(ms) => {
                 let guard = cx.arm_lease_guard()?;
@@ -125,15 +127,20 @@ impl Act {
         Ok(None)
     }
 
-    async fn tell(&self, job: JobId, run: i32, what: &str) -> Result<(), Stop> {
+    async fn tell(&self, job: JobId, what: &str) -> Result<(), Stop> {
         let Some(port) = self.witness else { return Ok(()) };
         let tell = async {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-            stream.write_all(format!("{job} {run} {what}\n").as_bytes()).await?;
+            stream.write_all(format!("{job} {what}\n").as_bytes()).await?;
             stream.shutdown().await
         };
         tell.await.map_err(|error: std::io::Error| Stop::retry("witness_away", error.to_string()))
     }
+}
+
+/// `␀` stands for the character that Postgres refuses, and that a script could not be stored with.
+fn raw(text: &str) -> String {
+    text.replace('␀', "\0")
 }
 
 /// The same script in a lane of its own.

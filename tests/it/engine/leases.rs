@@ -178,6 +178,24 @@ async fn a_blocked_runtime_and_busy_cores_lose_no_lease() {
 }
 
 #[tokio::test]
+async fn a_run_that_the_ledger_has_taken_away_is_ended_in_a_worker_that_lives() {
+    let stage = Stage::new().await;
+    let mut worker = stage.worker(2).await;
+    let first = vec![Step::Tell("first".into()), Step::SleepMs(5_000), Step::Tell("first goes on".into())];
+    let act = Act { first: Some(first), ..Act::of([Step::Tell("second".into())]) };
+    let job = stage.enqueue(stage.job(act)).await;
+    stage.witness.heard(job, "first", SOON).await;
+    // The relay, as it sees a run past its deadline.
+    sqlx::query("update jobs set deadline_at = now() where id = $1").bind(job).execute(&stage.app.pool).await.unwrap();
+    stage.all_succeed(&[job], SOON).await;
+    let row = stage.row(job).await;
+    assert_eq!((row.run, row.attempt), (2, 1));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(stage.witness.count(job, "first goes on"), 0);
+    assert!(!worker.program.has_ended());
+}
+
+#[tokio::test]
 async fn a_run_past_its_deadline_is_taken_from_a_worker_that_lives() {
     let stage = Stage::new().await;
     let mut db = stage.db().await;

@@ -136,6 +136,8 @@ async fn workers_and_api_outlive_postgres_and_nobody_is_reaped_falsely() {
     let short = stage.enqueue(stage.steps([Step::Tell("ran".into()), Step::SleepMs(1_500)])).await;
     stage.witness.heard(short, "ran", SOON).await;
 
+    // Claims commit asynchronously: the next commit that waits for the disk takes them with it.
+    stage.enqueue(stage.job(Act::default()).run_at(chrono::Utc::now() + LONG * 60)).await;
     // Longer than a lease: when it is back, every lease is past.
     servers.control().await.postgres.kill().await.unwrap();
     tokio::time::sleep(Duration::from_secs(10)).await;

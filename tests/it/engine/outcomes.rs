@@ -17,7 +17,7 @@ async fn a_result_that_cannot_be_stored_fails_alone_and_its_neighbours_are_writt
     let stage = Stage::new().await;
     let good = |n: usize| stage.steps([Step::SleepMs(200), Step::Return(json!(n))]);
     let mut jobs: Vec<_> = (0..40).map(good).collect();
-    let nul = stage.steps([Step::SleepMs(200), Step::Return(json!("a\0b"))]);
+    let nul = stage.steps([Step::SleepMs(200), Step::ReturnText("a␀b".into())]);
     let long = stage.steps([Step::SleepMs(200), Step::ReturnBytes(300 * 1024)]);
     let (nul_id, long_id) = (nul.id, long.id);
     jobs.insert(13, nul);
@@ -42,9 +42,9 @@ async fn words_from_outside_that_postgres_refuses_are_stored_cleaned() {
     let stage = Stage::new().await;
     let _worker = stage.worker(8).await;
     let mut jobs = vec![
-        stage.steps([Step::Panic(format!("bad \0 \u{1b}[31m bytes {}", "x".repeat(50_000)))]),
-        stage.steps([Step::Fail("code\0with a nul".into())]),
-        stage.steps([Step::Park { wake: "wake\0up".into(), deadline_ms: 100 }]),
+        stage.steps([Step::Panic(format!("bad ␀ \u{1b}[31m bytes {}", "x".repeat(50_000)))]),
+        stage.steps([Step::Fail("code␀with a nul".into())]),
+        stage.steps([Step::Park { wake: "wake␀up".into(), deadline_ms: 100 }]),
         stage.job(Act { first: Some(vec![Step::RetryAfterSeconds(u64::MAX)]), ..Act::default() }),
     ];
     for job in &mut jobs {

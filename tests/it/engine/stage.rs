@@ -253,11 +253,10 @@ impl Witness {
 }
 
 fn parse(line: &str, at: Instant) -> Option<Said> {
-    let mut parts = line.trim_end().splitn(3, ' ');
+    let mut parts = line.trim_end().splitn(2, ' ');
     Some(Said {
         job: parts.next()?.parse().ok()?,
-        // The run's number stands between: for whoever reads the witness's log.
-        what: parts.nth(1)?.to_owned(),
+        what: parts.next()?.to_owned(),
         at,
     })
 }
