@@ -52,7 +52,11 @@ impl Halt {
 
     /// Whether it exists is not known: the reconcile job goes on, and this job is over.
     pub fn unconfirmed(problem: Explanation) -> Self {
-        Self::Told { to: Some(Phase::Unconfirmed), stop: Stop::Failed { why: why(&problem) }, problem: Box::new(problem) }
+        Self::Told {
+            to: Some(Phase::Unconfirmed),
+            stop: Stop::Failed { why: why(&problem) },
+            problem: Box::new(problem),
+        }
     }
 }
 
