@@ -181,8 +181,10 @@ async fn a_blocked_runtime_and_busy_cores_lose_no_lease() {
 async fn a_run_that_the_ledger_has_taken_away_is_ended_in_a_worker_that_lives() {
     let stage = Stage::new().await;
     let mut worker = stage.worker(2).await;
-    let first = vec![Step::Tell("first".into()), Step::SleepMs(5_000), Step::Tell("first goes on".into())];
+    // Longer than a new leader waits before it takes anything.
+    let first = vec![Step::Tell("first".into()), Step::SleepMs(12_000), Step::Tell("first goes on".into())];
     let act = Act { first: Some(first), ..Act::of([Step::Tell("second".into())]) };
+    let began = Instant::now();
     let job = stage.enqueue(stage.job(act)).await;
     stage.witness.heard(job, "first", SOON).await;
     // The relay, as it sees a run past its deadline.
@@ -190,7 +192,7 @@ async fn a_run_that_the_ledger_has_taken_away_is_ended_in_a_worker_that_lives() 
     stage.all_succeed(&[job], SOON).await;
     let row = stage.row(job).await;
     assert_eq!((row.run, row.attempt), (2, 1));
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(14).saturating_sub(began.elapsed())).await;
     assert_eq!(stage.witness.count(job, "first goes on"), 0);
     assert!(!worker.program.has_ended());
 }
