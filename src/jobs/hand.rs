@@ -122,7 +122,10 @@ impl Hand {
         if held.worker != claim.worker {
             return None;
         }
-        held.jobs.insert(claim.job, entry);
+        // The ledger took the job from this very worker, as past its deadline, and gave it back: the run before is over.
+        if let Some(before) = held.jobs.insert(claim.job, entry) {
+            end(&before, StopReason::LeaseLost);
+        }
         Some(grip)
     }
 
