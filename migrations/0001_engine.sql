@@ -107,6 +107,13 @@ create table job_attempts (
     primary key (job_id, run)
 );
 
+-- When each wake-up event last came: a run that looked before it and parks after it must not sleep through it.
+create table job_wakes (
+    wake_key text primary key,
+    at timestamptz not null
+);
+create index job_wakes_age on job_wakes (at);
+
 -- Lines of a job's timeline beyond its own columns and attempts, written by allow-list.
 create table job_notes (
     id bigint generated always as identity primary key,

@@ -60,7 +60,7 @@ create table post_media (
     post_id uuid not null references posts (id) on delete cascade,
     position smallint not null,
     tenant_id uuid not null,
-    media_id uuid not null,
+    media_id uuid not null references media (id) on delete restrict,
     alt_text text,
     primary key (post_id, position)
 );
@@ -126,7 +126,7 @@ create table publication_media (
     publication_id uuid not null references publications (id) on delete cascade,
     position smallint not null,
     tenant_id uuid not null,
-    media_id uuid not null,
+    media_id uuid not null references media (id) on delete restrict,
     kind text not null constraint publication_media_kind_known check (kind in ('image', 'animation', 'video')),
     -- The rendition that is sent; none: the file as it is.
     preset text,

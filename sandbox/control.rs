@@ -85,7 +85,7 @@ pub async fn answer(sandbox: &Arc<Sandbox>, mut request: Request) -> Response {
         }
         Answer::json(400, body)
     });
-    gate::respond(answer, Vec::new())
+    gate::respond(answer, Vec::new(), None)
 }
 
 struct Asked {
@@ -154,7 +154,11 @@ fn route(
             llm::control::calls(&sandbox.llms, query.text("provider"), limit).map(Answer::ok)
         }
         ("POST", ["llm", "keys"]) => llm::control::set_key(&sandbox.llms, body).map(made),
-        ("GET", ["latest"]) => Ok(Answer::html(200, page::latest(sandbox))),
+        ("GET", ["latest"]) => {
+            let html = page::latest(sandbox);
+            let version = page::version(&html);
+            Ok(Answer::html(200, html).with_header("x-version", version))
+        }
         ("POST", ["reset"]) => {
             sandbox.reset();
             Ok(Answer::empty(204))

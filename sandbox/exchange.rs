@@ -67,6 +67,8 @@ pub struct Answer {
     pub payload: Payload,
     /// The id of what this call created or removed; for the log.
     pub committed: Option<String>,
+    /// How long the caller waits for it.
+    pub wait_ms: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -90,8 +92,12 @@ pub struct Events {
 }
 
 impl Answer {
+    pub fn new(status: u16, payload: Payload) -> Self {
+        Self { status, headers: Vec::new(), payload, committed: None, wait_ms: 0 }
+    }
+
     pub fn json(status: u16, body: Value) -> Self {
-        Self { status, headers: Vec::new(), payload: Payload::Json(body), committed: None }
+        Self::new(status, Payload::Json(body))
     }
 
     pub fn ok(body: Value) -> Self {
@@ -99,12 +105,12 @@ impl Answer {
     }
 
     pub fn empty(status: u16) -> Self {
-        Self { status, headers: Vec::new(), payload: Payload::Empty, committed: None }
+        Self::new(status, Payload::Empty)
     }
 
     pub fn html(status: u16, text: String) -> Self {
-        let payload = Payload::Text { content_type: String::from("text/html; charset=utf-8"), text };
-        Self { status, headers: Vec::new(), payload, committed: None }
+        let content_type = String::from("text/html; charset=utf-8");
+        Self::new(status, Payload::Text { content_type, text })
     }
 
     pub fn redirect(to: &str) -> Self {

@@ -3,7 +3,7 @@
 //! The work runs in a task of its own, so that a caller who hangs up changes nothing: a service that has read
 //! a request goes on with it. That is the interleaving reliable publishing is about.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::stream;
@@ -19,11 +19,14 @@ use crate::{
     faults::{Effect, Fault, Target, Twist},
     log::{Arrival, State},
     state::Sandbox,
+    wire::Line,
 };
 
 /// Larger than any single request the twins accept, so that they can refuse it in their own words.
 const BODY_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the pieces of a stream get to leave before their connection is cut.
+const FLUSH_MS: u64 = 30;
 
 /// A stand-in for one outside service.
 pub trait Twin: Send + Sync {
@@ -42,6 +45,9 @@ pub trait Twin: Send + Sync {
     /// Whose account the call is about, as far as its credentials tell. Never a reason to refuse.
     fn account(&self, call: &Call) -> Option<String>;
 
+    /// The account that is meant by an id or a name; `None` when there is none.
+    fn find_account(&self, id_or_name: &str) -> Option<String>;
+
     /// Does the work. `operation` is `None` for a path or method the service does not have.
     fn serve(&self, operation: Option<&'static Operation>, call: &Call, twist: Option<&Twist>) -> Answer;
 
@@ -55,6 +61,8 @@ pub trait Twin: Send + Sync {
 
     /// The faults only this service has.
     fn twists(&self) -> &'static [&'static str];
+    /// The one operation they belong to.
+    fn twist_operation(&self) -> &'static str;
     fn check_twist(&self, name: &str, value: &Value) -> Result<(), String>;
 
     /// Headers that every answer carries.
@@ -66,6 +74,7 @@ pub trait Twin: Send + Sync {
 /// Answers one request to a twin.
 pub async fn pass(sandbox: Arc<Sandbox>, twin: Arc<dyn Twin>, request: Request) -> Response {
     let peer = request.remote_addr().as_socket_addr().copied();
+    let line = peer.and_then(|peer| sandbox.connections.line(peer));
     let call = match read(request, twin.prefix()).await {
         Ok(call) => call,
         Err(status) => return status.into_response(),
@@ -86,15 +95,16 @@ pub async fn pass(sandbox: Arc<Sandbox>, twin: Arc<dyn Twin>, request: Request) 
         sandbox.log.update(seq, |entry| entry.fault = Some(fault.id));
     }
 
-    let mut presence = Presence { sandbox: Arc::clone(&sandbox), seq, waiting: true };
     let work = tokio::spawn(work(Arc::clone(&sandbox), Arc::clone(&twin), operation, name, call, fault, seq));
     let outcome = work.await;
-    presence.waiting = false;
+    if line.as_ref().is_some_and(|line| line.has_left()) {
+        sandbox.log.update(seq, |entry| entry.caller_gone = true);
+    }
     match outcome {
-        Ok(Some(answer)) => respond(answer, twin.common_headers()),
+        Ok(Some(answer)) => respond(answer, twin.common_headers(), line),
         Ok(None) => {
-            if let Some(peer) = peer {
-                sandbox.connections.cut(peer);
+            if let Some(line) = line {
+                line.cut();
             }
             StatusCode::SERVICE_UNAVAILABLE.into_response()
         }
@@ -102,21 +112,6 @@ pub async fn pass(sandbox: Arc<Sandbox>, twin: Arc<dyn Twin>, request: Request) 
         Err(error) => {
             tracing::error!(%error, operation = name, "a twin failed");
             StatusCode::NOT_IMPLEMENTED.into_response()
-        }
-    }
-}
-
-/// Notes in the log when the caller leaves before the answer.
-struct Presence {
-    sandbox: Arc<Sandbox>,
-    seq: u64,
-    waiting: bool,
-}
-
-impl Drop for Presence {
-    fn drop(&mut self) {
-        if self.waiting {
-            self.sandbox.log.update(self.seq, |entry| entry.caller_gone = true);
         }
     }
 }
@@ -173,6 +168,9 @@ async fn work(
         Effect::Malformed => Some(serve(None).malformed()),
         Effect::Twist(twist) => Some(serve(Some(twist))),
     };
+    if let Some(answer) = &answer {
+        pause(answer.wait_ms).await;
+    }
     match &answer {
         Some(answer) => sandbox.log.finish(seq, State::Answered, Some(answer.status), answer.committed.clone()),
         None => sandbox.log.finish(seq, State::Dropped, None, None),
@@ -234,7 +232,7 @@ async fn parts(headers: &HeaderMap, body: Bytes) -> Option<Vec<Part>> {
 }
 
 /// Turns an answer into an HTTP response.
-pub fn respond(answer: Answer, common: Vec<(String, String)>) -> Response {
+pub fn respond(answer: Answer, common: Vec<(String, String)>, line: Option<Arc<Line>>) -> Response {
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = Response::builder().status(status);
     for (name, value) in common.iter().chain(&answer.headers) {
@@ -248,22 +246,32 @@ pub fn respond(answer: Answer, common: Vec<(String, String)>) -> Response {
         Payload::Events(events) => {
             let response =
                 response.content_type("text/event-stream; charset=utf-8").header("cache-control", "no-cache");
-            response.body(Body::from_bytes_stream(piece_by_piece(events)))
+            response.body(Body::from_bytes_stream(piece_by_piece(events, line)))
         }
     }
 }
 
-fn piece_by_piece(events: Events) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
+fn piece_by_piece(
+    events: Events,
+    line: Option<Arc<Line>>,
+) -> impl futures::Stream<Item = Result<Bytes, io::Error>> + Send + 'static {
     let Events { pieces, first_delay_ms, delay_ms, cut } = events;
     let pieces = pieces.into_iter().map(Some).chain(cut.then_some(None)).enumerate();
-    stream::unfold(pieces, move |mut pieces| async move {
+    stream::unfold((pieces, line), move |(mut pieces, line)| async move {
         let (index, piece) = pieces.next()?;
         pause(if index == 0 { first_delay_ms } else { delay_ms }).await;
         let item = match piece {
             Some(text) => Ok(Bytes::from(text)),
-            // An error in the body makes the server close the connection with the chunked stream unfinished.
-            None => Err(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "cut by a fault")),
+            None => {
+                // What was said so far has to leave first. An error alone is not enough: the server would end
+                // the stream properly, and the caller could not tell that something is missing.
+                pause(FLUSH_MS).await;
+                if let Some(line) = &line {
+                    line.cut();
+                }
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by a fault"))
+            }
         };
-        Some((item, pieces))
+        Some((item, (pieces, line)))
     })
 }

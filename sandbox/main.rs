@@ -108,7 +108,7 @@ fn routes(sandbox: Arc<Sandbox>) -> Route {
         make(move |request: Request| {
             let origin = format!("http://{}", request.header("host").unwrap_or("127.0.0.1"));
             let answer = Answer::html(200, page::index(&sandbox, &origin));
-            async move { gate::respond(answer, Vec::new()) }
+            async move { gate::respond(answer, Vec::new(), None) }
         })
     };
     routes
@@ -116,6 +116,9 @@ fn routes(sandbox: Arc<Sandbox>) -> Route {
         .at("/", get(front))
         .at("/:username/status/:id", get(permalink(&sandbox)))
         .at("/i/web/status/:id", get(permalink(&sandbox)))
+        // For those who take the mount of the twin for x.com itself.
+        .at("/x/:username/status/:id", get(permalink(&sandbox)))
+        .at("/x/i/web/status/:id", get(permalink(&sandbox)))
 }
 
 fn mounted(sandbox: &Arc<Sandbox>, twin: &Arc<dyn Twin>) -> impl Endpoint<Output = Response> + 'static {
@@ -132,7 +135,10 @@ fn permalink(sandbox: &Arc<Sandbox>) -> impl Endpoint<Output = Response> + 'stat
     make(move |request: Request| {
         let id = request.raw_path_param("id").map(String::from).unwrap_or_default();
         let answer = page::post(&sandbox, &id);
-        async move { gate::respond(answer, Vec::new()) }
+        async move { gate::respond(answer, Vec::new(), None) }
     })
     .map_to_response()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 
 pub mod html;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -17,12 +19,14 @@ use html::escaped;
 const POSTS_SHOWN: usize = 50;
 const LINES_SHOWN: usize = 60;
 
+/// Keeps the front page fresh, unless nobody looks or a video is being watched.
+const SCRIPT: &str = include_str!("page/refresh.js");
+
 /// `GET /`
 pub fn index(sandbox: &Sandbox, origin: &str) -> String {
     let card = |name: &str, base: &str, note: &str| {
         format!(
-            "<div class=\"card\"><strong>{name}</strong><code>{}{base}</code><br><span class=\"muted\">{note}</span></div>",
-            escaped(origin)
+            "<div class=\"card\"><strong>{name}</strong><code>{base}</code><br><span class=\"muted\">{note}</span></div>"
         )
     };
     let mut services = card("X", "/x", "posts, timeline, media upload, OAuth 2");
@@ -34,13 +38,13 @@ pub fn index(sandbox: &Sandbox, origin: &str) -> String {
         };
         services.push_str(&card(name, base, "chat completions, plain and streamed"));
     }
+    let fresh = latest(sandbox);
     let body = format!(
-        "<h1>Sandbox</h1><p class=\"muted\">Stand-ins for outside services. Nothing leaves this machine.</p>\
-         <div class=\"services\">{services}</div><div id=\"latest\">{}</div>\
-         <script>setInterval(async()=>{{if(document.hidden||document.querySelector('video:not([paused])')?.currentTime>0)return;\
-         const a=await fetch('/_sandbox/latest').catch(()=>null);if(a&&a.ok){{const t=await a.text(),l=document.getElementById('latest');\
-         if(l.dataset.was!==t){{l.dataset.was=t;l.innerHTML=t}}}}}},2000)</script>",
-        latest(sandbox),
+        "<h1>Sandbox</h1><p class=\"muted\">Stand-ins for outside services. Nothing leaves this machine. Base address: <code>{}</code></p>\
+         <div class=\"services\">{services}</div><div id=\"latest\" data-version=\"{}\">{fresh}</div>\
+         <script>{SCRIPT}</script>",
+        escaped(origin),
+        version(&fresh),
     );
     html::document("What is simulated", &body)
 }
@@ -57,7 +61,7 @@ pub fn latest(sandbox: &Sandbox) -> String {
         posts.iter().map(|post| article(post)).collect()
     };
     let lines: String = sandbox.log.list(&Filter::default(), LINES_SHOWN).iter().rev().map(line).collect();
-    let faults = sandbox.faults.list().len();
+    let faults = sandbox.faults.list().iter().filter(|fault| !fault.is_used_up()).count();
     format!(
         "<div class=\"columns\"><section class=\"card\"><h2>Posts on X <span class=\"tag\">{total}</span></h2>{timeline}</section>\
          <section class=\"card\"><h2>Latest requests <span class=\"tag\">{faults} fault{}</span></h2><div class=\"scroll\"><table>\
@@ -66,16 +70,21 @@ pub fn latest(sandbox: &Sandbox) -> String {
     )
 }
 
+/// Tells two states of [`latest`] apart.
+pub fn version(html: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    html.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
 /// `GET /{username}/status/{id}`: a post on a page of its own.
 pub fn post(sandbox: &Sandbox, id: &str) -> Answer {
-    let filter = control::Filter { include_deleted: true, limit: usize::MAX, ..control::Filter::default() };
-    let posts = control::posts(&sandbox.x, &filter, "");
-    let found = posts.as_array().into_iter().flatten().find(|post| post["id"] == id);
+    let found = control::post(&sandbox.x, id, "");
     match found {
         Some(post) if post["deleted"] == json!(false) => {
             let name = post["username"].as_str().unwrap_or_default();
             let body =
-                format!("<p><a href=\"/\">Sandbox</a></p><section class=\"card large\">{}</section>", article(post));
+                format!("<p><a href=\"/\">Sandbox</a></p><section class=\"card large\">{}</section>", article(&post));
             Answer::html(200, html::document(&format!("Post by @{name}"), &body))
         }
         Some(_) => Answer::html(404, html::notice("This post was deleted", "Its author took it back.")),
@@ -135,11 +144,17 @@ fn line(entry: &Entry) -> String {
     let fault = if entry.fault.is_some() { " <span class=\"tag\">fault</span>" } else { "" };
     let gone = if entry.caller_gone { " <span class=\"tag\">caller left</span>" } else { "" };
     let time = html::clock_time(entry.time_ms);
-    let made = entry.committed.as_deref().map(escaped).unwrap_or_default();
     let (service, operation) = (entry.service, entry.operation);
+    let made = match entry.committed.as_deref() {
+        Some(id) if operation == "tweets.create" => {
+            format!("<a href=\"/i/web/status/{0}\">post</a>", escaped(id))
+        }
+        Some(_) => String::from("yes"),
+        None => String::new(),
+    };
     format!(
         "<tr><td class=\"muted\">{time}</td><td>{service}</td><td>{operation}</td>\
-         <td class=\"{class}\">{answer}{fault}{gone}</td><td><code>{made}</code></td></tr>"
+         <td class=\"{class}\">{answer}{fault}{gone}</td><td>{made}</td></tr>"
     )
 }
 
@@ -160,8 +175,7 @@ pub fn media(x: &X, id: &str, range: Option<&str>) -> Answer {
         Some((first, last)) => (206, bytes.slice(first..=last), Some(format!("bytes {first}-{last}/{total}"))),
         None => (200, bytes, None),
     };
-    let mut answer =
-        Answer { status, headers: Vec::new(), payload: Payload::Bytes { content_type, bytes }, committed: None };
+    let mut answer = Answer::new(status, Payload::Bytes { content_type, bytes });
     answer = answer.with_header("accept-ranges", "bytes").with_header("x-content-type-options", "nosniff");
     match content_range {
         Some(content_range) => answer.with_header("content-range", content_range),
@@ -191,7 +205,7 @@ pub fn avatar(username: &str) -> Answer {
          <text x=\"20\" y=\"27\" font-family=\"system-ui,sans-serif\" font-size=\"20\" fill=\"#fff\" text-anchor=\"middle\">{letter}</text></svg>"
     );
     let payload = Payload::Text { content_type: String::from("image/svg+xml"), text };
-    Answer { status: 200, headers: Vec::new(), payload, committed: None }
+    Answer::new(200, payload)
 }
 
 #[cfg(test)]

@@ -28,18 +28,35 @@ use tokio::{
 
 /// Every open connection, by the address of its other end.
 #[derive(Clone, Default)]
-pub struct Connections(Arc<Mutex<HashMap<SocketAddr, Arc<AtomicBool>>>>);
+pub struct Connections(Arc<Mutex<HashMap<SocketAddr, Arc<Line>>>>);
+
+/// What is known and wanted of one connection.
+#[derive(Default)]
+pub struct Line {
+    cut: AtomicBool,
+    left: AtomicBool,
+}
 
 impl Connections {
-    /// From now on nothing more is written to this peer; the server closes the connection when it tries.
-    pub fn cut(&self, peer: SocketAddr) {
-        if let Some(cut) = self.lock().get(&peer) {
-            cut.store(true, Ordering::Release);
-        }
+    pub fn line(&self, peer: SocketAddr) -> Option<Arc<Line>> {
+        self.lock().get(&peer).cloned()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Arc<AtomicBool>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Arc<Line>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    /// From now on nothing more is written; the server closes the connection when it tries.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+    }
+
+    /// Whether the other end has closed the connection. The server does not tell its handlers: it goes on
+    /// with a request whose caller has hung up.
+    pub fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 }
 
@@ -73,9 +90,9 @@ impl Acceptor for Listener {
         let (stream, peer) = self.socket.accept().await?;
         // Small answers leave at once: without this, latency figures taken against the sandbox show Nagle's pauses.
         stream.set_nodelay(true)?;
-        let cut = Arc::new(AtomicBool::new(false));
-        self.connections.lock().insert(peer, Arc::clone(&cut));
-        let wire = Wire { stream, peer, cut, connections: self.connections.clone() };
+        let line = Arc::new(Line::default());
+        self.connections.lock().insert(peer, Arc::clone(&line));
+        let wire = Wire { stream, peer, line, connections: self.connections.clone() };
         Ok((wire, LocalAddr(self.address.into()), RemoteAddr(peer.into()), Scheme::HTTP))
     }
 }
@@ -84,13 +101,13 @@ impl Acceptor for Listener {
 pub struct Wire {
     stream: TcpStream,
     peer: SocketAddr,
-    cut: Arc<AtomicBool>,
+    line: Arc<Line>,
     connections: Connections,
 }
 
 impl Wire {
     fn refuse_if_cut(&self) -> io::Result<()> {
-        if self.cut.load(Ordering::Acquire) {
+        if self.line.cut.load(Ordering::Acquire) {
             return Err(io::Error::new(io::ErrorKind::ConnectionReset, "cut by a fault"));
         }
         Ok(())
@@ -99,13 +116,25 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
+        self.line.left.store(true, Ordering::Release);
         self.connections.lock().remove(&self.peer);
     }
 }
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let room = buf.remaining() > 0;
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let ended = match &read {
+            Poll::Ready(Ok(())) => room && buf.filled().len() == before,
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
+        };
+        if ended {
+            self.line.left.store(true, Ordering::Release);
+        }
+        read
     }
 }
 

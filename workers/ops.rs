@@ -4,14 +4,22 @@ use std::{process::ExitCode, sync::Arc};
 
 use multivio::{
     ai::{AiUpkeep, Transformer},
+    connections::{Accounts, RefreshToken},
+    crypto::Keyring,
     jobs::{Queue, Registry},
     media::{MediaService, MediaUpkeep},
+    outbound,
+    platforms::Connectors,
     worker,
 };
 
 fn main() -> ExitCode {
     worker::main(Queue::Ops, 8, |config, db| {
+        let connectors = Connectors::new(config, &outbound::client()?);
+        let accounts = Accounts::new(Keyring::new(&config.encryption_keys)?, connectors);
         Ok(Registry::of(Queue::Ops)
+            .job::<RefreshToken>()
+            .service(Arc::new(accounts))
             .service(Arc::new(Transformer::new(&config.ai)?))
             .service(Arc::new(MediaService::new(config, db)?))
             .upkeep("ai-upkeep", "*/5 * * * *", &AiUpkeep {})

@@ -1,12 +1,19 @@
 //! Runs the jobs of the `publish` queue.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use multivio::{
     jobs::{Queue, Registry},
+    media::MediaService,
+    outbound,
+    publishing::{Publish, Publisher, Reconcile},
     worker,
 };
 
 fn main() -> ExitCode {
-    worker::main(Queue::Publish, 16, |_config, _db| Ok(Registry::of(Queue::Publish)))
+    worker::main(Queue::Publish, 16, |config, db| {
+        let media = MediaService::new(config, db)?;
+        let publisher = Publisher::new(config, &outbound::client()?, Arc::new(media))?;
+        Ok(Registry::of(Queue::Publish).job::<Publish>().job::<Reconcile>().service(Arc::new(publisher)))
+    })
 }

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use super::*;
+use serde_json::json;
+
+use super::{parse::LONGEST_WAIT_MS, *};
 use crate::x::X;
 
 fn twins() -> Vec<Arc<dyn Twin>> {
@@ -46,11 +48,19 @@ fn only_one_fault_strikes_a_call() {
 
 #[test]
 fn account_and_body_narrow_a_fault() {
-    let faults = Faults::default();
-    added(&faults, json!({"service": "x", "account": "8", "effect": "drop_before"}));
-    added(&faults, json!({"service": "x", "body_contains": "goodbye", "effect": "drop_before"}));
+    let (faults, x) = (Faults::default(), Arc::new(X::default()));
+    let made = crate::x::control::create_account(&x, &json!({"username": "ada"})).expect("made");
+    let ada = made["id"].as_str().expect("an id");
+    let twins: Vec<Arc<dyn Twin>> = vec![x];
+    for body in [
+        json!({"service": "x", "account": "ada", "effect": "drop_before"}),
+        json!({"service": "x", "body_contains": "goodbye", "effect": "drop_before"}),
+    ] {
+        faults.add(parse(&body, &twins).expect("a right fault"));
+    }
     assert!(faults.strike(&create("7")).is_none());
-    assert!(faults.strike(&create("8")).is_some());
+    assert!(faults.strike(&create(ada)).is_some());
+    assert!(parse(&json!({"service": "x", "account": "bob"}), &twins).is_err());
 }
 
 #[test]

@@ -122,8 +122,8 @@ impl Reply {
         let without_usage = twist.is_some_and(|twist| twist.name == "no_usage");
         let cut = twist.filter(|twist| ["stream_cut", "stream_error"].contains(&twist.name.as_str()));
         if !request.stream {
-            let body = self.whole(without_usage);
-            let answer = Answer::ok(body);
+            let mut answer = Answer::ok(self.whole(without_usage));
+            answer.wait_ms = first_delay_ms;
             // Without a stream there is nothing to cut but the body itself.
             return if cut.is_some() { answer.malformed() } else { answer };
         }
@@ -138,7 +138,7 @@ impl Reply {
             }
         }
         events.pieces = pieces;
-        Answer { status: 200, headers: Vec::new(), payload: Payload::Events(events), committed: None }
+        Answer::new(200, Payload::Events(events))
     }
 
     fn whole(&self, without_usage: bool) -> Value {

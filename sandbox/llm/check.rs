@@ -6,6 +6,7 @@ use super::{
     Provider,
     catalog::{self, Model},
     fields::{self, Fault},
+    format,
     refusals::{self, Refusals},
 };
 use crate::exchange::{Answer, Call};
@@ -45,7 +46,7 @@ pub fn read(provider: Provider, call: &Call) -> Result<Request, Answer> {
     check_tools(&refusals, &body)?;
     let stream = body.get("stream").and_then(Value::as_bool).unwrap_or(false);
     let (include_usage, obfuscate) = stream_options(provider, &refusals, &body, stream)?;
-    check_format(provider, &refusals, &body, &messages)?;
+    format::check(provider, &refusals, &body, &messages)?;
     let cap = body.get("max_completion_tokens").or_else(|| body.get("max_tokens")).and_then(Value::as_u64);
     let prompt_tokens = tokens(&Value::from(messages.clone()).to_string());
     let asked = prompt_tokens + cap.unwrap_or(0);
@@ -235,166 +236,5 @@ fn stream_options(
     Ok((flag("include_usage", false), provider == Provider::OpenAi && flag("include_obfuscation", true)))
 }
 
-/// 1.2: `text`, `json_object` or `json_schema` with a name and a schema.
-fn check_format(
-    provider: Provider,
-    refusals: &Refusals,
-    body: &Map<String, Value>,
-    messages: &[Value],
-) -> Result<(), Answer> {
-    let Some(format) = body.get("response_format") else {
-        return Ok(());
-    };
-    let bad = |param: &str, message: &str| refusals.bad_field(param, "invalid_value", message);
-    match format["type"].as_str() {
-        Some("text") => Ok(()),
-        Some("json_object") => {
-            let says_json = messages.iter().any(|message| message.to_string().to_ascii_lowercase().contains("json"));
-            if provider == Provider::OpenAi && !says_json {
-                let message = "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'.";
-                return Err(bad("messages", message));
-            }
-            Ok(())
-        }
-        Some("json_schema") => {
-            let described = &format["json_schema"];
-            let name = described["name"].as_str().unwrap_or_default();
-            let name_fits = (1..=64).contains(&name.len())
-                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-            if !name_fits {
-                return Err(bad(
-                    "response_format.json_schema.name",
-                    "Invalid 'response_format.json_schema.name': 1 to 64 letters, digits, '_' and '-'.",
-                ));
-            }
-            if !described["schema"].is_object() {
-                return Err(bad(
-                    "response_format.json_schema.schema",
-                    "Missing required parameter: 'response_format.json_schema.schema'.",
-                ));
-            }
-            if provider == Provider::OpenAi && described["strict"] == true {
-                check_strict(refusals, name, &described["schema"], "")?;
-            }
-            Ok(())
-        }
-        _ => Err(bad(
-            "response_format.type",
-            "Invalid value for 'response_format.type': text, json_object or json_schema.",
-        )),
-    }
-}
-
-/// 1.2: strict mode wants every property required and nothing else allowed.
-fn check_strict(refusals: &Refusals, name: &str, schema: &Value, at: &str) -> Result<(), Answer> {
-    let bad = |what: &str| {
-        let message = format!("Invalid schema for response_format '{name}': In context=({at}), {what}");
-        refusals.bad_field("response_format", "invalid_json_schema", &message)
-    };
-    if let Some(properties) = schema["properties"].as_object() {
-        if schema["additionalProperties"] != false {
-            return Err(bad("'additionalProperties' is required to be supplied and to be false."));
-        }
-        let required =
-            |key: &str| schema["required"].as_array().is_some_and(|list| list.iter().any(|known| known == key));
-        if let Some(missing) = properties.keys().find(|key| !required(key)) {
-            return Err(bad(&format!(
-                "'required' is required to include every key in properties. Missing '{missing}'."
-            )));
-        }
-        for (key, inner) in properties {
-            check_strict(refusals, name, inner, &format!("{at}{key}."))?;
-        }
-    }
-    if schema["items"].is_object() {
-        check_strict(refusals, name, &schema["items"], &format!("{at}items."))?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use poem::http::{HeaderMap, HeaderValue, Method};
-    use serde_json::json;
-
-    use super::*;
-    use crate::exchange::Payload;
-
-    fn checked(provider: Provider, extra: &Value) -> Result<String, (u16, String)> {
-        let model = match provider {
-            Provider::Xai => "grok-4.3",
-            Provider::Together => "zai-org/GLM-5.3-Flash",
-            Provider::OpenAi => "gpt-6-luna",
-        };
-        let mut body = json!({"model": model, "messages": [{"role": "user", "content": "hello"}]});
-        for (name, value) in extra.as_object().expect("fields") {
-            body[name] = value.clone();
-        }
-        let mut headers = HeaderMap::new();
-        headers.insert("content-type", HeaderValue::from_static("application/json"));
-        let call = Call {
-            method: Method::POST,
-            path: String::from("/chat/completions"),
-            query: Vec::new(),
-            headers,
-            body: Bytes::from(body.to_string()),
-            parts: None,
-            origin: String::new(),
-        };
-        read(provider, &call).map(|request| request.effort).map_err(|answer| match answer.payload {
-            Payload::Json(body) => (answer.status, body.to_string()),
-            other => panic!("{other:?}"),
-        })
-    }
-
-    #[test]
-    fn a_field_of_another_provider_is_refused() {
-        let cases = [
-            (Provider::Together, json!({"max_completion_tokens": 9}), 400),
-            (Provider::Together, json!({"stream_options": {"include_usage": true}}), 400),
-            (Provider::Together, json!({"temperature": 1.5}), 400),
-            (Provider::Xai, json!({"stop": ["."]}), 400),
-            (Provider::Xai, json!({"top_k": 3}), 400),
-            (Provider::Xai, json!({"temperature": "hot"}), 422),
-            (Provider::OpenAi, json!({"max_tokens": 9}), 400),
-            (Provider::OpenAi, json!({"temperature": 0.3}), 400),
-            (Provider::OpenAi, json!({"stream_options": {"include_usage": true}}), 400),
-            (Provider::OpenAi, json!({"logprobs": 3}), 400),
-            (Provider::OpenAi, json!({"model": "gpt-4"}), 404),
-            (Provider::Xai, json!({"model": "grok-4.20-reasoning", "reasoning_effort": "low"}), 400),
-            (Provider::Xai, json!({"messages": []}), 400),
-            (Provider::Xai, json!({"messages": [{"role": "developer", "content": "x"}]}), 400),
-            (Provider::Together, json!({"max_tokens": 200_000}), 403),
-        ];
-        for (provider, extra, status) in cases {
-            let refused = checked(provider, &extra).expect_err("refused");
-            assert_eq!(refused.0, status, "{provider:?} {extra}: {}", refused.1);
-        }
-    }
-
-    #[test]
-    fn what_each_takes_is_taken() {
-        assert_eq!(
-            checked(Provider::Xai, &json!({"max_completion_tokens": 9, "temperature": 0.2})),
-            Ok(String::from("low"))
-        );
-        assert_eq!(checked(Provider::Xai, &json!({"model": "grok-3"})), Ok(String::from("none")));
-        assert!(checked(Provider::Together, &json!({"max_tokens": 9, "temperature": 0.2})).is_ok());
-        assert!(checked(Provider::OpenAi, &json!({"max_completion_tokens": 9, "reasoning_effort": "minimal"})).is_ok());
-    }
-
-    #[test]
-    fn strict_schemas_must_require_everything() {
-        let format = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": true, "schema": schema}}});
-        let loose = format(
-            json!({"type": "object", "properties": {"text": {"type": "string"}}, "additionalProperties": false}),
-        );
-        assert!(checked(Provider::OpenAi, &loose).is_err());
-        assert!(checked(Provider::Xai, &loose).is_ok());
-        let strict = format(json!({
-            "type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "additionalProperties": false,
-        }));
-        assert!(checked(Provider::OpenAi, &strict).is_ok());
-    }
-}
+mod tests;

@@ -6,6 +6,8 @@ mod catalog;
 mod check;
 pub mod control;
 mod fields;
+mod format;
+mod named;
 mod refusals;
 mod schema;
 mod task;
@@ -232,6 +234,13 @@ impl Twin for Llm {
         self.desk().keys.get(call.bearer()?).map(|key| key.label.clone())
     }
 
+    /// Accounts are keys here, known by their labels.
+    fn find_account(&self, label: &str) -> Option<String> {
+        let desk = self.desk();
+        let known = desk.keys.values().any(|key| key.label == label);
+        known.then(|| String::from(label))
+    }
+
     fn serve(&self, operation: Option<&'static Operation>, call: &Call, twist: Option<&Twist>) -> Answer {
         let refusals = refusals::of(self.provider);
         let Some(operation) = operation else {
@@ -272,6 +281,10 @@ impl Twin for Llm {
 
     fn twists(&self) -> &'static [&'static str] {
         &answer::TWISTS
+    }
+
+    fn twist_operation(&self) -> &'static str {
+        CHAT.name
     }
 
     fn check_twist(&self, name: &str, value: &Value) -> Result<(), String> {

@@ -11,7 +11,8 @@ const DEEPEST: usize = 24;
 
 /// A value that is valid for the schema.
 pub fn fill(schema: &Value, task: &Task) -> Value {
-    Filler { root: schema, task }.value(schema, "text", task.limit, 0)
+    let place = Place { name: "text", about: "", limit: task.limit };
+    Filler { root: schema, task }.value(schema, place, 0)
 }
 
 struct Filler<'a> {
@@ -19,69 +20,98 @@ struct Filler<'a> {
     task: &'a Task,
 }
 
+/// Where in the answer a value stands.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// The property's own name.
+    name: &'a str,
+    /// What it is written for, when the prompt has limits for things by name: a platform, say.
+    about: &'a str,
+    limit: Option<usize>,
+}
+
 impl Filler<'_> {
-    fn value(&self, schema: &Value, name: &str, limit: Option<usize>, depth: usize) -> Value {
+    fn value(&self, schema: &Value, place: Place<'_>, depth: usize) -> Value {
         if depth > DEEPEST {
             return Value::Null;
         }
-        let limit = tighter(limit, schema);
+        let place = Place { limit: tighter(place.limit, schema), ..place };
         if let Some(constant) = schema.get("const") {
             return constant.clone();
         }
-        if let Some(first) = schema["enum"].as_array().and_then(|values| values.iter().find(|value| !value.is_null())) {
-            return first.clone();
+        if let Some(words) = schema["enum"].as_array() {
+            let about = words.iter().find(|word| *word == place.about);
+            return about.or(words.iter().find(|word| !word.is_null())).cloned().unwrap_or_default();
         }
-        if let Some(target) = schema["$ref"].as_str().and_then(|path| self.root.pointer(path.trim_start_matches('#'))) {
-            return self.value(target, name, limit, depth + 1);
+        if let Some(path) = schema["$ref"].as_str() {
+            let target = self.root.pointer(path.trim_start_matches('#')).unwrap_or(&Value::Null);
+            return self.value(target, place, depth + 1);
         }
         for choice in ["anyOf", "oneOf", "allOf"] {
-            if let Some(first) = schema[choice].as_array().and_then(|all| all.iter().find(|one| one["type"] != "null"))
-            {
-                return self.value(first, name, limit, depth + 1);
+            let all = schema[choice].as_array();
+            if let Some(first) = all.and_then(|all| all.iter().find(|one| one["type"] != "null")) {
+                return self.value(first, place, depth + 1);
             }
         }
         match type_of(schema) {
-            "object" => self.object(schema, limit, depth),
-            "array" => self.array(schema, name, limit, depth),
-            "string" => Value::String(self.text(schema, name, limit)),
-            "integer" => json!(self.number(schema, name)),
-            "number" => json!(f64::from(u32::try_from(self.number(schema, name)).unwrap_or(0))),
+            "object" => self.object(schema, place, depth),
+            "array" => self.array(schema, place, depth),
+            "string" => self.text(schema, place).map_or(Value::Null, Value::String),
+            "integer" => json!(self.number(schema, place.name)),
+            "number" => json!(f64::from(u32::try_from(self.number(schema, place.name)).unwrap_or(0))),
             "boolean" => json!(true),
             _ => Value::Null,
         }
     }
 
-    fn object(&self, schema: &Value, limit: Option<usize>, depth: usize) -> Value {
+    fn object(&self, schema: &Value, place: Place<'_>, depth: usize) -> Value {
         let mut object = Map::new();
         for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
-            object.insert(name.clone(), self.value(inner, name, limit, depth + 1));
+            object.insert(name.clone(), self.value(inner, self.inside(place, name), depth + 1));
         }
         Value::Object(object)
     }
 
-    fn array(&self, schema: &Value, name: &str, limit: Option<usize>, depth: usize) -> Value {
+    /// A property with a limit of its own in the prompt starts a place of its own.
+    fn inside<'a>(&'a self, place: Place<'a>, name: &'a str) -> Place<'a> {
+        match self.task.limits.get(name) {
+            Some(limits) => Place { name, about: name, limit: Some(limits.text) },
+            None => Place { name, ..place },
+        }
+    }
+
+    fn array(&self, schema: &Value, place: Place<'_>, depth: usize) -> Value {
         let items = &schema["items"];
         let least = schema["minItems"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
         let most = schema["maxItems"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
-        let lower = name.to_lowercase();
-        let limit_here = tighter(limit, items);
+        let lower = place.name.to_lowercase();
+        let task = self.task;
+        let one = || self.value(items, place, depth + 1);
         let mut values: Vec<Value> = if type_of(items) != "string" {
-            vec![self.value(items, name, limit, depth + 1)]
+            match kinds(items) {
+                // One for each: "exactly one variant for each platform".
+                Some(kinds) => {
+                    kinds.iter().map(|kind| self.value(items, self.inside(place, kind), depth + 1)).collect()
+                }
+                None => vec![one()],
+            }
         } else if lower.contains("hashtag") || lower == "tags" {
-            writer::hashtags(&self.task.content, 3, self.task.seed).into_iter().map(Value::String).collect()
+            writer::hashtags(&task.content, 3, task.seed).into_iter().map(Value::String).collect()
         } else if ["parts", "posts", "tweets", "thread", "segments"].contains(&lower.as_str()) {
-            writer::parts(&self.task.content, limit_here.unwrap_or(280)).into_iter().map(Value::String).collect()
+            let limit = tighter(place.limit, items).unwrap_or(280);
+            writer::parts(&task.content, limit).into_iter().map(Value::String).collect()
         } else {
-            vec![self.value(items, name, limit, depth + 1)]
+            vec![one()]
         };
         values.truncate(most);
         while values.len() < least {
-            values.push(self.value(items, name, limit, depth + 1));
+            values.push(one());
         }
         Value::Array(values)
     }
 
-    fn text(&self, schema: &Value, name: &str, limit: Option<usize>) -> String {
+    /// `None` where a title may be left out and the place has no room for one.
+    fn text(&self, schema: &Value, place: Place<'_>) -> Option<String> {
         let fixed = match schema["format"].as_str() {
             Some("date-time") => Some("2026-01-01T12:00:00Z"),
             Some("date") => Some("2026-01-01"),
@@ -92,22 +122,30 @@ impl Filler<'_> {
             _ => None,
         };
         if let Some(fixed) = fixed {
-            return String::from(fixed);
+            return Some(String::from(fixed));
         }
-        let lower = name.to_lowercase();
-        let task = Task { limit, ..self.task.clone() };
+        let lower = place.name.to_lowercase();
+        let task = Task { limit: place.limit, ..self.task.clone() };
         let is = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-        if is(&["language", "locale"]) {
+        if is(&["title", "headline"]) {
+            let limit = task.limits.get(place.about).and_then(|limits| limits.title);
+            let may_be_null = schema["type"].as_array().is_some_and(|types| types.iter().any(|t| t == "null"));
+            if may_be_null && limit.is_none() && !task.limits.is_empty() {
+                return None;
+            }
+            let limit = limit.or(place.limit).unwrap_or(100);
+            return Some(writer::fitted(&writer::first_words(&task.content, 8), limit));
+        }
+        Some(if is(&["language", "locale"]) {
             String::from("en")
         } else if is(&["hashtag"]) {
             writer::hashtags(&task.content, 1, task.seed).concat()
-        } else if is(&["title", "headline"]) {
-            writer::fitted(&writer::first_words(&task.content, 8), limit.unwrap_or(100))
         } else if is(&["reason", "explanation", "note", "rationale"]) {
-            writer::fitted("Kept the main point and left out what repeats it.", limit.unwrap_or(200))
+            let words = "Kept the main point and left out what repeats it.";
+            writer::fitted(words, place.limit.unwrap_or(200))
         } else {
             writer::compose(&task)
-        }
+        })
     }
 
     fn number(&self, schema: &Value, name: &str) -> i64 {
@@ -121,6 +159,13 @@ impl Filler<'_> {
         let most = schema["maximum"].as_i64().unwrap_or(i64::MAX);
         counted.max(least).min(most.max(least))
     }
+}
+
+/// The words of the property that tells the items of a list apart.
+fn kinds(items: &Value) -> Option<Vec<String>> {
+    let properties = items["properties"].as_object()?;
+    let words = properties.values().filter_map(|inner| inner["enum"].as_array()).find(|words| words.len() > 1)?;
+    Some(words.iter().filter_map(|word| word.as_str().map(String::from)).collect())
 }
 
 fn type_of(schema: &Value) -> &str {
@@ -184,6 +229,36 @@ mod tests {
         );
         assert_eq!((&value["platform"], &value["score"], &value["maybe"]), (&json!("x"), &json!(3), &json!(true)));
         assert!(value["parts"].as_array().is_some_and(|parts| parts.len() > 2));
+    }
+
+    #[test]
+    fn a_list_by_platform_has_one_item_each_within_its_own_limit() {
+        let task = Task::of(&[
+            json!({"role": "system", "content": "Shorten.\n- x: at most 40 characters\n- linkedin: at most 60 characters\n- youtube: at most 300 characters; title at most 20 characters"}),
+            json!({"role": "user", "content": task().content}),
+        ]);
+        let variant = |platform: Value| {
+            json!({"type": "object", "properties": {
+                "platform": platform, "text": {"type": "string"}, "title": {"type": ["string", "null"]},
+            }})
+        };
+        let list = json!({"type": "object", "properties": {"variants": {"type": "array", "items": variant(json!({"enum": ["x", "linkedin", "youtube"]}))}}});
+        let listed = fill(&list, &task)["variants"].clone();
+        let keyed = json!({"type": "object", "properties": {
+            "x": variant(json!({"const": "x"})), "linkedin": variant(json!({"const": "linkedin"})), "youtube": variant(json!({"const": "youtube"})),
+        }});
+        let keyed = fill(&keyed, &task);
+        for (index, (platform, limit)) in [("x", 40), ("linkedin", 60), ("youtube", 300)].into_iter().enumerate() {
+            for value in [&listed[index], &keyed[platform]] {
+                assert_eq!(value["platform"], platform);
+                let text = value["text"].as_str().expect("text");
+                assert!(!text.is_empty() && text.chars().count() <= limit, "{text}");
+                assert_eq!(
+                    value["title"].as_str().is_some_and(|title| title.chars().count() <= 20),
+                    platform == "youtube"
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Understands a prompt just enough to answer it plausibly: what content, what to do with it, how long at most.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -20,22 +22,34 @@ pub struct Task {
     pub content: String,
     /// At most so many characters.
     pub limit: Option<usize>,
+    /// The limits of a list like `- x: at most 280 characters; title at most 90`, by name.
+    pub limits: BTreeMap<String, Limits>,
     /// A number that is the same for the same prompt.
     pub seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub text: usize,
+    pub title: Option<usize>,
 }
 
 impl Task {
     pub fn of(messages: &[Value]) -> Self {
         let system = said_by(messages, &["system", "developer"]);
         let users: Vec<&Value> = messages.iter().filter(|message| message["role"] == "user").collect();
-        let user = users.last().map(|message| text_of(message)).unwrap_or_default();
-        let content = content_of(&user);
+        // What the user wants is said first; later messages find fault with the answer.
+        let said: Vec<String> = users.iter().map(|message| text_of(message)).collect();
+        let marked = said.iter().rev().find(|text| marked_content(text).is_some());
+        let user = marked.or(said.first()).cloned().unwrap_or_default();
+        let content = marked_content(&user).unwrap_or_else(|| String::from(user.trim()));
         let around = user.replacen(&content, " ", 1);
         let has_image = users.last().is_some_and(|message| message["content"].to_string().contains("\"image_url\""));
         let instructions = format!("{system}\n{around}").to_lowercase();
         Self {
             verb: if has_image { Verb::Describe } else { verb_of(&instructions) },
             limit: limit_in(&instructions),
+            limits: limits_in(&instructions),
             seed: seed_of(&Value::from(messages.to_vec()).to_string()),
             content,
         }
@@ -61,30 +75,42 @@ fn text_of(message: &Value) -> String {
     }
 }
 
-/// The user's own words inside a message: between tags, in quotes of three, in a JSON field, or all of it.
-fn content_of(message: &str) -> String {
+/// The user's own words where a message marks them: between tags, in quotes of three, in a JSON field.
+fn marked_content(message: &str) -> Option<String> {
     for tag in ["content", "text", "post", "user_content", "input"] {
         let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
         if let Some((_, rest)) = message.split_once(&open)
             && let Some((inside, _)) = rest.rsplit_once(&close)
         {
-            return String::from(inside.trim());
+            return Some(String::from(inside.trim()));
         }
     }
     for fence in ["\"\"\"", "```"] {
         let mut pieces = message.split(fence);
         if let (Some(_), Some(inside), Some(_)) = (pieces.next(), pieces.next(), pieces.next()) {
-            return String::from(inside.trim());
+            return Some(String::from(inside.trim()));
         }
     }
-    if let Ok(Value::Object(fields)) = serde_json::from_str(message) {
-        let inside =
-            ["content", "text", "universal_content", "input"].iter().find_map(|name| fields.get(*name)?.as_str());
-        if let Some(inside) = inside {
-            return String::from(inside.trim());
-        }
-    }
-    String::from(message.trim())
+    let fields: Value = serde_json::from_str(message).ok()?;
+    let names = ["content", "text", "universal_content", "input"];
+    let inside = names.iter().find_map(|name| fields[name].as_str());
+    inside.map(|inside| String::from(inside.trim()))
+}
+
+/// Lines like `- x: at most 280 characters, at most 2 hashtags; title at most 90 characters`.
+fn limits_in(instructions: &str) -> BTreeMap<String, Limits> {
+    let number_after = |text: &str, words: &str| {
+        let (_, rest) = text.split_once(words)?;
+        let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<usize>().ok().filter(|limit| *limit > 0)
+    };
+    let named = instructions.lines().filter_map(|line| {
+        let (name, rest) = line.trim().strip_prefix("- ")?.split_once(':')?;
+        let is_name = !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
+        let text = number_after(rest, "at most")?;
+        is_name.then(|| (String::from(name), Limits { text, title: number_after(rest, "title at most") }))
+    });
+    named.collect()
 }
 
 fn verb_of(instructions: &str) -> Verb {
@@ -155,8 +181,29 @@ mod tests {
 
     #[test]
     fn content_is_found_in_tags_fences_and_json() {
-        assert_eq!(content_of("Do it.\n\"\"\"\nHi there\n\"\"\"\nThanks"), "Hi there");
-        assert_eq!(content_of("{\"content\": \"Hi\", \"tone\": \"warm\"}"), "Hi");
-        assert_eq!(content_of("  Hi  "), "Hi");
+        let found = |message: &str| marked_content(message);
+        assert_eq!(found("Do it.\n\"\"\"\nHi there\n\"\"\"\nThanks").as_deref(), Some("Hi there"));
+        assert_eq!(found("{\"content\": \"Hi\", \"tone\": \"warm\"}").as_deref(), Some("Hi"));
+        assert_eq!(found("  Hi  "), None);
+    }
+
+    #[test]
+    fn a_complaint_about_the_answer_is_not_the_content() {
+        let task = Task::of(&[
+            json!({"role": "user", "content": "{\"content\": \"The text\"}"}),
+            json!({"role": "assistant", "content": "{}"}),
+            json!({"role": "user", "content": "{\"faults\": [\"x: too long\"]}"}),
+        ]);
+        assert_eq!(task.content, "The text");
+    }
+
+    #[test]
+    fn limits_are_read_by_name() {
+        let limits = limits_in(
+            "- x: at most 252 weighted characters (a link counts 23), at most 2 hashtags\n- youtube: at most 4500 bytes; title at most 90 characters\n- tone: warm",
+        );
+        assert_eq!(limits["x"], Limits { text: 252, title: None });
+        assert_eq!(limits["youtube"], Limits { text: 4500, title: Some(90) });
+        assert_eq!(limits.len(), 2);
     }
 }

@@ -4,24 +4,23 @@ use super::task::{Task, Verb};
 
 /// What a task asks for, as plain text.
 pub fn compose(task: &Task) -> String {
-    let content = task.content.split_whitespace().collect::<Vec<_>>().join(" ");
+    let content = task.content.trim();
     if task.verb == Verb::Describe {
-        return fitted(
-            "A photo that shows the subject clearly in the middle, in daylight, with a calm background.",
-            limit(task, 1_000),
-        );
+        let words = "A photo that shows the subject clearly in the middle, in daylight, with a calm background.";
+        return fitted(words, limit(task, 1_000));
     }
-    let length = measure(&content);
+    let length = measure(content);
     match task.verb {
-        Verb::Shorten => fitted(&content, limit(task, length * 3 / 4).min((length * 3 / 4).max(20))),
-        Verb::Summarize => fitted(&content, limit(task, length / 2).min((length / 2).max(20))),
-        Verb::Title => fitted(&first_words(&content, 8), limit(task, 100)),
-        Verb::Hashtags => hashtags(&content, 5, task.seed).join(" "),
+        Verb::Shorten => fitted(content, limit(task, length).min(length * 3 / 4)),
+        Verb::Summarize => fitted(content, limit(task, length).min(length / 2)),
+        Verb::Title => fitted(&first_words(content, 8), limit(task, 100)),
+        Verb::Hashtags => hashtags(content, 5, task.seed).join(" "),
         Verb::Expand => {
-            let more = format!("{content}\n\nWhy it matters: {}.", first_words(&content, 20).trim_end_matches('.'));
-            fitted_keeping_lines(&more, limit(task, usize::MAX))
+            let gist = first_words(content, 20);
+            let more = format!("{content}\n\nWhy it matters: {}.", gist.trim_end_matches('.'));
+            fitted(&more, limit(task, usize::MAX))
         }
-        Verb::Optimize | Verb::Describe => optimized(&content, limit(task, 600), task.seed),
+        Verb::Optimize | Verb::Describe => optimized(content, limit(task, 600), task.seed),
     }
 }
 
@@ -43,39 +42,46 @@ fn optimized(content: &str, limit: usize, seed: u64) -> String {
 pub fn measure(text: &str) -> usize {
     let word = |word: &str| {
         let chars: usize = word.chars().map(|c| if u32::from(c) > 0x10ff { 2 } else { 1 }).sum();
-        if word.contains('.') && !word.ends_with('.') { chars.max(23) } else { chars }
+        if is_link(word) { chars.max(23) } else { chars }
     };
     let spaces = text.chars().filter(|c| c.is_whitespace()).count();
     text.split_whitespace().map(word).sum::<usize>() + spaces
 }
 
-/// The first words that fit, with an ellipsis when some are left out.
+/// The first sentences or words that fit, and every link of the text with them.
 pub fn fitted(text: &str, limit: usize) -> String {
     if measure(text) <= limit {
         return String::from(text);
     }
+    let links: Vec<&str> = text.split_whitespace().filter(|word| is_link(word)).collect();
+    let reserved: usize = links.iter().map(|link| measure(link) + 1).sum();
+    // Links that do not fit even alone cannot be kept.
+    let (links, room) = if reserved < limit { (links, limit - reserved) } else { (Vec::new(), limit) };
     let mut kept = String::new();
-    for word in text.split_whitespace() {
+    for word in text.split_whitespace().filter(|word| !is_link(word)) {
         let longer = if kept.is_empty() { String::from(word) } else { format!("{kept} {word}") };
-        if measure(&longer) + 2 > limit {
+        if measure(&longer) > room {
             break;
         }
         kept = longer;
     }
     if kept.is_empty() {
         // Not even one word fits: cut it.
-        for c in text.chars() {
-            if measure(&kept) + 4 > limit {
-                break;
-            }
-            kept.push(c);
-        }
+        kept = text.chars().take(room.max(1) / 2).collect();
+    } else if let Some(end) = kept.rfind(['.', '!', '?']).filter(|end| end * 5 > kept.len() * 2) {
+        kept.truncate(end + 1);
     }
-    format!("{}…", kept.trim_end_matches([',', '.', ';', ':', '-']))
+    let kept = kept.trim_end_matches([',', ';', ':', '-', ' ']);
+    let pieces = std::iter::once(kept).chain(links).filter(|piece| !piece.is_empty());
+    pieces.collect::<Vec<_>>().join(" ")
 }
 
-fn fitted_keeping_lines(text: &str, limit: usize) -> String {
-    if measure(text) <= limit { String::from(text) } else { fitted(text, limit) }
+/// A word that a platform would take for a link.
+fn is_link(word: &str) -> bool {
+    let word = word.trim_end_matches(['.', ',', ';', ':', '!', '?', ')']);
+    let host = word.split_once("://").map_or(word, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let letters = |label: &str| label.len() >= 2 && label.chars().all(char::is_alphabetic);
+    !word.contains('@') && host.rsplit_once('.').is_some_and(|(name, end)| !name.is_empty() && letters(end))
 }
 
 pub fn first_words(text: &str, count: usize) -> String {
@@ -85,7 +91,7 @@ pub fn first_words(text: &str, count: usize) -> String {
 /// Hashtags from the longest words; which come first depends on the seed.
 pub fn hashtags(text: &str, count: usize, seed: u64) -> Vec<String> {
     let letters = |word: &str| word.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
-    let is_plain = |word: &&str| !word.contains(['.', '/', '@']) || word.ends_with('.');
+    let is_plain = |word: &&str| !is_link(word) && !word.contains(['/', '@', '#']);
     let mut words: Vec<String> = text.split_whitespace().filter(is_plain).map(letters).collect();
     words.retain(|word| word.chars().count() >= 5 && !word.chars().all(|c| c.is_ascii_digit()));
     words.sort_by_key(|word| (std::cmp::Reverse(word.chars().count()), word.clone()));
@@ -144,7 +150,7 @@ mod tests {
             "see https://example.com/a/very/long/path?with=query and x.co or y.co for more of the same",
         ];
         for content in contents {
-            for limit in [20, 40, 280] {
+            for limit in [20, 60, 280] {
                 for verb in ["Shorten", "Summarize", "Expand", "Improve"] {
                     let reply = compose(&task(&format!("{verb} it. At most {limit} characters."), content));
                     assert!(!reply.is_empty());
@@ -158,6 +164,9 @@ mod tests {
     fn shortening_shortens_and_optimizing_adds_a_hashtag() {
         let content = "We repaired the harbour lighthouse this weekend and everybody helped";
         let short = compose(&task("Shorten the post.", content));
+        let linked =
+            compose(&task("Shorten the post.", &format!("{content}, see https://example.com/a for more of it.")));
+        assert!(linked.contains("https://example.com/a"), "{linked}");
         assert!(short.chars().count() < content.chars().count(), "{short}");
         assert!(compose(&task("Optimize the post.", content)).contains('#'));
     }

@@ -1,5 +1,7 @@
 //! What the control API can do to the twin of X: make accounts and apps, revoke, look at what exists.
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -179,7 +181,7 @@ pub struct Filter {
 pub fn posts(x: &X, filter: &Filter, origin: &str) -> Value {
     let world = x.world();
     let posts = world.posts.values().rev().filter(|post| {
-        (filter.include_deleted || (post.deleted_ms.is_none() && !post.superseded))
+        (filter.include_deleted || post.is_live())
             && filter.account.as_ref().is_none_or(|account| *account == post.account)
             && filter.text_contains.as_ref().is_none_or(|text| post.text.contains(text.as_str()))
     });
@@ -188,10 +190,25 @@ pub fn posts(x: &X, filter: &Filter, origin: &str) -> Value {
     Value::Array(found)
 }
 
+/// One post, deleted or not.
+pub fn post(x: &X, id: &str, origin: &str) -> Option<Value> {
+    let world = x.world();
+    let post = id.parse().ok().and_then(|id: u64| world.posts.get(&id))?;
+    Some(tweets::as_seen(&world, post, origin))
+}
+
+/// How many posts there are, and the texts an account has posted more than once.
 pub fn count(x: &X) -> Value {
     let world = x.world();
     let (total, by_account) = tweets::counts(&world);
-    json!({"total": total, "by_account": by_account})
+    let mut texts: HashMap<(&str, &str), u64> = HashMap::new();
+    for post in world.posts.values().filter(|post| post.is_live()) {
+        *texts.entry((&post.account, &post.text)).or_default() += 1;
+    }
+    let repeated = texts.into_iter().filter(|(_, count)| *count > 1);
+    let repeated: Vec<Value> =
+        repeated.map(|((account, text), count)| json!({"account": account, "text": text, "count": count})).collect();
+    json!({"total": total, "by_account": by_account, "repeated": repeated})
 }
 
 pub fn settings(x: &X) -> Value {

@@ -12,6 +12,7 @@ mod image;
 mod links;
 mod media;
 mod mp4;
+mod named;
 mod oauth;
 mod rates;
 mod refusals;
@@ -23,6 +24,12 @@ mod text;
 mod timeline;
 mod tweets;
 mod users;
+
+/// Small whole files for tests.
+#[cfg(test)]
+pub mod test_files {
+    pub use super::{image::tests::tiny_png, mp4::tests::tiny_mp4};
+}
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -100,6 +107,12 @@ impl Twin for X {
         refresh.and_then(|grant| grant.account.clone()).or_else(|| code.map(|code| code.account.clone()))
     }
 
+    fn find_account(&self, id_or_name: &str) -> Option<String> {
+        let world = self.world();
+        let account = world.account_named(id_or_name);
+        account.map(|account| account.id.clone())
+    }
+
     fn serve(&self, operation: Option<&'static Operation>, call: &Call, twist: Option<&Twist>) -> Answer {
         let Some(operation) = operation else {
             return refusals::no_such_route(&call.path);
@@ -138,11 +151,11 @@ impl Twin for X {
     }
 
     fn errors(&self) -> Vec<&'static str> {
-        refusals::NAMED.iter().map(|(name, _)| *name).collect()
+        named::NAMED.iter().map(|(name, _)| *name).collect()
     }
 
     fn error(&self, name: &str) -> Option<Answer> {
-        refusals::NAMED.iter().find(|(known, _)| *known == name).map(|(_, answer)| answer())
+        named::NAMED.iter().find(|(known, _)| *known == name).map(|(_, answer)| answer())
     }
 
     fn rate_limited(&self, operation: &'static str, reset_in_s: u64) -> Answer {
@@ -151,6 +164,10 @@ impl Twin for X {
 
     fn twists(&self) -> &'static [&'static str] {
         &media::TWISTS
+    }
+
+    fn twist_operation(&self) -> &'static str {
+        "media.finalize"
     }
 
     fn check_twist(&self, name: &str, value: &Value) -> Result<(), String> {

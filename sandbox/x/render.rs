@@ -66,7 +66,8 @@ pub fn post(world: &World, post: &Post, wanted: &Wanted) -> Value {
             fields.insert(String::from(name), value);
         }
     };
-    put("created_at", json!(clock::iso(post.created_ms)));
+    // X tells whole seconds only, so a post can seem older than the request that made it.
+    put("created_at", json!(clock::iso(post.created_ms / 1000 * 1000)));
     put("author_id", json!(post.account));
     put("conversation_id", json!(post.conversation.to_string()));
     put("lang", json!("und"));

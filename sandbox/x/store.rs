@@ -249,6 +249,13 @@ impl World {
     }
 }
 
+impl Post {
+    /// There for everyone to see: neither deleted nor replaced by a later version.
+    pub fn is_live(&self) -> bool {
+        self.deleted_ms.is_none() && !self.superseded
+    }
+}
+
 impl Media {
     pub fn owned_by(&self, account: &str) -> bool {
         self.owner == account || self.additional_owners.iter().any(|owner| owner == account)

@@ -81,7 +81,8 @@ fn emoji_at(chars: &[char]) -> Option<usize> {
 fn pictograph_at(chars: &[char]) -> Option<usize> {
     let first = *chars.first()?;
     let styled = chars.get(1) == Some(&'\u{fe0f}');
-    if !is_pictograph(first) && !(styled && matches!(first, '\u{a9}' | '\u{ae}')) {
+    let styled_letter = styled && matches!(first, '\u{a9}' | '\u{ae}');
+    if !is_pictograph(first) && !styled_letter {
         return None;
     }
     if chars.get(1) == Some(&'\u{fe0e}') {

@@ -244,7 +244,7 @@ fn expanded(written: &str) -> String {
 /// How many posts each account has that are not deleted.
 pub fn counts(world: &World) -> (usize, HashMap<&str, usize>) {
     let mut by_account: HashMap<&str, usize> = HashMap::new();
-    let live = world.posts.values().filter(|post| post.deleted_ms.is_none() && !post.superseded);
+    let live = world.posts.values().filter(|post| post.is_live());
     let mut total = 0;
     for post in live {
         *by_account.entry(post.account.as_str()).or_default() += 1;

@@ -7,28 +7,24 @@ use serde::Serialize;
 /// A piece of one variant's text or title.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Piece {
-    /// Which variant, in the order in which they are written.
-    pub variant: usize,
-    /// Once it is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub platform: Option<String>,
+    /// For which platform; `general` for none in particular.
+    pub platform: String,
     pub field: &'static str,
     pub text: String,
 }
 
-/// Follows `{"variants": [{"platform": ..., "text": ..., "title": ...}]}`.
+/// Follows `{"x": {"text": ...}, "youtube": {"text": ..., "title": ...}}`.
 #[derive(Debug, Default)]
 pub struct PartialAnswer {
     stack: Vec<Level>,
     string: Option<StringState>,
-    platform: Option<String>,
     pieces: Vec<Piece>,
 }
 
 #[derive(Debug)]
 enum Level {
     Object { key: String, at_value: bool },
-    Array { index: usize },
+    Array,
 }
 
 #[derive(Debug, Default)]
@@ -62,26 +58,21 @@ impl PartialAnswer {
     fn between(&mut self, c: char) {
         match c {
             '{' => self.stack.push(Level::Object { key: String::new(), at_value: false }),
-            '[' => self.stack.push(Level::Array { index: 0 }),
+            '[' => self.stack.push(Level::Array),
             '}' | ']' => {
                 self.stack.pop();
-                if self.stack.len() == 2 {
-                    self.platform = None;
-                }
             }
             ':' => {
                 if let Some(Level::Object { at_value, .. }) = self.stack.last_mut() {
                     *at_value = true;
                 }
             }
-            ',' => match self.stack.last_mut() {
-                Some(Level::Object { key, at_value }) => {
+            ',' => {
+                if let Some(Level::Object { key, at_value }) = self.stack.last_mut() {
                     key.clear();
                     *at_value = false;
                 }
-                Some(Level::Array { index }) => *index += 1,
-                None => {}
-            },
+            }
             '"' if !self.stack.is_empty() => self.string = Some(StringState::default()),
             _ => {}
         }
@@ -141,28 +132,15 @@ impl PartialAnswer {
             key.push(c);
             return;
         }
-        let [Level::Object { key: outer, .. }, Level::Array { index }, Level::Object { key, .. }] = &self.stack[..]
-        else {
-            return;
-        };
-        if outer != "variants" {
-            return;
-        }
+        let [Level::Object { key: platform, .. }, Level::Object { key, .. }] = &self.stack[..] else { return };
         let field = match key.as_str() {
-            "platform" => {
-                self.platform.get_or_insert_default().push(c);
-                return;
-            }
             "text" => "text",
             "title" => "title",
             _ => return,
         };
         match self.pieces.last_mut() {
-            Some(piece) if piece.variant == *index && piece.field == field => piece.text.push(c),
-            _ => {
-                let (variant, platform) = (*index, self.platform.clone());
-                self.pieces.push(Piece { variant, platform, field, text: c.into() });
-            }
+            Some(piece) if piece.platform == *platform && piece.field == field => piece.text.push(c),
+            _ => self.pieces.push(Piece { platform: platform.clone(), field, text: c.into() }),
         }
     }
 }
@@ -177,13 +155,13 @@ mod tests {
     #[test]
     fn text_appears_while_it_is_written_and_json_does_not() {
         let mut answer = PartialAnswer::default();
-        assert_eq!(answer.push("```json\n{\"variants\": [{\"platform\": \"x\", \"te"), []);
-        let piece = |text: &str| Piece { variant: 0, platform: Some("x".into()), field: "text", text: text.into() };
+        assert_eq!(answer.push("```json\n{\"x\": {\"te"), []);
+        let piece = |text: &str| Piece { platform: "x".into(), field: "text", text: text.into() };
         assert_eq!(answer.push("xt\": \"Hel"), [piece("Hel")]);
         assert_eq!(answer.push("lo \\\"you\\"), [piece("lo \"you")]);
         assert_eq!(answer.push("\" \\ud83c\\u"), [piece("\" ")]);
-        assert_eq!(answer.push("df89\", \"title\": null}, {\"platform\": \"threads\""), [piece("🎉")]);
-        assert_eq!(answer.push(", \"text\": \"b\"}]}")[0].variant, 1);
+        assert_eq!(answer.push("df89\", \"tags\": [\"a\", {\"text\": \"b\"}]}, \"threads\""), [piece("🎉")]);
+        assert_eq!(answer.push(": {\"text\": \"b\"}}")[0].platform, "threads");
     }
 
     proptest! {
@@ -192,15 +170,15 @@ mod tests {
             texts in prop::collection::vec("\\PC{0,30}|[\"\\\\\n,:{}\\[\\]]{0,10}", 1..4),
             size in 1usize..9,
         ) {
-            let variants: Vec<_> = texts.iter().map(|text| json!({ "platform": "x", "text": text, "title": null })).collect();
-            let json = json!({ "variants": variants }).to_string();
+            let variants: serde_json::Map<_, _> =
+                texts.iter().enumerate().map(|(n, text)| (n.to_string(), json!({ "text": text }))).collect();
+            let json = json!(variants).to_string();
             let mut answer = PartialAnswer::default();
             let mut read = vec![String::new(); texts.len()];
             let chars: Vec<_> = json.chars().collect();
             for part in chars.chunks(size) {
                 for piece in answer.push(&part.iter().collect::<String>()) {
-                    prop_assert_eq!(piece.platform.as_deref(), Some("x"));
-                    read[piece.variant].push_str(&piece.text);
+                    read[piece.platform.parse::<usize>().unwrap()].push_str(&piece.text);
                 }
             }
             prop_assert_eq!(read, texts);

@@ -110,28 +110,20 @@ fn limits(request: &TransformRequest) -> String {
     lines
 }
 
-/// Only what all providers understand; platform comes first so that streamed text can be told apart early.
+/// Only what all providers understand. A property for each target, so that none can be left out or come twice.
 fn schema(request: &TransformRequest) -> Schema {
-    let names: Vec<_> = request.targets().iter().map(|target| target.as_str()).collect();
-    let variant = json!({
-        "type": "object",
-        "properties": {
-            "platform": { "type": "string", "enum": names },
-            "text": { "type": "string" },
-            "title": { "type": ["string", "null"] },
-        },
-        "required": ["platform", "text", "title"],
-        "additionalProperties": false,
-    });
-    Schema {
-        name: "variants",
-        schema: json!({
-            "type": "object",
-            "properties": { "variants": { "type": "array", "items": variant } },
-            "required": ["variants"],
-            "additionalProperties": false,
-        }),
-    }
+    let object = |properties: Map<String, Value>| {
+        let required: Vec<_> = properties.keys().cloned().collect();
+        json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+    };
+    let variant = |target: &Target| {
+        let has_title = target.platform().and_then(|platform| text::rule(platform, Field::Title)).is_some();
+        let fields = if has_title { &["text", "title"][..] } else { &["text"] };
+        object(fields.iter().map(|field| ((*field).to_owned(), json!({ "type": "string" }))).collect())
+    };
+    let targets = request.targets();
+    let variants = targets.iter().map(|target| (target.to_string(), variant(target))).collect();
+    Schema { name: "variants", schema: object(variants) }
 }
 
 #[cfg(test)]

@@ -235,14 +235,6 @@ impl fmt::Display for Target {
     }
 }
 
-impl FromStr for Target {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == Self::General.as_str() { Ok(Self::General) } else { text.parse().map(Self::Platform) }
-    }
-}
-
 /// One text that was written, proved to fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Variant {

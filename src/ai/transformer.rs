@@ -1,6 +1,7 @@
 //! Carries out a transform: asks, checks, asks again with the exact faults, and gives back only what passed.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use super::{
     prompt,
     provider::{Correction, Dialect, Finish, ProviderName},
     together::Together,
-    transform::{TransformOutput, TransformRequest, Variant},
+    transform::{Target, TransformOutput, TransformRequest, Variant},
     tries::Try,
     usage::{Usage, usd},
 };
@@ -234,11 +235,11 @@ impl Audience for Translator<'_> {
 /// Finished variants as pieces, for whoever follows an answer that was not streamed.
 pub fn pieces(variants: &[Variant]) -> Vec<Piece> {
     let mut pieces = Vec::new();
-    for (index, variant) in variants.iter().enumerate() {
-        let platform = Some(variant.platform.map_or("general", crate::platforms::Platform::as_str).to_owned());
+    for variant in variants {
+        let platform = variant.platform.map_or(Target::General, Target::Platform).to_string();
         for (field, text) in [("text", Some(&variant.text)), ("title", variant.title.as_ref())] {
             if let Some(text) = text {
-                pieces.push(Piece { variant: index, platform: platform.clone(), field, text: text.clone() });
+                pieces.push(Piece { platform: platform.clone(), field, text: text.clone() });
             }
         }
     }
@@ -246,10 +247,10 @@ pub fn pieces(variants: &[Variant]) -> Vec<Piece> {
 }
 
 /// What pieces add up to, by platform and field.
-fn whole(pieces: &[Piece]) -> std::collections::BTreeMap<(Option<&str>, &str), String> {
-    let mut whole = std::collections::BTreeMap::new();
+fn whole(pieces: &[Piece]) -> BTreeMap<(&str, &str), String> {
+    let mut whole = BTreeMap::new();
     for piece in pieces.iter().filter(|piece| !piece.text.is_empty()) {
-        let text: &mut String = whole.entry((piece.platform.as_deref(), piece.field)).or_default();
+        let text: &mut String = whole.entry((piece.platform.as_str(), piece.field)).or_default();
         text.push_str(&piece.text);
     }
     whole

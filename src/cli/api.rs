@@ -25,6 +25,8 @@ use crate::{
         relay,
     },
     media::MediaService,
+    outbound,
+    publishing::Publisher,
     shutdown, telemetry,
 };
 
@@ -53,16 +55,22 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let engine = Engine::new(db.clone(), belt);
     let health = Health::new(db.clone(), probes(&engine));
     let transformer = Transformer::new(&config.ai).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
-    let media = MediaService::new(&config, db.clone()).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
     let figures = Arc::new(QueueFigures::new(engine.clone()));
-    let app = App::new(config, db, engine.clone(), stop.clone()).map_err(|weak| Failure::usage(weak.to_string()))?;
+    let app =
+        App::new(config, db.clone(), engine.clone(), stop.clone()).map_err(|weak| Failure::usage(weak.to_string()))?;
+    let media = MediaService::new(&app.config, db).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
+    let media = Arc::new(media);
+    let client = outbound::client().map_err(|error| Failure::usage(telemetry::chain(&error)))?;
+    let publisher = Publisher::new(&app.config, &client, Arc::clone(&media) as _);
+    let publisher = publisher.map_err(|error| Failure::usage(error.to_string()))?;
     let routes = router::routes(Services {
         app: Arc::new(app),
         limiter: Arc::new(limiter),
         health: Arc::new(health),
         figures: vec![figures],
+        publisher,
         models: Arc::new(ModelLists::new(Arc::new(transformer))),
-        media: Arc::new(media),
+        media,
     });
     let relay = tokio::spawn(relay::run(engine, relay_db, stop.clone()));
     let served = server::serve(listener, routes, stop.clone()).await;

@@ -4,6 +4,7 @@
 //! Nothing here may put one into a log, an error or an answer.
 
 pub mod accounts;
+pub mod api;
 
 pub mod flight;
 pub mod job;

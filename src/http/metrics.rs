@@ -86,6 +86,12 @@ impl Metrics {
         self.routes.iter().find(|route| route.matches(method, path)).unwrap_or(&self.unmatched)
     }
 
+    /// The name of the parameter at this place (0 is the first) of the path that answers for `path`.
+    pub fn parameter(&self, method: &Method, path: &str, place: usize) -> Option<&str> {
+        let parts = self.route(method, path).path.split('/');
+        parts.filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).nth(place)
+    }
+
     /// All figures in Prometheus' text form.
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(8192);

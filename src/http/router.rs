@@ -23,13 +23,16 @@ use super::{
 };
 use crate::{
     ai::{api::AiApi, models::ModelLists},
+    connections::api::ConnectionsApi,
     jobs::api::JobsApi,
     media::{MediaApi, MediaService},
+    posts::api::PostsApi,
+    publishing::{Publisher, api::PublishingApi},
 };
 
 /// Every call of every domain.
 fn calls() -> impl OpenApi + Clone {
-    (AiApi, MediaApi, JobsApi, HealthApi)
+    (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi, HealthApi)
 }
 
 const PATHS: Paths = Paths { public: &[], uploads: &["/api/v1/media"] };
@@ -40,6 +43,7 @@ pub struct Services {
     pub limiter: Arc<RateLimiter>,
     pub health: Arc<Health>,
     pub figures: Vec<Arc<dyn Figures>>,
+    pub publisher: Publisher,
     pub models: Arc<ModelLists>,
     pub media: Arc<MediaService>,
 }
@@ -47,13 +51,14 @@ pub struct Services {
 /// The API, ready to be served.
 pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static {
     let document = Arc::new(document());
-    let metrics = Arc::new(Metrics::new(listed_calls(document.spec())));
+    let metrics = Arc::new(metrics_of(document.spec()));
     let calls = Route::new()
         .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
         .at("/docs", DocsEndpoint(document))
         .at("/metrics", metrics_endpoint(Arc::clone(&metrics), services.figures))
         .nest("/", service())
         .data(services.health)
+        .data(services.publisher)
         .data(services.models)
         .data(services.media);
     guarded(calls, services.app, services.limiter, metrics)
@@ -67,7 +72,7 @@ pub fn guarded(
     metrics: Arc<Metrics>,
 ) -> impl Endpoint<Output = Response> + 'static {
     let (edge, gate) = (Edge::new(&app.config), Gate { app: Arc::clone(&app), limiter, paths: PATHS });
-    calls.data(app).with(Translate).with(gate).with(edge).with(Count(metrics)).with(RequestId)
+    calls.data(app).with(Translate(Arc::clone(&metrics))).with(gate).with(edge).with(Count(metrics)).with(RequestId)
 }
 
 /// The OpenAPI document, as it is served and as it is kept in `openapi.json`.
@@ -95,16 +100,15 @@ fn document() -> Document {
     Document::new(openapi_json(), || service().scalar_html())
 }
 
-/// Method and path of every call in the document.
-fn listed_calls(spec: &[u8]) -> Vec<(Method, String)> {
+/// Figures for every call in an OpenAPI document.
+pub fn metrics_of(spec: &[u8]) -> Metrics {
     let spec: Value = serde_json::from_slice(spec).expect("the document was just written as JSON");
     let paths = spec["paths"].as_object().into_iter().flatten();
-    paths
-        .flat_map(|(path, item)| {
-            let methods = item.as_object().into_iter().flat_map(|item| item.keys());
-            methods.filter_map(|method| Some((method.to_uppercase().parse().ok()?, path.clone())))
-        })
-        .collect()
+    let calls = paths.flat_map(|(path, item)| {
+        let methods = item.as_object().into_iter().flat_map(|item| item.keys());
+        methods.filter_map(|method| Some((method.to_uppercase().parse::<Method>().ok()?, path.clone())))
+    });
+    Metrics::new(calls)
 }
 
 fn metrics_endpoint(metrics: Arc<Metrics>, figures: Vec<Arc<dyn Figures>>) -> impl Endpoint<Output = Response> {

@@ -3,7 +3,7 @@
 //! poem's and poem-openapi's own errors (no such path, wrong method, a parameter that does not parse, a body that
 //! breaks off) are put into our words, naming field and remedy; a panic becomes a 500 of that one request.
 
-use std::panic::AssertUnwindSafe;
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt;
 use poem::{
@@ -16,37 +16,44 @@ use poem_openapi::error::{
     ParseRequestPayloadError,
 };
 
-use super::{FieldError, Problem, problem, schema};
+use super::{FieldError, Problem, metrics::Metrics, problem, schema};
 
 /// Turns every error into a problem document.
-pub struct Translate;
+pub struct Translate(pub Arc<Metrics>);
 
 impl<E: Endpoint> Middleware<E> for Translate {
     type Output = TranslateEndpoint<E>;
 
     fn transform(&self, inner: E) -> Self::Output {
-        TranslateEndpoint { inner }
+        TranslateEndpoint { inner, routes: Arc::clone(&self.0) }
     }
 }
 
 pub struct TranslateEndpoint<E> {
     inner: E,
+    /// Know the parameters' names.
+    routes: Arc<Metrics>,
 }
 
 impl<E: Endpoint> Endpoint for TranslateEndpoint<E> {
     type Output = Response;
 
     async fn call(&self, request: Request) -> Result<Response> {
+        let (method, uri) = (request.method().clone(), request.uri().clone());
         let response = match AssertUnwindSafe(self.inner.call(request)).catch_unwind().await {
             Ok(Ok(output)) => output.into_response(),
-            Ok(Err(error)) => return Ok(translate(error).into_response()),
+            Ok(Err(error)) => {
+                let name_of = |place| self.routes.parameter(&method, uri.path(), place);
+                return Ok(translate(error, name_of).into_response());
+            }
             Err(panic) => return Ok(panicked(panic.as_ref()).into_response()),
         };
         Ok(dressed(response))
     }
 }
 
-fn translate(error: Error) -> Problem {
+/// `name_of` tells the name of a path's parameter by its place.
+fn translate<'a>(error: Error, name_of: impl Fn(usize) -> Option<&'a str>) -> Problem {
     let error = match error.downcast::<Problem>() {
         Ok(problem) => return problem,
         Err(error) => error,
@@ -66,7 +73,9 @@ fn translate(error: Error) -> Problem {
         return bad_parameter(error.name, &error.reason);
     }
     if let Some(error) = error.downcast_ref::<ParsePathError>() {
-        return bad_parameter(error.name, &error.reason);
+        // The library knows a path's parameters by number only.
+        let place = error.name.strip_prefix("param").and_then(|place| place.parse().ok());
+        return bad_parameter(place.and_then(name_of).unwrap_or(error.name), &error.reason);
     }
     if let Some(error) = error.downcast_ref::<ParseRequestPayloadError>() {
         let field = schema::field_in(&error.reason).unwrap_or("body");
@@ -172,14 +181,15 @@ pub fn is_problem(response: &Response) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use poem::{EndpointExt, endpoint::make};
+    use poem::{EndpointExt, endpoint::make, http::Method};
     use serde_json::Value;
 
     use super::*;
 
     async fn answer(error: impl Fn() -> Error + Send + Sync + 'static) -> (u16, Value) {
-        let endpoint = make(move |_| std::future::ready(Err::<Response, _>(error()))).with(Translate);
-        let response = endpoint.get_response(Request::default()).await;
+        let endpoint = make(move |_| std::future::ready(Err::<Response, _>(error())))
+            .with(Translate(Arc::new(Metrics::new([(Method::GET, "/{id}".to_owned())]))));
+        let response = endpoint.get_response(Request::builder().uri_str("/job_1").finish()).await;
         assert!(is_problem(&response));
         let status = response.status().as_u16();
         (status, response.into_body().into_json().await.unwrap())
@@ -188,7 +198,7 @@ mod tests {
     #[tokio::test]
     async fn a_parameter_that_does_not_parse_is_named() {
         let reason = "failed to parse \"string_job_id\": not a JobId id: it looks like \"job_\"";
-        let (status, body) = answer(move || ParsePathError { name: "id", reason: reason.into() }.into()).await;
+        let (status, body) = answer(move || ParsePathError { name: "param0", reason: reason.into() }.into()).await;
         assert_eq!((status, &body["field"], &body["code"]), (400, &"id".into(), &"bad_parameter".into()));
         assert!(body["detail"].as_str().unwrap().starts_with("id: not a JobId id"));
     }
@@ -205,7 +215,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_the_fault_of_one_request() {
-        let endpoint = make(|_| async { if true { panic!("boom") } else { Ok::<_, Error>(()) } }).with(Translate);
+        let endpoint = make(|_| async { if true { panic!("boom") } else { Ok::<_, Error>(()) } })
+            .with(Translate(Arc::new(Metrics::new([(Method::GET, "/{id}".to_owned())]))));
         let response = endpoint.get_response(Request::default()).await;
         assert_eq!(response.status(), 500);
         assert!(!response.into_body().into_string().await.unwrap().contains("boom"));

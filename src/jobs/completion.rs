@@ -1,6 +1,10 @@
 //! Completions: many in one statement, kept until the ledger has them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::Value;
 use sqlx::PgPool;
@@ -19,6 +23,8 @@ use crate::{ids::JobId, jobs::EnqueueError, telemetry::chain};
 const BATCH: usize = 512;
 /// Runs that wait to be settled before their slots are freed more slowly.
 const WAITING: usize = 4 * BATCH;
+/// Before a row that another session holds is tried again.
+const LOCKED_REST: Duration = Duration::from_millis(20);
 /// A crowd is worth this much waiting; a lone completion does not wait.
 const GATHER: Duration = Duration::from_millis(2);
 const CROWD: usize = 64;
@@ -29,7 +35,21 @@ pub fn start(db: PgPool, engine: Engine, hand: Arc<Hand>) -> (mpsc::Sender<Settl
     let task = tokio::spawn(async move {
         let completion = Completion { db, engine, hand };
         let mut batch = Vec::with_capacity(BATCH);
-        while waiting.recv_many(&mut batch, BATCH).await > 0 {
+        let mut locked = Vec::new();
+        loop {
+            if locked.is_empty() {
+                if waiting.recv_many(&mut batch, BATCH).await == 0 {
+                    break;
+                }
+            } else {
+                // Others do not wait for a row that somebody holds (E4).
+                tokio::time::sleep(LOCKED_REST).await;
+                while batch.len() < BATCH
+                    && let Ok(more) = waiting.try_recv()
+                {
+                    batch.push(more);
+                }
+            }
             if batch.len() < CROWD && completion.hand.len() > 2 * CROWD {
                 tokio::time::sleep(GATHER).await;
                 while batch.len() < BATCH
@@ -38,7 +58,8 @@ pub fn start(db: PgPool, engine: Engine, hand: Arc<Hand>) -> (mpsc::Sender<Settl
                     batch.push(more);
                 }
             }
-            completion.settle_for_sure(std::mem::take(&mut batch)).await;
+            batch.append(&mut locked);
+            locked = completion.settle_for_sure(std::mem::take(&mut batch)).await;
         }
     });
     (settlements, task)
@@ -52,17 +73,12 @@ struct Completion {
 }
 
 impl Completion {
-    /// Writes until the ledger has answered for each: written, or no longer ours.
-    async fn settle_for_sure(&self, mut batch: Vec<Settlement>) {
+    /// Writes until the ledger has answered for each: written, no longer ours, or (these are returned) locked.
+    async fn settle_for_sure(&self, batch: Vec<Settlement>) -> Vec<Settlement> {
         let mut pause = Duration::from_millis(50);
-        while !batch.is_empty() {
+        loop {
             match self.write(&batch).await {
-                Ok(freed) => {
-                    batch = self.after(batch, freed).await;
-                    if !batch.is_empty() {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                }
+                Ok(freed) => return self.after(batch, freed).await,
                 Err(error) => {
                     warn!(error = %chain(&error), waiting = batch.len(), "completions wait for the ledger");
                     tokio::time::sleep(pause).await;
@@ -87,9 +103,34 @@ impl Completion {
             self.write_succeeded(&succeeded, &mut freed).await?;
         }
         if !others.is_empty() {
-            freed.push(ledger::settle(&self.db, &others).await?);
+            self.write_others(&others, &mut freed).await?;
         }
         Ok(freed)
+    }
+
+    async fn write_others(&self, rows: &[Settlement], freed: &mut Vec<Freed>) -> sqlx::Result<()> {
+        match ledger::settle(&self.db, rows).await.map_err(unstorable) {
+            Ok(written) => freed.push(written),
+            Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
+                let (left, right) = rows.split_at(rows.len() / 2);
+                Box::pin(self.write_others(left, freed)).await?;
+                Box::pin(self.write_others(right, freed)).await?;
+            }
+            Err(EnqueueError::Unstorable(refusal)) => {
+                for Settlement { job, run, .. } in rows {
+                    freed.push(self.fail(*job, *run, "outcome_unstorable", &refusal).await?);
+                }
+            }
+            Err(EnqueueError::Ledger(error)) => return Err(error),
+            Err(other) => error!(error = %chain(&other), "a completion met an error it cannot meet"),
+        }
+        Ok(())
+    }
+
+    async fn fail(&self, job: JobId, run: i32, code: &str, refusal: &str) -> sqlx::Result<Freed> {
+        let why = Why::new(code, format!("what it came to cannot be stored: {refusal}"));
+        let end = End::Failed { why, class: "permanent" };
+        ledger::settle(&self.db, &[Settlement { job, run, end }]).await
     }
 
     async fn write_succeeded(&self, rows: &[(JobId, i32, &Value)], freed: &mut Vec<Freed>) -> sqlx::Result<()> {
@@ -102,9 +143,7 @@ impl Completion {
             }
             Err(EnqueueError::Unstorable(refusal)) => {
                 for (job, run, _) in rows {
-                    let why = Why::new("result_unstorable", format!("its result cannot be stored: {refusal}"));
-                    let end = End::Failed { why, class: "permanent" };
-                    freed.push(ledger::settle(&self.db, &[Settlement { job: *job, run: *run, end }]).await?);
+                    freed.push(self.fail(*job, *run, "result_unstorable", &refusal).await?);
                 }
             }
             Err(EnqueueError::Ledger(error)) => return Err(error),
@@ -115,7 +154,7 @@ impl Completion {
 
     /// Lets go of what is settled, pushes what was freed, and returns what has to be written again.
     async fn after(&self, mut batch: Vec<Settlement>, freed: Vec<Freed>) -> Vec<Settlement> {
-        let mut settled = std::collections::HashSet::with_capacity(batch.len());
+        let mut settled = HashSet::with_capacity(batch.len());
         let (mut runnable, mut cancelled) = (Vec::new(), Vec::new());
         for part in freed {
             settled.extend(part.settled.iter().map(|settled| settled.job));
@@ -125,12 +164,14 @@ impl Completion {
         if settled.len() < batch.len() {
             let missed: Vec<_> = batch.iter().filter(|row| !settled.contains(&row.job)).map(|row| row.job).collect();
             match ledger::get_many(&self.db, &missed).await {
-                // Still ours: its row was locked by another. Anything else: settled before, or the lease was lost (E2).
+                // Still this very run: its row was locked by another. Anything else: settled before, the lease was
+                // lost, or the next run is under way in this same process (E2).
                 Ok(rows) => {
-                    let worker = self.hand.worker();
-                    let ours = |row: &&ledger::JobRow| row.state == State::Running && row.worker == Some(worker);
-                    let again: Vec<_> = rows.iter().filter(ours).map(|row| (row.id, row.run)).collect();
-                    settled.extend(missed.into_iter().filter(|job| !again.iter().any(|(id, _)| id == job)));
+                    let running = |row: &&ledger::JobRow| row.state == State::Running;
+                    let runs: HashMap<JobId, i32> = rows.iter().filter(running).map(|row| (row.id, row.run)).collect();
+                    let is_locked = |row: &&Settlement| runs.get(&row.job) == Some(&row.run);
+                    let locked: HashSet<JobId> = batch.iter().filter(is_locked).map(|row| row.job).collect();
+                    settled.extend(missed.into_iter().filter(|job| !locked.contains(job)));
                 }
                 Err(error) => debug!(error = %chain(&error), "will be written again"),
             }

@@ -1,6 +1,6 @@
 //! The engine's front: enqueue, follow, steer. Cheap to clone.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
@@ -8,7 +8,7 @@ use tracing::debug;
 
 use super::{
     belt::{Belt, Event, List, Slot},
-    enqueue::Batcher,
+    enqueue::{BATCH, Batcher},
     hub::{Follower, Hub},
     job::{NewJob, Queue, State},
     ledger::{self, CancelOutcome, Entry, GroupStatus, Insert, JobFilter, JobRow, Runnable},
@@ -32,6 +32,8 @@ pub struct Ticket {
     pub job: JobId,
     list: List,
     state: State,
+    /// Whoever commits it pushes it; otherwise the relay does.
+    pushed: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -86,18 +88,14 @@ impl Engine {
 
     /// Writes jobs within the caller's transaction, so that the business rows and the jobs commit together.
     pub async fn enqueue_in(&self, tx: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Ticket>, EnqueueError> {
+        jobs.iter().try_for_each(check)?;
+        let pushed = self.batcher.pushed_directly(jobs).await;
+        let jobs: Vec<(&NewJob, bool)> = jobs.iter().zip(pushed).collect();
         let mut tickets = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            check(job)?;
-            let entered = if job.parents.is_empty() {
-                let pushed = self.batcher.is_short(list_of(job)).await;
-                ledger::insert(tx, &[Insert { job, pushed, open_parents: 0 }]).await.map(|rows| rows.first().copied())
-            } else {
-                ledger::insert_with_parents(tx, job).await
-            };
-            match entered.map_err(unstorable)? {
-                Some((id, state)) => tickets.push(Ticket { job: id, list: list_of(job), state }),
-                None => return Err(EnqueueError::Duplicate { existing: existing(tx, job).await? }),
+        // A child may come right after its parents: what waits for nobody goes in batches, in order.
+        for together in jobs.chunk_by(|(a, _), (b, _)| a.parents.is_empty() && b.parents.is_empty()) {
+            for batch in together.chunks(BATCH) {
+                tickets.extend(enter(tx, batch).await?);
             }
         }
         Ok(tickets)
@@ -105,14 +103,19 @@ impl Engine {
 
     /// Pushes committed jobs to the belt. Only saves time: what is not pushed, the relay finds.
     pub async fn ring(&self, tickets: &[Ticket]) {
-        let queued = tickets.iter().filter(|ticket| ticket.state == State::Queued);
-        let runnable: Vec<_> = queued.map(|ticket| Runnable { job: ticket.job, list: ticket.list }).collect();
-        if !runnable.is_empty()
-            && let Err(error) = self.belt.push(&runnable).await
-        {
-            debug!(error = %chain(&error), "left to the relay");
+        let ours = tickets.iter().filter(|ticket| ticket.state == State::Queued && ticket.pushed);
+        let runnable: Vec<_> = ours.map(|ticket| Runnable { job: ticket.job, list: ticket.list }).collect();
+        if !runnable.is_empty() {
+            match self.belt.push(&runnable).await {
+                Ok(longest) => self.batcher.learn(&runnable, longest),
+                Err(error) => debug!(error = %chain(&error), "left to the relay"),
+            }
         }
-        if tickets.iter().any(|ticket| ticket.state == State::Scheduled) {
+        let relays = |ticket: &Ticket| match ticket.state {
+            State::Queued => !ticket.pushed,
+            state => state == State::Scheduled,
+        };
+        if tickets.iter().any(relays) {
             self.ring_relay().await;
         }
     }
@@ -245,6 +248,35 @@ impl Engine {
             debug!(error = %chain(&error), "followers will look by themselves");
         }
     }
+}
+
+/// Jobs that wait for nobody, in one statement; or one that waits for others.
+async fn enter(tx: &mut PgConnection, batch: &[(&NewJob, bool)]) -> Result<Vec<Ticket>, EnqueueError> {
+    let entered: HashMap<JobId, State> = match batch {
+        [(job, _)] if !job.parents.is_empty() => {
+            ledger::insert_with_parents(tx, job).await.map_err(unstorable)?.into_iter().collect()
+        }
+        _ => {
+            let mut rows: Vec<Insert<'_>> =
+                batch.iter().map(|(job, pushed)| Insert { job, pushed: *pushed, open_parents: 0 }).collect();
+            rows.sort_by(|a, b| unique_order(a.job).cmp(&unique_order(b.job)));
+            ledger::insert(tx, &rows).await.map_err(unstorable)?.into_iter().collect()
+        }
+    };
+    let mut tickets = Vec::with_capacity(batch.len());
+    for (job, pushed) in batch {
+        let Some(&state) = entered.get(&job.id) else {
+            return Err(EnqueueError::Duplicate { existing: existing(tx, job).await? });
+        };
+        let pushed = *pushed && job.parents.is_empty();
+        tickets.push(Ticket { job: job.id, list: list_of(job), state, pushed });
+    }
+    Ok(tickets)
+}
+
+/// The same order in every process: two batches with the same unique keys never wait for each other in a circle (E9).
+pub(super) fn unique_order(job: &NewJob) -> (TenantId, &str, Option<&str>) {
+    (job.tenant, &job.kind, job.unique_key.as_deref())
 }
 
 pub(super) fn list_of(job: &NewJob) -> List {

@@ -2,7 +2,7 @@
 //! push. While one batch commits the next gathers, so a lone job waits for nobody and a crowd pays for one.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -13,18 +13,18 @@ use tracing::debug;
 
 use super::{
     belt::{Belt, List},
-    engine::{EnqueueError, existing, list_of, unstorable},
+    engine::{EnqueueError, existing, list_of, unique_order, unstorable},
     job::{NewJob, State},
     ledger::{self, Insert, Runnable},
 };
 use crate::{ids::JobId, telemetry::chain};
 
 /// Most rows in one statement.
-const BATCH: usize = 512;
+pub const BATCH: usize = 512;
 /// Jobs that wait for a batch; more callers than this wait with theirs.
 const WAITING: usize = 8 * BATCH;
 /// A list longer than this is filled by the relay in fair turns, not by whoever comes (E18).
-const SHORT: usize = 64;
+const SHORT: usize = 32;
 /// How long a list's known length is good.
 const LENGTH_KNOWN_FOR: Duration = Duration::from_millis(50);
 
@@ -50,20 +50,26 @@ impl Batcher {
         answer.await.map_err(|_| EnqueueError::Stopping)?
     }
 
-    pub async fn is_short(&self, list: List) -> bool {
-        self.lengths.is_short(list).await
+    /// For each of these jobs, which enter together, whether whoever writes it pushes it too: while its list is
+    /// short, counting those before it. The rest is left to the relay's fair turns (E18).
+    pub async fn pushed_directly(&self, jobs: &[NewJob]) -> Vec<bool> {
+        self.lengths.pushed_directly(jobs.iter()).await
+    }
+
+    /// What a push by somebody else has shown.
+    pub fn learn(&self, pushed: &[Runnable], longest: usize) {
+        self.lengths.learn(pushed, longest);
     }
 }
 
 async fn run(mut waiting: mpsc::Receiver<(NewJob, Reply)>, db: PgPool, belt: Belt, lengths: Lengths) {
     let mut batch = Vec::with_capacity(BATCH);
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
-        // The same order in every process: two batches with the same unique keys never wait in a circle (E9).
-        batch.sort_by(|(a, _), (b, _)| (a.tenant, &a.kind, &a.unique_key).cmp(&(b.tenant, &b.kind, &b.unique_key)));
-        let mut rows = Vec::with_capacity(batch.len());
-        for (job, _) in &batch {
-            rows.push(Insert { job, pushed: lengths.is_short(list_of(job)).await, open_parents: 0 });
-        }
+        batch.sort_by(|(a, _), (b, _)| unique_order(a).cmp(&unique_order(b)));
+        let pushed = lengths.pushed_directly(batch.iter().map(|(job, _)| job)).await;
+        let together = batch.iter().zip(pushed);
+        let rows: Vec<Insert<'_>> =
+            together.map(|((job, _), pushed)| Insert { job, pushed, open_parents: 0 }).collect();
         let answers = write(&db, &rows).await;
         let mut runnable = Vec::new();
         let mut rings = false;
@@ -72,6 +78,7 @@ async fn run(mut waiting: mpsc::Receiver<(NewJob, Reply)>, db: PgPool, belt: Bel
                 Ok((_, State::Queued)) if row.pushed => {
                     runnable.push(Runnable { job: row.job.id, list: list_of(row.job) });
                 }
+                Ok((_, State::Queued)) => rings = true,
                 Ok((_, State::Scheduled)) if row.job.run_at.is_none() => rings = true,
                 Ok(_) | Err(_) => {}
             }
@@ -137,6 +144,21 @@ struct Lengths {
 }
 
 impl Lengths {
+    async fn pushed_directly<'a>(&self, jobs: impl Iterator<Item = &'a NewJob>) -> Vec<bool> {
+        let mut places: HashMap<List, usize> = HashMap::new();
+        let mut pushed = Vec::new();
+        for job in jobs {
+            let list = list_of(job);
+            let left = match places.entry(list) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(if self.is_short(list).await { SHORT } else { 0 }),
+            };
+            pushed.push(*left > 0);
+            *left = left.saturating_sub(1);
+        }
+        pushed
+    }
+
     async fn is_short(&self, list: List) -> bool {
         let known = self.lock().get(&list).copied();
         match known {

@@ -147,7 +147,10 @@ impl Fetcher {
                 return Popped::Nothing;
             }
         }
-        if let Some(alone) = self.hand.be_alone().await {
+        // Being alone waits for all that runs here: only for a suspect that there is.
+        if let Ok(true) = ledger::suspect_waits(&self.claims, self.queue, self.lane).await
+            && let Some(alone) = self.hand.be_alone().await
+        {
             if let Ok(mut claims) = claim(true, 1).await
                 && let Some(suspect) = claims.pop()
             {
@@ -190,7 +193,11 @@ impl Fetcher {
         let jobs: Vec<JobId> = claims.iter().map(|claim| claim.job).collect();
         for claim in claims {
             let slot = permits.split(1).expect("never more claims than slots");
-            let grip = self.hand.take(claim.job, claim.run, slot);
+            // Claimed for who this process was before it lost its lease: not ours, however new the claim (P1).
+            let Some(grip) = self.hand.take(&claim, slot) else {
+                info!(job = %claim.job, "a claim came after the lease was lost");
+                continue;
+            };
             // The channel holds as many as there are slots: this never waits.
             if self.claimed.send(Handed(Arc::new(claim), grip)).await.is_err() {
                 warn!("claimed jobs met no worker; their lease brings them back");

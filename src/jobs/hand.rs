@@ -12,7 +12,10 @@ use std::{
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
-use super::lease_guard::{self, LeaseGuard, Timer};
+use super::{
+    lease_guard::{self, LeaseGuard, Timer},
+    ledger::Claim,
+};
 use crate::ids::{JobId, WorkerId};
 
 /// Why a run is ended from outside.
@@ -111,11 +114,16 @@ impl Hand {
         self.lock().jobs.iter().map(|(job, entry)| (*job, entry.run)).collect()
     }
 
-    pub fn take(&self, job: JobId, run: i32, slot: OwnedSemaphorePermit) -> Grip {
-        let entry = Entry { run, stop: CancellationToken::new(), reason: Arc::default(), _slot: slot };
+    /// `None`: it was claimed for a worker that this process is no longer.
+    pub fn take(&self, claim: &Claim, slot: OwnedSemaphorePermit) -> Option<Grip> {
+        let entry = Entry { run: claim.run, stop: CancellationToken::new(), reason: Arc::default(), _slot: slot };
         let grip = Grip { stop: entry.stop.clone(), reason: Arc::clone(&entry.reason) };
-        self.lock().jobs.insert(job, entry);
-        grip
+        let mut held = self.lock();
+        if held.worker != claim.worker {
+            return None;
+        }
+        held.jobs.insert(claim.job, entry);
+        Some(grip)
     }
 
     /// Lets go of what has settled.
@@ -145,8 +153,11 @@ impl Hand {
 
     /// The ledger has taken everything away; from now on this process is another worker.
     pub fn become_another(&self, worker: WorkerId) {
-        self.stop_all(StopReason::LeaseLost);
-        self.lock().worker = worker;
+        let mut held = self.lock();
+        held.worker = worker;
+        for entry in held.jobs.values() {
+            end(entry, StopReason::LeaseLost);
+        }
     }
 
     /// Waits until no suspect runs alone, then announces a claim.

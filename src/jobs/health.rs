@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 
 use super::{
     Engine, Lane, Queue,
+    canary::{self, Seen},
     ledger::{self, Depth},
 };
 use crate::{
@@ -50,10 +51,7 @@ impl Probe for Redis {
     }
 }
 
-/// Older than this, and something that could run does not.
-const STALE_MS: i64 = 60_000;
-
-/// Whether what could run does run.
+/// Whether what could run does run: judged by the queue's canary, which goes the whole way.
 struct Fresh {
     engine: Engine,
     queue: Queue,
@@ -91,18 +89,17 @@ impl Fresh {
             oldest_ms = oldest_ms.max(depth.oldest_queued_ms.unwrap_or(0));
         }
         let workers = ledger::live_workers(db, self.queue).await?;
-        let seen = format!("{workers} worker(s), {running} running, {queued} queued");
-        let paused = ledger::paused(db).await?;
-        if let Some(paused) = paused.iter().find(|paused| paused.queue == self.queue.as_str()) {
+        let figures =
+            format!("{workers} worker(s), {running} running, {queued} queued, the oldest for {} s", oldest_ms / 1000);
+        let canary = canary::seen(db).await?.into_iter().find(|seen| seen.queue == self.queue.as_str());
+        Ok(match canary {
             // Somebody wants it so.
-            return Ok(Finding::off(format!("paused since {}; {seen}", paused.paused_at.format("%F %T UTC"))));
-        }
-        Ok(match (workers, oldest_ms) {
-            (0, _) => Finding::degraded(format!("no worker is alive; {seen}")),
-            (_, oldest_ms) if oldest_ms > STALE_MS => {
-                Finding::degraded(format!("the oldest waits for {} s; {seen}", oldest_ms / 1000))
+            Some(canary) if canary.is_paused => Finding::off(format!("paused; {figures}")),
+            Some(canary) if canary.is_fresh => Finding::ok().noted(figures),
+            Some(Seen { seen_at: Some(at), .. }) => {
+                Finding::down(format!("its canary was seen last at {}; {figures}", at.format("%F %T UTC")))
             }
-            _ => Finding::ok().noted(seen),
+            _ => Finding::down(format!("its canary was not seen yet; {figures}")),
         })
     }
 }
@@ -144,6 +141,14 @@ impl QueueFigures {
         text.push_str("# HELP multivio_workers Worker processes that are alive.\n# TYPE multivio_workers gauge\n");
         for (queue, alive) in workers {
             writeln!(text, "multivio_workers{{queue=\"{queue}\"}} {alive}").expect("a String takes everything");
+        }
+        text.push_str(
+            "# HELP multivio_queue_working 1: its canary went the whole way within a minute, or it is paused.\n",
+        );
+        text.push_str("# TYPE multivio_queue_working gauge\n");
+        for Seen { queue, is_fresh, is_paused, .. } in canary::seen(self.engine.db()).await? {
+            let working = u8::from(is_fresh || is_paused);
+            writeln!(text, "multivio_queue_working{{queue=\"{queue}\"}} {working}").expect("a String takes everything");
         }
         Ok(text)
     }

@@ -98,6 +98,10 @@ impl Heart {
                 Heartbeat::Renewed => self.hand.renewed(sent_ns, LEASE),
                 Heartbeat::Lost => return self.begin_anew(db).await,
             }
+            // A run that has just settled may be among them: ending it again does nothing.
+            for (job, run) in ledger::lost_runs(&mut *db, self.row.id, &pairs).await? {
+                self.hand.stop(job, run, StopReason::LeaseLost);
+            }
             let strays = ledger::hand_back_strays(&mut *db, self.row.id, &pairs, CLAIM_CERTAIN_AFTER).await?;
             if strays > 0 {
                 info!(strays, "jobs whose claim had no answer were handed back");
@@ -113,11 +117,15 @@ impl Heart {
     /// another worker.
     async fn begin_anew(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
         warn!(worker = %self.row.id, "the lease was lost; its runs are ended");
-        self.row.id = WorkerId::new();
+        let lost = std::mem::replace(&mut self.row.id, WorkerId::new());
         self.hand.become_another(self.row.id);
         let sent_ns = boottime_ns();
-        ledger::register(db, &self.row, LEASE).await?;
+        ledger::register(&mut *db, &self.row, LEASE).await?;
         self.hand.renewed(sent_ns, LEASE);
+        let acquitted = ledger::acquit(db, lost).await?;
+        if acquitted > 0 {
+            info!(acquitted, "its jobs are no suspects: this process was silent, not dead");
+        }
         Ok(())
     }
 

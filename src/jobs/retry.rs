@@ -36,6 +36,8 @@ const MAX_RESULT_BYTES: usize = 256 * 1024;
 const MAX_MESSAGE_CHARS: usize = 2_000;
 /// Until a worker that can read the arguments may be there.
 const UNDECODABLE_REST: Duration = Duration::from_secs(30);
+/// Nobody waits longer, whatever the other side asked for: a longer wait is a mistake in its answer.
+const LONGEST_WAIT: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// A snooze shorter than this would be a busy loop.
 const SHORTEST_SNOOZE: Duration = Duration::from_millis(50);
 
@@ -88,7 +90,7 @@ fn stopped_by_handler(stop: Stop, attempts: Attempts, backoff: Backoff, chance: 
         Stop::Retry { after, why } => again_or_failed(after, why, "retry", attempts, backoff, chance),
         Stop::Snooze { until, why } => {
             let at = match until {
-                Until::After(delay) => Again::After(delay.max(SHORTEST_SNOOZE)),
+                Until::After(delay) => Again::After(delay.clamp(SHORTEST_SNOOZE, LONGEST_WAIT)),
                 Until::At(time) => Again::At(time),
             };
             End::Again { at, charged: false, class: "snooze", why: clean(why), wake: None }
@@ -101,7 +103,7 @@ fn stopped_by_handler(stop: Stop, attempts: Attempts, backoff: Backoff, chance: 
 }
 
 fn parked(wake: String, deadline: chrono::DateTime<chrono::Utc>, why: Why, class: &'static str) -> End {
-    End::Again { at: Again::At(deadline), charged: false, class, why: clean(why), wake: Some(wake) }
+    End::Again { at: Again::At(deadline), charged: false, class, why: clean(why), wake: Some(clean_text(&wake)) }
 }
 
 fn again_or_failed(
@@ -118,14 +120,17 @@ fn again_or_failed(
     }
     let backoff = wait_before(attempts.failed, backoff, chance);
     // Never sooner than the other side asked for.
-    let delay = after.map_or(backoff, |asked| asked + backoff.min(asked / 10));
+    let delay = after.map_or(backoff, |asked| asked.saturating_add(backoff.min(asked / 10))).min(LONGEST_WAIT);
     End::Again { at: Again::After(delay), charged: true, class, why, wake: None }
 }
 
 /// Text from outside may hold what Postgres refuses (NUL) or what a terminal obeys.
 fn clean(why: Why) -> Why {
-    let message = why.message.chars().filter(|c| !c.is_control() || *c == '\n').take(MAX_MESSAGE_CHARS).collect();
-    Why { code: why.code, message }
+    Why { code: clean_text(&why.code), message: clean_text(&why.message) }
+}
+
+fn clean_text(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').take(MAX_MESSAGE_CHARS).collect()
 }
 
 #[cfg(test)]

@@ -54,6 +54,8 @@ pub struct Content<'a> {
 #[derive(Debug, Clone)]
 pub struct ContentMedia {
     pub facts: MediaFacts,
+    /// The facts of an upload that a preset is going to make fit; what it mends is no problem.
+    pub will_be_made: bool,
     pub alt_text: Option<String>,
 }
 

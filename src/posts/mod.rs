@@ -1,5 +1,7 @@
 //! What a user wrote once: a text, variants for single platforms, files.
 
+pub mod api;
+pub mod input;
 pub mod store;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,7 @@ use sqlx::{FromRow, PgConnection, PgPool, types::Json};
 use super::{Attached, Post};
 use crate::{
     ids::{MediaId, PostId, TenantId},
+    media::store as media_store,
     platforms::Platform,
 };
 
@@ -118,7 +119,7 @@ pub async fn update(
     if done.rows_affected() == 0 {
         return Ok(false);
     }
-    sqlx::query("delete from post_media where post_id = $1").bind(id).execute(&mut *tx).await?;
+    detach(tx, id).await?;
     attach(tx, id, tenant, media).await?;
     Ok(true)
 }
@@ -147,12 +148,22 @@ pub async fn remove(tx: &mut PgConnection, tenant: TenantId, id: PostId) -> sqlx
         Some(true) => Ok(Removal::InUse),
         Some(false) => {
             sqlx::query("update posts set removed_at = now() where id = $1").bind(id).execute(&mut *tx).await?;
-            sqlx::query("delete from post_media where post_id = $1").bind(id).execute(tx).await?;
+            detach(tx, id).await?;
             Ok(Removal::Removed)
         }
     }
 }
 
+/// What a post's claim on an upload is called.
+const REFERENCE: &str = "post";
+
+async fn detach(tx: &mut PgConnection, id: PostId) -> sqlx::Result<()> {
+    sqlx::query("delete from post_media where post_id = $1").bind(id).execute(&mut *tx).await?;
+    media_store::drop_references(tx, REFERENCE, id.uuid()).await?;
+    Ok(())
+}
+
+/// The files in their order, each held so that nobody deletes it (M1).
 async fn attach(tx: &mut PgConnection, id: PostId, tenant: TenantId, media: &[Attached]) -> sqlx::Result<()> {
     let ids: Vec<_> = media.iter().map(|file| file.media.uuid()).collect();
     let alt_texts: Vec<_> = media.iter().map(|file| file.alt_text.clone()).collect();
@@ -165,7 +176,12 @@ async fn attach(tx: &mut PgConnection, id: PostId, tenant: TenantId, media: &[At
     .bind(tenant)
     .bind(ids)
     .bind(alt_texts)
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
+    for file in media {
+        if !media_store::take_reference(tx, tenant, file.media, REFERENCE, id.uuid()).await? {
+            return Err(sqlx::Error::RowNotFound);
+        }
+    }
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::Publication;
 use crate::{
     connections::store::stored,
     ids::{MediaId, PublicationId},
+    media::store as media_store,
     platforms::MediaKind,
 };
 
@@ -37,6 +38,9 @@ struct Row {
     expired: bool,
 }
 
+/// What a publication's claim on an upload is called.
+const REFERENCE: &str = "publication";
+
 /// The files as they are frozen, in place of what a run before had frozen.
 pub async fn replace(tx: &mut PgConnection, publication: &Publication, files: &[File]) -> sqlx::Result<()> {
     sqlx::query("delete from publication_media where publication_id = $1")
@@ -57,7 +61,15 @@ pub async fn replace(tx: &mut PgConnection, publication: &Publication, files: &[
         .bind(&file.alt_text)
         .execute(&mut *tx)
         .await?;
+        // Held until the publication is settled: the post may be edited meanwhile.
+        media_store::take_reference(tx, publication.tenant, file.media, REFERENCE, publication.id.uuid()).await?;
     }
+    Ok(())
+}
+
+/// Lets go of the files of a publication that is settled.
+pub async fn release(tx: &mut PgConnection, publication: PublicationId) -> sqlx::Result<()> {
+    media_store::drop_references(tx, REFERENCE, publication.uuid()).await?;
     Ok(())
 }
 

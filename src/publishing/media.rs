@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use crate::{
-    ids::{JobId, MediaId, TenantId},
+    ids::{MediaId, TenantId},
     jobs::NewJob,
     platforms::{MediaBytes, MediaFacts},
 };
@@ -34,14 +34,15 @@ pub enum Making {
     Made,
     /// A job that has to be enqueued, whose end says whether it was made.
     Job(Box<NewJob>),
-    /// A job that was enqueued before.
-    UnderWay(JobId),
 }
 
 #[async_trait]
 pub trait MediaSource: Send + Sync {
     /// What is known of an upload of this tenant.
     async fn facts(&self, tenant: TenantId, media: MediaId) -> Result<MediaFacts, MediaTrouble>;
+
+    /// Why no preset can make the upload fit, if none can.
+    async fn refusal(&self, tenant: TenantId, media: MediaId, preset: &str) -> Result<Option<String>, MediaTrouble>;
 
     /// What has to happen before [`MediaSource::open`] finds the rendition.
     async fn make(&self, tenant: TenantId, media: MediaId, preset: &str) -> Result<Making, MediaTrouble>;

@@ -7,20 +7,27 @@
 //!
 //! In reading order: [`phase`], [`job`] (the path of a publication), [`prepare`], [`stage`], [`send`], [`reconcile`].
 
+pub mod api;
 pub mod budget;
+pub mod check;
 pub mod circuit;
 pub mod files;
 pub mod halt;
 pub mod intents;
 pub mod job;
 pub mod late;
+pub mod library;
 pub mod media;
 pub mod phase;
+pub mod plan;
 pub mod prepare;
 pub mod reconcile;
+pub mod request;
+pub mod schedule;
 pub mod send;
 pub mod stage;
 pub mod store;
+pub mod view;
 
 pub use halt::Halt;
 pub use job::{Publish, Published};
@@ -32,13 +39,28 @@ pub use store::Publication;
 
 use std::sync::Arc;
 
-use crate::{connections::Accounts, ids::PublicationId};
+use crate::{
+    config::Config,
+    connections::Accounts,
+    crypto::{CryptoError, Keyring},
+    ids::PublicationId,
+    platforms::Connectors,
+};
 
 /// What publishing needs besides the database; a service of the worker and of the API.
 #[derive(Clone)]
 pub struct Publisher {
     pub accounts: Accounts,
     pub media: Arc<dyn MediaSource>,
+}
+
+impl Publisher {
+    /// # Errors
+    /// When there is no usable ENCRYPTION_KEY: without one no token can be kept.
+    pub fn new(config: &Config, client: &reqwest::Client, media: Arc<dyn MediaSource>) -> Result<Self, CryptoError> {
+        let keyring = Keyring::new(&config.encryption_keys)?;
+        Ok(Self { accounts: Accounts::new(keyring, Connectors::new(config, client)), media })
+    }
 }
 
 /// What a publication is parked on while it waits for its user's word.

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     ids::JobId,
-    jobs::Until,
+    jobs::{EnqueueError, Until},
     platforms::{Content, Draft, DraftMedia, Explanation, Platform, Turn, content::ContentMedia},
     posts::{self, Post},
 };
@@ -121,7 +121,8 @@ async fn files(run: &Run<'_>, post: &Post) -> Result<(Vec<File>, Vec<ContentMedi
             remote_id: None,
             expired: false,
         });
-        media.push(ContentMedia { facts, alt_text: attached.alt_text.clone() });
+        let will_be_made = run.connector.preset_for(facts.kind).is_some();
+        media.push(ContentMedia { facts, will_be_made, alt_text: attached.alt_text.clone() });
     }
     Ok((files, media))
 }
@@ -135,12 +136,17 @@ async fn made(run: &Run<'_>, files: &[File]) -> Result<(), Halt> {
             Making::Made => {}
             Making::Job(job) => {
                 let mut tx = run.cx.db().begin().await?;
-                let tickets = run.cx.engine.enqueue_in(&mut tx, &[*job]).await.map_err(enqueue_stop)?;
-                tx.commit().await?;
-                run.cx.engine.ring(&tickets).await;
+                match run.cx.engine.enqueue_in(&mut tx, &[*job]).await {
+                    Ok(tickets) => {
+                        tx.commit().await?;
+                        run.cx.engine.ring(&tickets).await;
+                    }
+                    // It is being made already: nothing was written.
+                    Err(EnqueueError::Duplicate { .. }) => {}
+                    Err(error) => return Err(enqueue_stop(error).into()),
+                }
                 return Err(media_wait(run));
             }
-            Making::UnderWay(_) => return Err(media_wait(run)),
         }
     }
     Ok(())

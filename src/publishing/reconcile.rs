@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Halt, Phase, Publisher,
+    Halt, Phase, Publication, Publisher, files,
     intents::{self, Intent, Outcome},
     job::Run,
     send, store,
@@ -101,7 +101,7 @@ impl Job for Reconcile {
             return Ok(Settled { phase: Phase::Cancelled });
         };
         if found.phase.is_settled() {
-            return Ok(Settled { phase: found.phase });
+            return settled(cx, &found, found.phase).await;
         }
         let parent = cx.engine.job(None, found.job).await?;
         if parent.as_ref().is_some_and(|job| !job.state.is_final()) {
@@ -120,7 +120,7 @@ impl Job for Reconcile {
         let outcome = settle(&mut run, cancelled, why).await;
         run.note_exchanges().await?;
         match outcome {
-            Ok(phase) => Ok(Settled { phase }),
+            Ok(phase) => settled(cx, &run.publication, phase).await,
             Err(Halt::Plain(stop)) => Err(stop),
             Err(Halt::Overtaken) => Err(Stop::snooze(UNCLEAR_PAUSE, "overtaken", "the publication was taken up again")),
             Err(Halt::Told { problem, stop, .. }) => {
@@ -129,6 +129,18 @@ impl Job for Reconcile {
             }
         }
     }
+}
+
+/// Nothing more happens by itself: the files are let go.
+async fn settled(cx: &JobContext, publication: &Publication, phase: Phase) -> Result<Settled, Stop> {
+    let mut tx = cx.db().begin().await?;
+    if phase == Phase::Sent {
+        // Left open when its worker died right after the post was saved.
+        intents::close_all(&mut tx, publication.id, Outcome::Created).await?;
+    }
+    files::release(&mut tx, publication.id).await?;
+    tx.commit().await?;
+    Ok(Settled { phase })
 }
 
 async fn settle(run: &mut Run<'_>, cancelled: bool, why: Option<Why>) -> Result<Phase, Halt> {
@@ -186,7 +198,7 @@ async fn resolve(run: &mut Run<'_>, cancelled: bool) -> Result<Phase, Halt> {
             let wake = connections::wake_key(run.publication.connection);
             let deadline = open.intended_at + RECONNECT_PATIENCE;
             let why = super::halt::why(&problem);
-            Err(Halt::Told { to: None, problem, stop: Stop::Reconnect { wake, deadline, why } })
+            Err(Halt::Told { to: None, problem: Box::new(problem), stop: Stop::Reconnect { wake, deadline, why } })
         }
         // Left to a person, with a link to look.
         Finding::Unknown | Finding::NeedsOwner(_) => {
@@ -229,7 +241,7 @@ async fn observe(run: &mut Run<'_>, intents: &[Intent], open: &Intent) -> Result
         run.renewed = true;
         match run.publisher.accounts.renew(&run.cx.engine, &account, &run.seen).await {
             Ok(renewed) => account = renewed,
-            Err(trouble) => return Ok(no_token(trouble)?),
+            Err(trouble) => return no_token(trouble),
         }
         seen = run.connector.find(&Call { account: &account, witness: &run.seen }, &search).await;
     }

@@ -66,7 +66,9 @@ fn is_one(text: &str) -> bool {
     match (first, second) {
         (Some(c), None) => (c as u32) > 0xae && emojis::get(text).is_some(),
         (Some(c), Some(EMOJI_STYLE)) if chars.next().is_none() => {
-            !c.is_ascii() && emojis::get(&text[..c.len_utf8()]).is_some()
+            // Only where the mark is what makes it an emoji.
+            let marked = emojis::get(&text[..c.len_utf8()]).is_some_and(|emoji| emoji.as_str().ends_with(EMOJI_STYLE));
+            !c.is_ascii() && marked
         }
         _ => {
             // A raised hand may carry the style mark before its skin tone; the standard's list has it without.

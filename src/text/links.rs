@@ -6,6 +6,8 @@ use url::Url;
 
 /// Longer than any host name; bounds the work on hostile texts.
 const LONGEST_HOST: usize = 260;
+/// Longest top-level domain in other letters, in characters, with room.
+const LONGEST_FOREIGN: usize = 24;
 
 /// The links of a text as byte ranges, in order, never overlapping.
 pub fn find(text: &str) -> Vec<Range<usize>> {
@@ -16,12 +18,12 @@ pub fn find(text: &str) -> Vec<Range<usize>> {
     let mut links = Vec::new();
     let mut at = 0;
     while at < text.chars.len() {
-        match text.link_at(at) {
-            Some(Found { link, resume }) => {
-                if let Some(link) = link {
-                    links.push(text.byte(link.start)..text.byte(link.end));
-                }
-                at = resume.max(at + 1);
+        // What may stand before a link is part of its form: at the start of a text a foreign letter is taken for that.
+        let found = if at == 0 && text.may_precede(0) { text.link_at(1) } else { None };
+        match found.or_else(|| text.link_at(at)) {
+            Some(found) => {
+                links.extend(found.links.into_iter().map(|link| text.byte(link.start)..text.byte(link.end)));
+                at = found.resume.max(at) + 1;
             }
             None => at += 1,
         }
@@ -34,9 +36,9 @@ struct Text<'a> {
     chars: Vec<(usize, char)>,
 }
 
-/// Something of a link's form; `link` is empty where X then decides against it.
+/// Something of a link's form; `links` is empty where X then decides against it.
 struct Found {
-    link: Option<Range<usize>>,
+    links: Vec<Range<usize>>,
     resume: usize,
 }
 
@@ -57,19 +59,45 @@ impl Text<'_> {
             return None;
         }
         if let Some(host) = self.scheme_end(start)
-            && let Some(host_end) = self.host_end(host, false)
+            && let Some(host_end) = self.host_end(host, is_host_char, &['_', '-'])
         {
-            let end = if self.is_tco(host, host_end) { self.slug_end(host_end) } else { self.tail_end(host_end) };
-            return Some(Found { link: Some(start..end), resume: end });
+            let resume = self.tail_end(host_end);
+            let end = if self.is_tco(host, host_end) { self.slug_end(host_end) } else { resume };
+            return Some(Found { links: std::iter::once(start..end).collect(), resume });
         }
-        let host_end = self.host_end(start, false)?;
+        let host_end = self.host_end(start, is_host_char, &['_', '-'])?;
         let end = self.tail_end(host_end);
-        if matches!(before, Some('-' | '_' | '.' | '/')) {
-            return Some(Found { link: None, resume: end });
+        let within_word = matches!(before, Some('-' | '_' | '.' | '/'));
+        let links = if within_word { Vec::new() } else { self.bare_links(start, host_end, end) };
+        Some(Found { links, resume: end })
+    }
+
+    /// Without a scheme only the Latin names within the host are links, and the last one takes port and query along
+    /// only where there is a path.
+    fn bare_links(&self, start: usize, host_end: usize, end: usize) -> Vec<Range<usize>> {
+        let mut links: Vec<Range<usize>> = Vec::new();
+        let mut at = start;
+        while at < host_end {
+            match self.host_end(at, |c| is_latin(c) || c == '-', &[]) {
+                Some(found) if found <= host_end => {
+                    links.push(at..found);
+                    at = found;
+                }
+                _ => at += 1,
+            }
         }
-        // Without a scheme only the Latin part of the name is the link.
-        let link = self.latin_start(start, host_end).map(|latin| latin..end);
-        Some(Found { link, resume: end })
+        if let Some(last) = links.last_mut()
+            && self.char(self.port_end(host_end)) == Some('/')
+        {
+            last.end = end;
+        }
+        links
+    }
+
+    fn may_precede(&self, index: usize) -> bool {
+        self.char(index).is_some_and(|c| {
+            !c.is_ascii_alphanumeric() && !matches!(c, '@' | '＠' | '$' | '#' | '＃') && !is_invalid(c)
+        })
     }
 
     fn scheme_end(&self, start: usize) -> Option<usize> {
@@ -79,23 +107,23 @@ impl Text<'_> {
         })
     }
 
-    /// The end of the longest host name from `start` whose last label is a top-level domain.
-    fn host_end(&self, start: usize, latin_only: bool) -> Option<usize> {
+    /// The end of the longest name from `start`, of characters that are `allowed`, whose last label is a top-level
+    /// domain. `joiners` may stand within a label as well.
+    fn host_end(&self, start: usize, allowed: impl Fn(char) -> bool, joiners: &[char]) -> Option<usize> {
         let mut end = None;
         let mut label_start = start;
         let mut index = start;
         while index < start + LONGEST_HOST {
             match self.char(index) {
-                Some('.') if index > label_start && self.char(index - 1).is_some_and(is_host_char) => {
+                Some('.') if index > label_start && self.char(index - 1).is_some_and(&allowed) => {
                     let under_score = self.chars[label_start..index].iter().any(|(_, c)| *c == '_');
                     if !under_score && let Some(tld_end) = self.tld_end(index + 1) {
                         end = Some(tld_end);
                     }
                     label_start = index + 1;
                 }
-                Some('_' | '-') if index > label_start => {}
-                Some('-') if latin_only => {}
-                Some(c) if is_host_char(c) && (!latin_only || is_latin(c)) => {}
+                Some(c) if index > label_start && joiners.contains(&c) => {}
+                Some(c) if allowed(c) => {}
                 _ => break,
             }
             index += 1;
@@ -109,25 +137,17 @@ impl Text<'_> {
         if ascii > start {
             let label = &self.text[self.byte(start)..self.byte(ascii)];
             let follows = self.char(ascii);
-            let exists = tld::exist(&label.to_ascii_lowercase());
-            return (exists && !matches!(follows, Some('@' | '+'))).then_some(ascii);
+            let label = label.to_ascii_lowercase();
+            let encoded = label.strip_prefix("xn--").is_some_and(|rest| !rest.is_empty());
+            let exists = tld::exist(&label) && !matches!(follows, Some('@' | '+'));
+            return (encoded || exists).then_some(ascii);
         }
-        let end = self.run_end(start, |c| is_host_char(c) && !c.is_ascii());
-        let label = &self.text[self.byte(start)..self.byte(end)];
-        (end > start && is_foreign_tld(label)).then_some(end)
-    }
-
-    /// Where the last run of Latin labels that ends with the host begins.
-    fn latin_start(&self, start: usize, end: usize) -> Option<usize> {
-        let latin = |index: usize| self.char(index).is_some_and(|c| is_latin(c) || matches!(c, '-' | '.'));
-        let mut from = end;
-        while from > start && latin(from - 1) {
-            from -= 1;
-        }
-        while from < end && self.char(from) == Some('.') {
-            from += 1;
-        }
-        self.host_end(from, true).is_some_and(|found| found == end).then_some(from)
+        let longest = self.run_end(start, |c| is_host_char(c) && !c.is_ascii()).min(start + LONGEST_FOREIGN);
+        (start + 1..=longest).rev().find(|end| {
+            let follows = self.char(*end);
+            let goes_on = follows.is_some_and(|c| c.is_ascii_alphanumeric() || matches!(c, '@' | '+' | '-'));
+            !goes_on && is_foreign_tld(&self.text[self.byte(start)..self.byte(*end)])
+        })
     }
 
     fn run_end(&self, start: usize, of: impl Fn(char) -> bool) -> usize {
@@ -139,16 +159,13 @@ impl Text<'_> {
     }
 
     fn slug_end(&self, host_end: usize) -> usize {
-        self.run_end(host_end + 1, |c| c.is_ascii_alphanumeric())
+        let slug = self.run_end(host_end + 1, |c| c.is_ascii_alphanumeric());
+        if self.char(slug) == Some('?') { self.query_end(slug) } else { slug }
     }
 
     /// The end of port, path and query behind a host.
     fn tail_end(&self, host_end: usize) -> usize {
-        let mut end = host_end;
-        if self.char(end) == Some(':') {
-            let port = self.run_end(end + 1, |c| c.is_ascii_digit());
-            end = if port > end + 1 { port } else { end };
-        }
+        let mut end = self.port_end(host_end);
         if self.char(end) == Some('/') {
             end = self.path_end(end + 1);
         }
@@ -158,12 +175,19 @@ impl Text<'_> {
         end
     }
 
+    fn port_end(&self, host_end: usize) -> usize {
+        let end = self.run_end(host_end + 1, |c| c.is_ascii_digit());
+        if self.char(host_end) == Some(':') && end > host_end + 1 { end } else { host_end }
+    }
+
     fn path_end(&self, start: usize) -> usize {
         let (mut index, mut end) = (start, start);
         while let Some(c) = self.char(index) {
             if c == '(' {
                 let Some(closed) = self.parentheses_end(index, 2) else { break };
-                (index, end) = (closed, closed);
+                // They end a path only where it could have ended before them.
+                end = if end == index { closed } else { end };
+                index = closed;
                 continue;
             }
             if !is_path_char(c) {
@@ -204,6 +228,10 @@ impl Text<'_> {
 }
 
 fn is_foreign_tld(label: &str) -> bool {
+    // Marks that the encoding drops would make two spellings of one name.
+    if label.contains(|c| matches!(c, '\u{fe00}'..='\u{fe0f}' | '\u{200b}'..='\u{200d}')) {
+        return false;
+    }
     let ascii = Url::parse(&format!("http://a.{label}")).ok();
     let host = ascii.as_ref().and_then(Url::host_str);
     host.and_then(|host| host.rsplit('.').next()).is_some_and(tld::exist)
@@ -365,6 +393,9 @@ mod tests {
         ("example.comx example.com- example.com@ example.com_x", &["example.com"]),
         ("a.co, b.de; www.example.co.uk!", &["a.co", "b.de", "www.example.co.uk"]),
         ("localhost http://localhost:3000/x", &[]),
+        ("t.co—bar.de t.coпx.co/a", &["t.co", "bar.de", "t.co", "x.co/a"]),
+        ("t.co?q=1 t.co/?q=1 x.co:8080 ét.co/abc", &["t.co", "t.co/?q=1", "x.co", "ét.co/abc"]),
+        ("ét.co/abc", &["t.co/abc"]),
     ];
 
     #[test]

@@ -106,6 +106,16 @@ mod tests {
         }
     }
 
+    /// Odd texts, put together at random from what makes links and emoji, each with its length by the same counter.
+    #[test]
+    fn odd_texts_are_counted_as_x_counts_them() {
+        let vectors: Vec<(String, usize)> = serde_json::from_str(include_str!("vectors.json")).unwrap();
+        assert!(vectors.len() > 300);
+        for (text, length) in vectors {
+            assert_eq!(weighted_length(&text), length, "{text:?}");
+        }
+    }
+
     #[test]
     fn marks_that_x_refuses_are_found() {
         assert_eq!(invalid_code_point("a\u{feff}b"), Some('\u{feff}'));

@@ -7,6 +7,11 @@
 mod harness;
 
 mod ai;
+mod api_jobs;
+mod engine;
+mod http;
+mod http_cli;
+mod http_idempotency;
 mod local;
 mod media_api;
 mod media_clips;
@@ -15,4 +20,5 @@ mod media_jobs;
 mod media_process;
 mod media_render;
 mod media_stills;
+mod publish;
 mod settings;

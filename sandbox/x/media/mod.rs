@@ -1,12 +1,15 @@
 //! Media upload, version 2 (A3): initialize, append, finalize, status, one-shot images, alt texts.
 
+mod describe;
 mod judge;
+mod segments;
 
 use std::collections::BTreeMap;
 
-use base64::{Engine, engine::general_purpose};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use describe::described;
 pub use judge::Verdict;
+use segments::{joined, word};
 use serde_json::{Value, json};
 
 use super::{
@@ -18,7 +21,7 @@ use super::{
 };
 use crate::{
     clock,
-    exchange::{Answer, Call, Part},
+    exchange::{Answer, Call},
     faults::Twist,
 };
 
@@ -46,7 +49,6 @@ const LARGEST: u64 = 17_179_869_184;
 const IMAGE_BYTES: u64 = 5 * 1024 * 1024;
 const GIF_BYTES: u64 = 15 * 1024 * 1024;
 const VIDEO_BYTES: u64 = 8 * 1024 * 1024 * 1024;
-const LAST_SEGMENT: u64 = 999;
 const ALT_TEXT_CHARS: usize = 1_000;
 /// A2: each media object bills like a create, alt text less.
 const UPLOAD_COST: u64 = 15_000;
@@ -95,7 +97,7 @@ pub fn initialize(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer>
 /// `POST /2/media/upload/:id/append`
 pub fn append(x: &X, call: &Call, caller: &Caller, id: &str) -> Result<Answer, Answer> {
     let user = caller.user()?;
-    let (index, chunk) = segment(call)?;
+    let (index, chunk) = segments::read(call)?;
     let mut world = x.world();
     if chunk.len() > world.settings.segment_max_bytes {
         return Err(Answer::empty(413)); // A3: the edge refuses with a bare 413
@@ -294,45 +296,6 @@ fn new_media(
     }
 }
 
-/// A segment as a form or as JSON with base64 (A3).
-fn segment(call: &Call) -> Result<(u32, Bytes), Answer> {
-    if call.content_type() == "application/json" {
-        let mut body = Reader::of(call)?;
-        let index = body.whole("segment_index", 0, LAST_SEGMENT);
-        let media = body.text("media");
-        if index.is_none() || media.is_none() {
-            body.problem("segment_index", Value::Null, "segment_index and media are required");
-        }
-        body.finish()?;
-        let bytes = general_purpose::STANDARD.decode(media.unwrap_or_default());
-        let bytes = bytes.map_err(|_| refusals::invalid_one("media", Value::Null, "media is not valid base64"))?;
-        return Ok((index.and_then(|index| u32::try_from(index).ok()).unwrap_or_default(), bytes.into()));
-    }
-    let parts = call.parts.as_ref().ok_or_else(|| {
-        refusals::invalid_one(
-            "media",
-            Value::Null,
-            "A multipart/form-data body with segment_index and media is required.",
-        )
-    })?;
-    if let Some(unknown) = parts.iter().find(|part| !["segment_index", "media"].contains(&part.name.as_str())) {
-        return Err(refusals::invalid_one(&unknown.name, Value::Null, "is not a field of append"));
-    }
-    let index = call.part("segment_index").map(word).and_then(|index| index.parse::<u64>().ok());
-    let index = index.filter(|index| *index <= LAST_SEGMENT).and_then(|index| u32::try_from(index).ok());
-    // A3: from 0 to 999.
-    let index = index.ok_or_else(|| {
-        refusals::invalid_one("segment_index", Value::Null, "segment_index must be between 0 and 999")
-    })?;
-    let media = call.part("media").filter(|part| !part.bytes.is_empty());
-    let media = media.ok_or_else(|| refusals::invalid_one("media", Value::Null, "media is missing or empty"))?;
-    Ok((index, media.bytes.clone()))
-}
-
-fn word(part: &Part) -> String {
-    String::from(String::from_utf8_lossy(&part.bytes).trim())
-}
-
 fn unknown(id: &str) -> Answer {
     refusals::invalid_one("id", id, "Your media IDs are invalid.")
 }
@@ -342,22 +305,6 @@ fn own_media<'a>(world: &'a mut World, user: &str, id: &str) -> Result<&'a mut M
     let now_ms = clock::now_ms();
     let media = id.parse().ok().filter(|_| is_id(id)).and_then(|id: u64| world.media.get_mut(&id));
     media.filter(|media| media.owned_by(user) && media.expires_ms > now_ms).ok_or_else(|| unknown(id))
-}
-
-/// All segments from 0 on, none missing, of the stated size together.
-fn joined(segments: &BTreeMap<u32, Bytes>, total_bytes: u64) -> Result<Bytes, Answer> {
-    let gapless = segments.keys().zip(0..).all(|(index, expected)| *index == expected);
-    let size: u64 = segments.values().map(|part| part.len() as u64).sum();
-    if !gapless || size != total_bytes {
-        let message = "Segments do not add up to provided total file size.";
-        return Err(refusals::invalid_one("id", Value::Null, message)); // A9: segment order and size
-    }
-    if let (1, Some(only)) = (segments.len(), segments.get(&0)) {
-        return Ok(only.clone());
-    }
-    let mut bytes = BytesMut::new();
-    segments.values().for_each(|part| bytes.extend_from_slice(part));
-    Ok(bytes.freeze())
 }
 
 /// Writes the verdict down and answers with what the media is now.
@@ -392,35 +339,4 @@ fn failure(value: &Value) -> Failure {
         name: text("name", "InvalidMedia"),
         message: text("message", "Unsupported video format"),
     }
-}
-
-/// The answer of finalize and status (A3): no `processing_info` means ready.
-fn described(media: &Media, world: &World) -> Value {
-    let now_ms = clock::now_ms();
-    let mut data = json!({
-        "id": media.id.to_string(), "media_key": media.key(), "size": media.total_bytes,
-        "expires_after_secs": media.expires_ms.saturating_sub(now_ms) / 1000,
-    });
-    match media.kind {
-        Kind::Image => data["image"] = json!({"w": media.width, "h": media.height, "image_type": media.content_type}),
-        Kind::Gif | Kind::Video => data["video"] = json!({"video_type": media.content_type}),
-        Kind::Subtitles => {}
-    }
-    if let Stage::Processing { started_ms, ends_ms, failure } = &media.stage {
-        let elapsed_ms = now_ms.saturating_sub(*started_ms);
-        let length_ms = ends_ms.map_or(u64::MAX, |ends_ms| ends_ms.saturating_sub(*started_ms));
-        let check_after = world.settings.check_after_secs;
-        // A3: pending, in_progress, then succeeded or failed.
-        data["processing_info"] = if elapsed_ms < length_ms / 4 {
-            json!({"state": "pending", "check_after_secs": check_after})
-        } else if elapsed_ms < length_ms {
-            let percent = elapsed_ms.saturating_mul(100) / length_ms;
-            json!({"state": "in_progress", "check_after_secs": check_after, "progress_percent": percent})
-        } else if let Some(failure) = failure {
-            json!({"state": "failed", "error": {"code": failure.code, "name": failure.name, "message": failure.message}})
-        } else {
-            json!({"state": "succeeded", "progress_percent": 100})
-        };
-    }
-    data
 }

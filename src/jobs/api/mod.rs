@@ -22,7 +22,7 @@ pub use self::view::{
 };
 use self::{events::JobEvents, view::Context};
 use super::{
-    Engine, State,
+    Engine, EnqueueError, State,
     ledger::{self, CancelOutcome, GroupStatus, JobFilter, JobRow},
 };
 use crate::{
@@ -326,6 +326,25 @@ async fn view_of(app: &App, row: &JobRow) -> Result<JobView, Problem> {
 
 fn ended(group: &GroupStatus) -> bool {
     group.jobs.iter().all(|job| job.state.is_final())
+}
+
+/// For handlers that enqueue: whoever sent the request is told what to do about it.
+impl From<EnqueueError> for Problem {
+    fn from(error: EnqueueError) -> Self {
+        match error {
+            EnqueueError::Duplicate { existing } => Self::conflict(
+                "duplicate",
+                format!("The same work is under way already. Follow it at {}.", location(existing)),
+            ),
+            EnqueueError::Unstorable(what) => Self::invalid_field(
+                "body",
+                format!("cannot be stored: {what}"),
+                "Shorten it, and remove unusual characters",
+            ),
+            EnqueueError::Ledger(error) => error.into(),
+            EnqueueError::Stopping => Self::unavailable(),
+        }
+    }
 }
 
 /// Another job does the same work by now.

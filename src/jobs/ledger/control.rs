@@ -74,18 +74,21 @@ pub async fn request_retry(
 }
 
 /// Retries failed jobs of a queue, oldest first, at most `limit` a call; with `kind`, only those. Jobs whose
-/// unique key was taken meanwhile are left as they are.
+/// unique key was taken meanwhile are left as they are; of several that failed under one key the newest is retried.
 pub async fn retry_failed(db: impl PgExecutor<'_>, queue: Queue, kind: Option<&str>, limit: i64) -> sqlx::Result<u64> {
     let retried = sqlx::query(
         "with picked as ( \
-            select f.id from jobs f where f.state = 'failed' and f.queue = $1 and ($2::text is null or f.kind = $2) \
+            select f.id, f.tenant_id, f.kind, f.unique_key from jobs f where f.state = 'failed' and f.queue = $1 and ($2::text is null or f.kind = $2) \
             and (f.unique_key is null or not exists ( \
                 select from jobs o where o.tenant_id = f.tenant_id and o.kind = f.kind \
                 and o.unique_key = f.unique_key and o.finished_at is null)) \
-            order by f.finished_at limit $3 for update skip locked) \
+            order by f.finished_at limit $3 for update skip locked \
+         ), one_per_key as ( \
+            select distinct on (tenant_id, kind, coalesce(unique_key, id::text)) id from picked \
+            order by tenant_id, kind, coalesce(unique_key, id::text), id desc) \
          update jobs j set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, \
                 suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null \
-         from picked where j.id = picked.id",
+         from one_per_key p where j.id = p.id",
     )
     .bind(queue.as_str())
     .bind(kind)
@@ -138,10 +141,13 @@ pub async fn paused(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Paused>> {
         .await
 }
 
-/// Brings forward what is parked on `wake` (E17).
+/// Brings forward what is parked on `wake` (E17), and remembers the event for a run that is about to park and has
+/// looked before it came.
 pub async fn wake(db: impl PgExecutor<'_>, wake: &str) -> sqlx::Result<u64> {
     let woken = sqlx::query(
-        "update jobs set run_at = now(), parked = false, wake_key = null where wake_key = $1 and state = 'scheduled'",
+        "with event as (insert into job_wakes (wake_key, at) values ($1, clock_timestamp()) \
+                        on conflict (wake_key) do update set at = excluded.at) \
+         update jobs set run_at = now(), parked = false, wake_key = null where wake_key = $1 and state = 'scheduled'",
     )
     .bind(wake)
     .execute(db)

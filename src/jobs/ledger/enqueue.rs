@@ -35,7 +35,9 @@ pub async fn insert(db: &mut PgConnection, insert: &[Insert<'_>]) -> sqlx::Resul
          select n.id, n.tenant_id, n.group_id, n.queue, n.lane, n.kind, n.priority, n.args::jsonb, n.max_attempts, \
                 n.timeout_ms, coalesce(n.run_at, now()), coalesce(n.run_at, now()), \
                 coalesce(n.run_at, now()) + n.patience_ms * interval '1 millisecond', s.state, \
-                case when s.state = 'queued' then now() end, n.pushed and s.state = 'queued', n.unique_key, \
+                case when s.state = 'queued' then now() end, \
+                n.pushed and s.state = 'queued' and not exists ( \
+                    select from queue_controls c where c.queue = n.queue and c.paused_at is not null), n.unique_key, \
                 n.serial_key, n.open_parents \
          from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], \
                      $8::text[], $9::smallint[], $10::integer[], $11::timestamptz[], $12::boolean[], $13::text[], \

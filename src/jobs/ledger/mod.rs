@@ -22,15 +22,15 @@ pub use control::{CancelOutcome, Paused, cancel, pause, paused, request_retry, r
 pub use enqueue::{Insert, insert, insert_with_parents};
 pub use promote::{
     Due, Turn, Waiting, expected_on_belt, fill, promote_due, promote_due_by_turns, promote_serial, suspect_lists,
-    sweep_waiting, waiting,
+    suspect_waits, sweep_waiting, sweep_wakes, waiting,
 };
 pub use query::{
     DEPTH_CEILING, Depth, GroupStatus, JobFilter, JobRow, depth, get, get_many, group, last_classes, list, live_workers,
 };
 pub use relay::{Leadership, lead, set_belt_epoch, step_down};
 pub use rescue::{
-    CRASHES_ALONE, Heartbeat, Rescued, WorkerRow, cancel_requests, hand_back_strays, heartbeat, reap, register,
-    report_death, say_stopped,
+    CRASHES_ALONE, Heartbeat, Rescued, WorkerRow, acquit, cancel_requests, hand_back_strays, heartbeat, lost_runs,
+    reap, register, report_death, say_stopped,
 };
 pub use retention::{Retention, prune};
 pub use schedule::{ScheduleRow, due as due_schedules, fire, list as list_schedules, upsert as upsert_schedule};

@@ -8,7 +8,10 @@ use uuid::Uuid;
 use super::{Runnable, list_of, stored_priority};
 use crate::{
     ids::{JobId, TenantId},
-    jobs::belt::{List, Slot},
+    jobs::{
+        belt::{List, Slot},
+        job::{Lane, Queue},
+    },
 };
 
 /// What one round of promotion did.
@@ -113,6 +116,30 @@ pub async fn sweep_waiting(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<
     .fetch_all(db)
     .await?;
     due(&rows)
+}
+
+/// Wakes what parked while its event was on its way: the event's transaction and the parking did not see each
+/// other (E17). Only events of the last minute can be such.
+pub async fn sweep_wakes(db: impl PgExecutor<'_>) -> sqlx::Result<u64> {
+    let woken = sqlx::query(
+        "update jobs j set run_at = now(), parked = false, wake_key = null from job_wakes w \
+         where w.at > now() - interval '1 minute' and j.wake_key = w.wake_key and j.state = 'scheduled' \
+           and j.claimed_at <= w.at + interval '1 second'",
+    )
+    .execute(db)
+    .await?;
+    Ok(woken.rows_affected())
+}
+
+/// Whether a lane has a suspect that waits.
+pub async fn suspect_waits(db: impl PgExecutor<'_>, queue: Queue, lane: Lane) -> sqlx::Result<bool> {
+    sqlx::query_scalar(
+        "select exists (select from jobs where state = 'queued' and suspect and queue = $1 and lane = $2)",
+    )
+    .bind(queue.as_str())
+    .bind(lane.as_str())
+    .fetch_one(db)
+    .await
 }
 
 /// A list and a tenant with queued jobs.

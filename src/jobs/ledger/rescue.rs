@@ -22,10 +22,12 @@ pub struct WorkerRow {
     pub pid: u32,
 }
 
+/// Safe to repeat: the answer to the first may have been lost.
 pub async fn register(db: impl PgExecutor<'_>, worker: &WorkerRow, lease: Duration) -> sqlx::Result<()> {
     sqlx::query(
         "insert into workers (id, process_id, queue, host, pid, version, lease_expires_at) \
-         values ($1, $2, $3, $4, $5, $6, now() + $7 * interval '1 millisecond')",
+         values ($1, $2, $3, $4, $5, $6, now() + $7 * interval '1 millisecond') \
+         on conflict (id) do update set lease_expires_at = excluded.lease_expires_at",
     )
     .bind(worker.id)
     .bind(worker.process)
@@ -100,6 +102,25 @@ pub async fn hand_back_strays(
     Ok(strays.rows_affected())
 }
 
+/// Which of the runs in this worker's hand the ledger does not know as its own: taken away past their deadline, or
+/// claimed by a commit that a crash of Postgres undid.
+pub async fn lost_runs(
+    db: impl PgExecutor<'_>,
+    worker: WorkerId,
+    in_hand: &[(JobId, i32)],
+) -> sqlx::Result<Vec<(JobId, i32)>> {
+    sqlx::query_as(
+        "select h.id, h.run from unnest($2::uuid[], $3::integer[]) as h (id, run) \
+         where not exists (select from jobs j where j.id = h.id and j.run = h.run and j.worker_id = $1 \
+                           and j.state = 'running')",
+    )
+    .bind(worker)
+    .bind(in_hand.iter().map(|(id, _)| id.uuid()).collect::<Vec<Uuid>>())
+    .bind(in_hand.iter().map(|(_, run)| *run).collect::<Vec<_>>())
+    .fetch_all(db)
+    .await
+}
+
 /// Jobs in this worker's hand whose cancelling was asked for.
 pub async fn cancel_requests(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<Vec<(JobId, i32)>> {
     sqlx::query_as("select id, run from jobs where state = 'running' and worker_id = $1 and cancel_requested")
@@ -119,6 +140,24 @@ pub async fn report_death(db: impl PgExecutor<'_>, process: Uuid, cause: &str) -
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// What a worker says that was silent for longer than its lease and finds its jobs taken: it was no crash. Jobs that
+/// are still suspects for that reason alone are none (E12).
+pub async fn acquit(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<u64> {
+    let acquitted = sqlx::query(
+        "with vanished as ( \
+            update job_attempts a set class = 'lease_lost', message = 'its worker was silent for longer than its lease' \
+            from jobs j where j.state = 'queued' and j.suspect and a.job_id = j.id and a.run = j.run \
+            and a.worker_id = $1 and a.class = 'crash' returning j.id \
+         ), suspects as (select j.id from jobs j join vanished v on v.id = j.id where j.state = 'queued' and j.suspect \
+                         order by j.id for update of j skip locked) \
+         update jobs j set suspect = false, pushed = false, seq = nextval('job_seq') from suspects s where j.id = s.id",
+    )
+    .bind(worker)
+    .execute(db)
+    .await?;
+    Ok(acquitted.rows_affected())
 }
 
 /// The last word of a worker that has nothing in hand any more.

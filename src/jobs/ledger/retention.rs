@@ -47,6 +47,8 @@ pub async fn prune(
          ), gone as (delete from jobs j using old where j.id = old.id), \
          edges as (delete from job_edges e using old where e.parent_id = old.id), \
          keys as (delete from idempotency_keys where created_at < now() - $5 * interval '1 millisecond'), \
+         wakes as (delete from job_wakes where at < now() - interval '1 day'), \
+         fires as (delete from schedule_fires where fire_at < now() - $3 * interval '1 millisecond'), \
          groups as (delete from job_groups g where g.created_at < now() - $3 * interval '1 millisecond' \
                     and not exists (select from jobs j where j.group_id = g.id)), \
          dead as (delete from workers w where w.lease_expires_at < now() - interval '7 days') \

@@ -145,11 +145,12 @@ pub async fn settle(db: impl PgExecutor<'_>, batch: &[Settlement]) -> sqlx::Resu
     let rows = sqlx::query(releasing!(
         "with ended as ( \
             select j.id, j.run, j.worker_id, j.claimed_at, s.state, s.result, s.charged, s.after_ms, s.until, s.why, \
-                   s.wake, s.class \
+                   s.wake, s.class, coalesce(w.at >= j.claimed_at - interval '1 second', false) as woken \
             from unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::boolean[], $6::bigint[], \
                         $7::timestamptz[], $8::text[], $9::text[], $10::text[]) \
                  as s (id, run, state, result, charged, after_ms, until, why, wake, class) \
             join jobs j on j.id = s.id and j.run = s.run \
+            left join job_wakes w on w.wake_key = s.wake \
             where j.state = 'running' order by j.id for update of j skip locked \
         ), logged as ( \
             insert into job_attempts (job_id, run, worker_id, started_at, class, code, message) \
@@ -163,12 +164,12 @@ pub async fn settle(db: impl PgExecutor<'_>, batch: &[Settlement]) -> sqlx::Resu
                                      or j.cancel_requested then now() end, \
                 attempt = j.attempt + case when s.charged then 1 else 0 end, \
                 handbacks = j.handbacks + case when s.state = 'queued' then 1 else 0 end, \
-                run_at = case when s.state = 'scheduled' \
+                run_at = case when s.woken then now() when s.state = 'scheduled' \
                               then coalesce(s.until, now() + s.after_ms * interval '1 millisecond') \
                               else j.run_at end, \
                 queued_at = case when s.state = 'queued' then now() else j.queued_at end, \
                 seq = case when s.state = 'queued' then nextval('job_seq') else j.seq end, \
-                parked = s.wake is not null, wake_key = s.wake, \
+                parked = s.wake is not null and not s.woken, wake_key = case when not s.woken then s.wake end, \
                 result = s.result::jsonb, why = s.why::jsonb, worker_id = null, suspect = false \
             from ended s where j.id = s.id returning j.id, j.state, j.has_children \
         )"

@@ -101,7 +101,8 @@ impl Relay {
             healthy_at: now,
             renewed_at: None,
             audited_at: now,
-            pruned_at: now,
+            // A leader begins with it: a program that is restarted every minute forgets too.
+            pruned_at: now.checked_sub(PRUNE_EVERY).unwrap_or(now),
             prune_after: Uuid::nil(),
             retention: Retention::default(),
         }
@@ -151,6 +152,7 @@ impl Relay {
                 if let Err(error) = canary::schedule_all(db).await {
                     warn!(error = %chain(&error), "the canaries have no schedule");
                 }
+                self.healthy_at = Instant::now();
                 // The former leader was heard a moment ago, so the database was there for heartbeats too.
                 if leadership.vacant + LEADS_FOR > LEASE.saturating_sub(RENEW_EVERY * 2) {
                     self.grant_a_lease("nobody had led for a while");
@@ -229,6 +231,7 @@ impl Relay {
 
     async fn rescue(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
         ledger::sweep_waiting(&mut *db, BATCH).await?;
+        ledger::sweep_wakes(&mut *db).await?;
         if Instant::now() < self.reap_from {
             return Ok(());
         }
@@ -238,6 +241,8 @@ impl Relay {
                 return Ok(());
             }
             info!(jobs = rescued.len(), "taken back from workers that are gone");
+            // They are suspects now, whom the audit brings to the belt: in this very round.
+            self.audited_at = self.audited_at.checked_sub(AUDIT_EVERY).unwrap_or(self.audited_at);
             let ended = rescued.iter().filter(|row| row.ended && row.has_children).map(|row| row.job).collect();
             self.engine.release(ended).await?;
         }

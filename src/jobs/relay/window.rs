@@ -21,7 +21,7 @@ use crate::{
     telemetry::chain,
 };
 
-const SMALLEST: usize = 64;
+const SMALLEST: usize = 32;
 const LARGEST: usize = 10_000;
 /// Lists and tenants with something queued that one round looks at.
 const GROUPS: i64 = 10_000;

@@ -65,9 +65,7 @@ pub fn validate(content: &Content<'_>) -> Vec<ContentProblem> {
     problems.extend(together(content.media));
     for (index, media) in content.media.iter().enumerate() {
         let field = format!("media[{index}]");
-        problems.extend(
-            alone(&media.facts).into_iter().map(|(code, message, remedy)| problem(code, &field, message, remedy)),
-        );
+        problems.extend(alone(media).into_iter().map(|(code, message, remedy)| problem(code, &field, message, remedy)));
         if media.alt_text.as_ref().is_some_and(|text| text.chars().count() > ALT_TEXT_MAX_CHARS) {
             let field = format!("{field}.alt_text");
             problems.push(problem("alt_text_too_long", &field, "is longer than 1000 characters", "Shorten it"));
@@ -90,11 +88,13 @@ fn together(media: &[ContentMedia]) -> Option<ContentProblem> {
 
 type Finding = (&'static str, String, &'static str);
 
-fn alone(facts: &MediaFacts) -> Vec<Finding> {
-    match facts.kind {
-        MediaKind::Image => image(facts),
-        MediaKind::Animation => animation(facts),
-        MediaKind::Video => video(facts),
+/// Size and encoding of what a preset makes are the preset's business.
+fn alone(media: &ContentMedia) -> Vec<Finding> {
+    match media.facts.kind {
+        MediaKind::Image | MediaKind::Animation if media.will_be_made => Vec::new(),
+        MediaKind::Image => image(&media.facts),
+        MediaKind::Animation => animation(&media.facts),
+        MediaKind::Video => video(&media.facts),
     }
 }
 
@@ -131,7 +131,6 @@ fn animation(facts: &MediaFacts) -> Vec<Finding> {
     found
 }
 
-/// Size and encoding are the rendition's business: what is sent is made to fit.
 fn video(facts: &MediaFacts) -> Vec<Finding> {
     let mut found = Vec::new();
     match facts.duration_ms {
@@ -174,7 +173,7 @@ mod tests {
             duration_ms: Some(1000),
             frames: Some(10),
         };
-        ContentMedia { facts, alt_text: None }
+        ContentMedia { facts, will_be_made: false, alt_text: None }
     }
 
     fn codes(text: &str, media: &[ContentMedia]) -> Vec<&'static str> {
@@ -200,6 +199,14 @@ mod tests {
     #[test]
     fn nothing_at_all_is_no_post() {
         assert_eq!(codes(" \n", &[]), ["empty"]);
+    }
+
+    #[test]
+    fn what_a_preset_mends_is_no_problem() {
+        let mut image = media(MediaKind::Image, "image/tiff");
+        image.facts.size_bytes = IMAGE_MAX_BYTES + 1;
+        image.will_be_made = true;
+        assert!(codes("", &[image]).is_empty());
     }
 
     #[test]

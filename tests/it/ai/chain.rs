@@ -187,7 +187,7 @@ async fn the_whole_deadline_bounds_every_retry() {
 
 #[tokio::test]
 async fn a_call_that_is_dropped_ends_at_once_and_is_billed_for_what_was_written() {
-    let grok = Fake::start([Say::Hang(vec![delta(&variant("x", GOOD)[..50])])]).await;
+    let grok = Fake::start([Say::Hang(vec![delta(&variant("x", GOOD)[..25])])]).await;
     let transformer = transformer([Some(&grok), None, None]);
     let (books, mut watching) = (Arc::new(Books::default()), Watching::default());
     let request = request();

@@ -153,7 +153,7 @@ pub fn streamed(content: &str) -> Say {
 
 /// The JSON of one variant.
 pub fn variant(platform: &str, text: &str) -> String {
-    json!({ "variants": [{ "platform": platform, "text": text, "title": null }] }).to_string()
+    json!({ platform: { "text": text } }).to_string()
 }
 
 pub const CONTENT: &str = "Our new shop opens on Monday at nine, and there is cake for everyone who comes early.";

@@ -94,7 +94,7 @@ async fn what_can_never_succeed_fails_at_once_in_words_for_people() {
 
 #[tokio::test]
 async fn a_worker_that_dies_in_a_call_leaves_its_reservation_and_another_run_pays_anew() {
-    let half = Say::Hang(vec![delta(&variant("x", GOOD)[..40])]);
+    let half = Say::Hang(vec![delta(&variant("x", GOOD)[..25])]);
     let grok = Fake::start([half, good()]).await;
     let (app, engine) = app_with(&grok).await;
     let mut worker = app.worker(Queue::Ai).await;
@@ -113,7 +113,7 @@ async fn a_worker_that_dies_in_a_call_leaves_its_reservation_and_another_run_pay
 
 #[tokio::test]
 async fn a_cancelled_transform_ends_its_call_and_is_settled() {
-    let grok = Fake::start([Say::Hang(vec![delta(&variant("x", GOOD)[..40])])]).await;
+    let grok = Fake::start([Say::Hang(vec![delta(&variant("x", GOOD)[..25])])]).await;
     let (app, engine) = app_with(&grok).await;
     let _worker = app.worker(Queue::Ai).await;
     let job = enqueue(&engine, app.tenant, request()).await;
@@ -130,7 +130,7 @@ async fn a_cancelled_transform_ends_its_call_and_is_settled() {
 
 #[tokio::test]
 async fn text_that_is_withdrawn_is_voided_in_the_jobs_events() {
-    let broken = Say::Stream(vec![delta(&variant("x", "Nonsense that goes nowhere")[..50])]);
+    let broken = Say::Stream(vec![delta(&variant("x", "Nonsense that goes nowhere")[..25])]);
     let grok = Fake::start([broken, good()]).await;
     let (mut app, engine) = app_with(&grok).await;
     app.set("AI_MAX_RETRIES", "1");

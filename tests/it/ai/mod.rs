@@ -5,4 +5,5 @@ mod books;
 mod chain;
 mod fake;
 mod job;
+mod sandbox;
 mod wire;

@@ -62,14 +62,14 @@ async fn a_page_of_html_is_no_answer_whatever_its_status() {
 #[tokio::test]
 async fn an_error_within_a_stream_withdraws_what_was_shown() {
     let error = event(&json!({ "error": { "message": "overloaded" } }));
-    let (classes, seen) = after(Say::Stream(vec![delta(&good()[..60]), error])).await;
+    let (classes, seen) = after(Say::Stream(vec![delta(&good()[..25]), error])).await;
     assert_eq!(classes, ["transient", "transient", "answered"]);
     assert_eq!(seen.iter().filter(|seen| matches!(seen, Seen::Void(_))).count(), 2, "{seen:?}");
 }
 
 #[tokio::test]
 async fn a_stream_that_breaks_ends_early_or_falls_silent_withdraws_what_was_shown() {
-    let half = || vec![delta(&good()[..60])];
+    let half = || vec![delta(&good()[..25])];
     for (what, odd) in [("broken", Say::Broken(half())), ("ended", Say::Stream(half())), ("silent", Say::Hang(half()))]
     {
         let (classes, seen) = after(odd).await;
@@ -106,7 +106,7 @@ async fn a_cap_that_thinking_has_eaten_is_raised_once_at_the_same_provider() {
 
 #[tokio::test]
 async fn an_answer_that_the_cap_cut_short_is_asked_again_with_more_room() {
-    let cut = Say::Stream(vec![delta(&good()[..50]), finish("length"), done()]);
+    let cut = Say::Stream(vec![delta(&good()[..25]), finish("length"), done()]);
     let grok = Fake::start([cut, streamed(&good())]).await;
     let (result, watching, _) = run(&transformer([Some(&grok), None, None]), &request()).await;
     assert_eq!(result.unwrap().variants[0].text, GOOD);

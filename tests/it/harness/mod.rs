@@ -5,12 +5,14 @@
 
 mod app;
 mod program;
+mod proxy;
 mod sandbox;
 mod servers;
 mod wait;
 
 pub use app::{Api, App, Worker};
 pub use program::Program;
+pub use proxy::Proxy;
 pub use sandbox::Sandbox;
 pub use servers::{Servers, TestDb};
 pub use wait::{eventually, wait_until};

@@ -1,0 +1,279 @@
+//! `/api/v1/connections`: which accounts there are, adding one with its tokens, disconnecting one.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use poem::web::Data;
+use poem_openapi::{
+    ApiResponse, Enum, Object, OpenApi,
+    param::{Path, Query},
+    payload::Json,
+    types::{Password, ToJSON},
+};
+use secrecy::SecretString;
+
+use super::{
+    Connection, ConnectionState,
+    accounts::NewAccount,
+    store::{self, Expires},
+    wake_key,
+};
+use crate::{
+    http::{App, Caller, Created, FieldError, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
+    ids::ConnectionId,
+    jobs::EnqueueError,
+    platforms::{Explanation, Platform},
+    posts::input::PlatformName,
+    publishing::{self, Publisher},
+};
+
+#[derive(Clone)]
+pub struct ConnectionsApi;
+
+/// How an account is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename = "ConnectionState", rename_all = "snake_case")]
+enum StateName {
+    Active,
+    /// Its owner has to authorise it again.
+    NeedsReconnect,
+}
+
+/// Why something waits or failed, and whose turn it is.
+#[derive(Debug, Clone, PartialEq, Eq, Object)]
+#[oai(rename = "Explanation")]
+pub struct ExplanationView {
+    /// Stable, for programs.
+    pub code: String,
+    pub message: String,
+    /// `us`, `user`, `operator` or `platform`.
+    pub turn: String,
+}
+
+impl From<Explanation> for ExplanationView {
+    fn from(explanation: Explanation) -> Self {
+        Self { code: explanation.code, message: explanation.message, turn: explanation.turn.to_string() }
+    }
+}
+
+/// An account on a platform.
+#[derive(Debug, Clone, PartialEq, Eq, Object)]
+#[oai(rename = "Connection", skip_serializing_if_is_none)]
+struct ConnectionView {
+    id: ConnectionId,
+    platform: PlatformName,
+    /// The platform's own id of the account.
+    remote_account_id: String,
+    username: String,
+    display_name: String,
+    state: StateName,
+    problem: Option<ExplanationView>,
+    /// When our present access ends; it is refreshed before.
+    access_expires_at: Option<DateTime<Utc>>,
+    created_at: DateTime<Utc>,
+}
+
+/// A page of connections.
+#[derive(Debug, Object)]
+#[oai(skip_serializing_if_is_none)]
+struct ConnectionList {
+    items: Vec<ConnectionView>,
+    /// Pass it as `cursor` to get the next page; absent on the last one.
+    next_cursor: Option<String>,
+}
+
+/// An account with tokens that its owner has. They are encrypted at once and never shown again.
+#[derive(Object)]
+#[oai(deny_unknown_fields)]
+struct ConnectionInput {
+    platform: PlatformName,
+    /// The platform's own id of the account.
+    #[oai(validator(min_length = 1, max_length = 200))]
+    remote_account_id: String,
+    #[oai(validator(min_length = 1, max_length = 200))]
+    username: String,
+    #[oai(validator(max_length = 200))]
+    display_name: Option<String>,
+    #[oai(validator(min_length = 1, max_length = 8192))]
+    access_token: Password,
+    #[oai(validator(min_length = 1, max_length = 8192))]
+    refresh_token: Option<Password>,
+    /// When the access token ends; without it, never.
+    expires_at: Option<DateTime<Utc>>,
+}
+
+/// The account is no longer connected.
+#[derive(ApiResponse)]
+enum Removed {
+    /// It is disconnected and its tokens are gone
+    #[oai(status = 204)]
+    Done,
+}
+
+const LIST: &str = "connections";
+
+#[OpenApi(prefix_path = "/api/v1", tag = "Tag::Connections")]
+impl ConnectionsApi {
+    /// List connections
+    ///
+    /// Newest first.
+    #[oai(path = "/connections", method = "get", operation_id = "listConnections")]
+    async fn list(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        /// Only those on this platform
+        platform: Query<Option<PlatformName>>,
+        /// `next_cursor` of the page before
+        cursor: Query<Option<String>>,
+        /// Connections on a page, 1 to 100; 25 without it
+        limit: Query<Option<u16>>,
+    ) -> Result<Json<ConnectionList>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let limit = page::limit(limit.0)?;
+        let before = page::decode(LIST, cursor.0.as_deref())?;
+        let platform = platform.0.map(Platform::from);
+        let rows = store::list(&app.db, caller.tenant, platform, before, i64::from(limit) + 1).await?;
+        let views = rows.into_iter().map(ConnectionView::from).collect();
+        let Page { items, next_cursor } = Page::of(views, limit, LIST, |connection: &ConnectionView| connection.id);
+        Ok(Json(ConnectionList { items, next_cursor }))
+    }
+
+    /// Connect an account with its tokens
+    ///
+    /// For development and for installations of one's own. An account that is connected already gets the new tokens,
+    /// and what waited for them goes on.
+    #[oai(path = "/connections", method = "post", operation_id = "addConnection")]
+    async fn add(
+        &self,
+        app: Data<&Arc<App>>,
+        publisher: Data<&Publisher>,
+        caller: Caller,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        body: Input<ConnectionInput>,
+    ) -> Result<Created<ConnectionView>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let input = body.0;
+        let platform = Platform::from(input.platform);
+        check(&publisher, &input)?;
+        let mut tx = app.db.begin().await?;
+        let claim = match key.claim(&mut tx, &caller, fingerprint(&input)).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let new = NewAccount {
+            platform,
+            remote_account_id: &input.remote_account_id,
+            username: &input.username,
+            display_name: input.display_name.as_deref().unwrap_or(&input.username),
+            access_token: SecretString::from(input.access_token.0),
+            refresh_token: input.refresh_token.map(|token| SecretString::from(token.0)),
+            expires: input.expires_at.map_or(Expires::Never, Expires::At),
+        };
+        let connected = publisher.accounts.connect(&app.engine, &mut tx, caller.tenant, &new).await;
+        let id = connected.map_err(not_connected)?;
+        let row = store::get(&mut *tx, caller.tenant, id).await?.ok_or_else(|| Problem::not_found("connection"))?;
+        let location = format!("/api/v1/connections/{id}");
+        let answer = claim.keep(&mut tx, Created::new(location, ConnectionView::from(row))).await?;
+        tx.commit().await?;
+        Ok(answer)
+    }
+
+    /// Get a connection
+    #[oai(path = "/connections/:id", method = "get", operation_id = "getConnection")]
+    async fn get(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<ConnectionId>,
+    ) -> Result<Json<ConnectionView>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let row = store::get(&app.db, caller.tenant, id.0).await?;
+        Ok(Json(row.ok_or_else(|| Problem::not_found("connection"))?.into()))
+    }
+
+    /// Disconnect an account
+    ///
+    /// Its tokens are forgotten at once, and what was still to go out there is cancelled. What was published stays.
+    #[oai(path = "/connections/:id", method = "delete", operation_id = "removeConnection")]
+    async fn remove(&self, app: Data<&Arc<App>>, caller: Caller, id: Path<ConnectionId>) -> Result<Removed, Problem> {
+        caller.require(Scope::Workspace)?;
+        let mut tx = app.db.begin().await?;
+        if !store::remove(&mut tx, caller.tenant, id.0).await? {
+            return Err(Problem::not_found("connection"));
+        }
+        publishing::store::cancel_of_connection(&mut tx, id.0).await?;
+        // What is parked on it runs, finds itself cancelled, and ends.
+        app.engine.wake(&mut tx, &wake_key(id.0)).await?;
+        tx.commit().await?;
+        Ok(Removed::Done)
+    }
+}
+
+impl From<Connection> for ConnectionView {
+    fn from(connection: Connection) -> Self {
+        Self {
+            id: connection.id,
+            platform: connection.platform.into(),
+            remote_account_id: connection.remote_account_id,
+            username: connection.username,
+            display_name: connection.display_name,
+            state: match connection.state {
+                ConnectionState::Active => StateName::Active,
+                ConnectionState::NeedsReconnect | ConnectionState::Removed => StateName::NeedsReconnect,
+            },
+            problem: connection.problem.map(ExplanationView::from),
+            access_expires_at: connection.access_expires_at,
+            created_at: connection.created_at,
+        }
+    }
+}
+
+fn check(publisher: &Publisher, input: &ConnectionInput) -> Result<(), Problem> {
+    let mut errors = Vec::new();
+    let platform = Platform::from(input.platform);
+    if publisher.accounts.connectors().get(platform).is_none() {
+        let names: Vec<_> = publisher.accounts.connectors().platforms().map(Platform::as_str).collect();
+        let message = format!("this version cannot publish on {}", platform.title());
+        errors.push(FieldError::new("platform", message, format!("Choose one of {}", names.join(", "))));
+    }
+    let tokens = [("access_token", Some(&input.access_token)), ("refresh_token", input.refresh_token.as_ref())];
+    for (field, token) in tokens {
+        // It goes into a header: what cannot stand there would fail every call.
+        if token.is_some_and(|token| !token.0.bytes().all(|byte| byte.is_ascii_graphic())) {
+            let message = "holds white space or characters that no token has";
+            errors.push(FieldError::new(field, message, "Send the token alone, as the platform gave it"));
+        }
+    }
+    if input.expires_at.is_some() && input.refresh_token.is_none() && input.expires_at < Some(Utc::now()) {
+        errors.push(FieldError::new("expires_at", "is past", "Send a token that still works, or a refresh_token"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(errors)) }
+}
+
+/// The request for its idempotency key; only its hash is kept, which tells nothing about the tokens in it.
+fn fingerprint(input: &ConnectionInput) -> Option<serde_json::Value> {
+    Some(serde_json::json!({
+        "platform": input.platform.to_json(),
+        "account": input.remote_account_id,
+        "username": input.username,
+        "display_name": input.display_name,
+        "access": input.access_token.0,
+        "refresh": input.refresh_token.as_ref().map(|token| &token.0),
+        "expires_at": input.expires_at,
+    }))
+}
+
+fn not_connected(error: EnqueueError) -> Problem {
+    match error {
+        EnqueueError::Ledger(sqlx::Error::Database(error)) if error.constraint() == Some("connections_account_key") => {
+            Problem::conflict(
+                "connected_meanwhile",
+                "The account was connected by another request. Send this one again.",
+            )
+        }
+        EnqueueError::Ledger(error) => error.into(),
+        EnqueueError::Stopping => Problem::unavailable(),
+        error @ (EnqueueError::Duplicate { .. } | EnqueueError::Unstorable(_)) => Problem::internal(&error),
+    }
+}

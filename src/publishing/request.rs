@@ -1,0 +1,170 @@
+//! What a wish to publish says, checked as a whole before anything is queued.
+
+use std::time::Duration;
+
+use poem_openapi::Object;
+
+use super::{
+    LatePolicy, Publisher, check, late,
+    plan::{self, Optimize, PlanError, Wish, transform_request},
+    schedule,
+    view::LatePolicyName,
+};
+use crate::{
+    connections::{self, Connection},
+    http::{App, Caller, FieldError, Problem},
+    ids::ConnectionId,
+    jobs::EnqueueError,
+    platforms::{ContentProblem, Platform},
+    posts::{Post, input::PlatformName},
+    publishing::MediaTrouble,
+};
+
+/// Where and when.
+#[derive(Debug, Clone, Default, Object)]
+#[oai(rename = "PublishOptions", deny_unknown_fields, skip_serializing_if_is_none)]
+pub struct Options {
+    /// Every account connected on these platforms.
+    #[oai(default, validator(max_items = 7))]
+    pub platforms: Vec<PlatformName>,
+    /// These accounts.
+    #[oai(default, validator(max_items = 100))]
+    pub connections: Vec<ConnectionId>,
+    /// Without it: now. A wall time with `time_zone`, or an instant with an offset.
+    #[oai(validator(max_length = 64))]
+    pub scheduled_at: Option<String>,
+    /// Name of an IANA time zone, such as `Europe/Berlin`.
+    #[oai(validator(max_length = 64))]
+    pub time_zone: Option<String>,
+    /// What becomes of it when it could not go out in time; `ask` without it.
+    pub late_policy: Option<LatePolicyName>,
+    /// How late it may go out without anybody's word; a day without it.
+    #[oai(validator(maximum(value = "2592000")))]
+    pub max_lateness_seconds: Option<u32>,
+    /// Let a language model rewrite the text for each platform first. A variant of one's own is then not used.
+    #[oai(default)]
+    pub optimize: bool,
+    /// For `optimize`: how it should sound.
+    #[oai(validator(max_length = 100))]
+    pub tone: Option<String>,
+}
+
+/// Checks everything and says all that is wrong at once. `field` names where the post's text stands in the request.
+pub async fn wish(
+    app: &App,
+    publisher: &Publisher,
+    caller: &Caller,
+    post: Post,
+    options: Options,
+    text_field: &str,
+) -> Result<Wish, Problem> {
+    let mut errors = Vec::new();
+    let connections = chosen(app, caller, &options, &mut errors).await?;
+    let schedule = options.scheduled_at.as_deref().map(|at| schedule::resolve(at, options.time_zone.as_deref()));
+    let schedule = schedule.transpose().unwrap_or_else(|error| {
+        errors.push(FieldError::new(error.field(), error.to_string(), error.remedy()));
+        None
+    });
+    if options.time_zone.is_some() && options.scheduled_at.is_none() {
+        errors.push(FieldError::new("time_zone", "goes with scheduled_at", "Send both, or neither to publish now"));
+    }
+    if options.tone.is_some() && !options.optimize {
+        errors.push(FieldError::new("tone", "goes with optimize", "Add \"optimize\": true, or leave it out"));
+    }
+    let mut platforms: Vec<Platform> = connections.iter().map(|connection| connection.platform).collect();
+    platforms.sort_unstable();
+    platforms.dedup();
+    let reports = check::check(publisher, caller.tenant, &post, &platforms, options.optimize).await;
+    for report in reports.map_err(media_problem)? {
+        errors.extend(report.problems.into_iter().map(|problem| content_error(report.platform, problem, text_field)));
+    }
+    let max_lateness =
+        options.max_lateness_seconds.map_or(late::DEFAULT_MAX_LATENESS, |seconds| Duration::from_secs(seconds.into()));
+    let mut wish = Wish {
+        post,
+        connections,
+        schedule,
+        late_policy: options.late_policy.map_or(LatePolicy::Ask, LatePolicy::from),
+        max_lateness,
+        optimize: options.optimize.then_some(Optimize { tone: options.tone }),
+        renditions: Vec::new(),
+    };
+    if let Some(optimize) = wish.optimize.as_ref().filter(|_| !wish.connections.is_empty()) {
+        let problems = transform_request(&wish, optimize).problems();
+        errors.extend(problems.into_iter().map(|problem| {
+            let field = if problem.field == "content" { text_field } else { problem.field };
+            FieldError::new(field, problem.message, problem.remedy)
+        }));
+    }
+    if !errors.is_empty() {
+        return Err(Problem::invalid(errors));
+    }
+    wish.renditions =
+        plan::renditions(publisher, caller.tenant, &wish.post, &platforms).await.map_err(media_problem)?;
+    Ok(wish)
+}
+
+/// The accounts that were named, each once.
+async fn chosen(
+    app: &App,
+    caller: &Caller,
+    options: &Options,
+    errors: &mut Vec<FieldError>,
+) -> Result<Vec<Connection>, Problem> {
+    let mut chosen: Vec<Connection> = Vec::new();
+    for (index, id) in options.connections.iter().enumerate() {
+        match connections::store::get(&app.db, caller.tenant, *id).await? {
+            Some(connection) => chosen.push(connection),
+            None => {
+                let field = format!("connections[{index}]");
+                errors.push(FieldError::new(field, "is no connection of yours", "List them: GET /api/v1/connections"));
+            }
+        }
+    }
+    let platforms: Vec<Platform> = options.platforms.iter().copied().map(Platform::from).collect();
+    let on_platforms = connections::store::on_platforms(&app.db, caller.tenant, &platforms).await?;
+    for (index, platform) in platforms.iter().enumerate() {
+        if !on_platforms.iter().any(|connection| connection.platform == *platform) {
+            let message = format!("no account is connected on {}", platform.title());
+            let remedy = "Connect one first: POST /api/v1/connections";
+            errors.push(FieldError::new(format!("platforms[{index}]"), message, remedy));
+        }
+    }
+    chosen.extend(on_platforms);
+    let mut seen = std::collections::BTreeSet::new();
+    chosen.retain(|connection| seen.insert(connection.id));
+    if chosen.is_empty() && errors.is_empty() {
+        errors.push(FieldError::new("platforms", "is empty", "Name platforms, or connections, to publish on"));
+    }
+    Ok(chosen)
+}
+
+fn content_error(platform: Platform, problem: ContentProblem, text_field: &str) -> FieldError {
+    let field = if problem.field == "text" { text_field.to_owned() } else { problem.field };
+    FieldError::new(field, format!("{}: {}", platform.title(), problem.message), problem.remedy)
+}
+
+pub fn media_problem(trouble: MediaTrouble) -> Problem {
+    match trouble {
+        MediaTrouble::Gone => {
+            Problem::invalid_field("media", "names a file that is no upload of yours", "Upload it: POST /api/v1/media")
+        }
+        MediaTrouble::Unusable(why) => Problem::invalid_field("media", why, "Use another file"),
+        MediaTrouble::NotReady => {
+            Problem::conflict("media_not_ready", "A file is not ready yet. Try again in a moment.")
+        }
+        MediaTrouble::Database(error) => error.into(),
+        error @ MediaTrouble::Storage(_) => Problem::internal(&error),
+    }
+}
+
+pub fn plan_problem(error: PlanError) -> Problem {
+    match error {
+        PlanError::Database(error) | PlanError::Enqueue(EnqueueError::Ledger(error)) => error.into(),
+        PlanError::Enqueue(EnqueueError::Stopping) => Problem::unavailable(),
+        PlanError::Enqueue(EnqueueError::Unstorable(what)) => {
+            Problem::invalid_field("text", format!("cannot be stored: {what}"), "Remove unusual characters")
+        }
+        PlanError::Enqueue(error @ EnqueueError::Duplicate { .. }) => Problem::internal(&error),
+    }
+}

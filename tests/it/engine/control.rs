@@ -1,0 +1,174 @@
+//! What people ask of jobs and queues: cancel, retry, pause, resume; and what pausing may never do (E14).
+
+use std::time::{Duration, Instant};
+
+use multivio::{
+    ids::TenantId,
+    jobs::{Queue, State, ledger, ledger::CancelOutcome},
+};
+
+use super::{Act, ActWebhooks, Stage, Step};
+use crate::harness::wait_until;
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_job_that_waits_is_cancelled_at_once_and_never_runs() {
+    let stage = Stage::new().await;
+    let later = stage.enqueue(stage.steps([Step::Tell("ran".into())]).run_at(chrono::Utc::now() + SOON)).await;
+    let queued = stage.enqueue(stage.steps([Step::Tell("ran".into())])).await;
+    for job in [later, queued] {
+        assert_eq!(stage.engine.cancel(Some(stage.app.tenant), job).await.unwrap(), CancelOutcome::Cancelled);
+        assert_eq!(stage.state(job).await, State::Cancelled);
+    }
+    let _worker = stage.worker(1).await;
+    stage.all_succeed(&[stage.enqueue(stage.job(Act::default())).await], SOON).await;
+    assert!(stage.witness.all().is_empty());
+}
+
+#[tokio::test]
+async fn a_running_job_stops_within_a_second_of_being_cancelled() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker(2).await;
+    let steps = [Step::Tell("started".into()), Step::SleepMs(30_000), Step::Tell("finished".into())];
+    let job = stage.enqueue(stage.steps(steps)).await;
+    stage.witness.heard(job, "started", SOON).await;
+
+    let asked = Instant::now();
+    assert_eq!(stage.engine.cancel(None, job).await.unwrap(), CancelOutcome::Requested);
+    let row = stage.ended(job, SOON).await;
+    // Half of it is allowed to a busy machine.
+    assert!(asked.elapsed() < Duration::from_millis(1_500), "it took {:?}", asked.elapsed());
+    assert_eq!((row.state, row.why.unwrap().code.as_str()), (State::Cancelled, "cancelled"));
+    assert_eq!(stage.witness.count(job, "finished"), 0);
+    assert_eq!(stage.engine.cancel(None, job).await.unwrap(), CancelOutcome::TooLate(State::Cancelled));
+}
+
+#[tokio::test]
+async fn a_cancelled_job_that_wants_to_try_again_does_not() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let worker = super::stage::paper_worker(&mut db, Duration::from_secs(60)).await;
+    let job = stage.enqueue(stage.job(Act::default())).await;
+    let claims = ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
+    stage.engine.cancel(None, job).await.unwrap();
+    let why = multivio::jobs::Why::new("later", "later");
+    let at = ledger::Again::After(Duration::ZERO);
+    let end = ledger::End::Again { at, charged: true, class: "retry", why, wake: None };
+    let settlement = ledger::Settlement { job, run: claims[0].run, end };
+    ledger::settle(&mut *db, &[settlement]).await.unwrap();
+    assert_eq!(stage.state(job).await, State::Cancelled);
+}
+
+#[tokio::test]
+async fn nobody_cancels_or_retries_what_is_another_tenants() {
+    let stage = Stage::new().await;
+    let job = stage.enqueue(stage.job(Act::default())).await;
+    let stranger = Some(TenantId::new());
+    assert_eq!(stage.engine.cancel(stranger, job).await.unwrap(), CancelOutcome::NotFound);
+    assert!(stage.engine.job(stranger, job).await.unwrap().is_none());
+    stage.engine.cancel(None, job).await.unwrap();
+    assert!(!stage.engine.retry(stranger, job).await.unwrap());
+    assert_eq!(stage.state(job).await, State::Cancelled);
+}
+
+#[tokio::test]
+async fn a_failed_job_is_retried_with_all_its_attempts() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker(2).await;
+    let act = Act { first: Some(vec![Step::Fail("refused".into())]), ..Act::of([Step::Tell("again".into())]) };
+    let job = stage.enqueue(stage.job(act)).await;
+    let failed = stage.ended(job, SOON).await;
+    assert_eq!((failed.state, failed.attempt), (State::Failed, 1));
+    assert!(stage.engine.retry(Some(stage.app.tenant), job).await.unwrap());
+    let row = stage.once(job, SOON, "it to succeed", |row| row.state == State::Succeeded).await;
+    assert_eq!((row.attempt, row.run), (0, 2));
+    assert!(!stage.engine.retry(None, job).await.unwrap(), "a job that succeeded is not run again");
+}
+
+#[tokio::test]
+async fn many_failed_jobs_are_retried_at_once_and_those_of_other_kinds_are_not() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker(8).await;
+    let act = || Act { first: Some(vec![Step::Fail("refused".into())]), ..Act::default() };
+    let jobs: Vec<_> = (0..50).map(|_| stage.job(act())).collect();
+    let ids = stage.enqueue_all(&jobs).await;
+    let other = multivio::jobs::NewJob::of(&ActWebhooks(stage.witnessed(act())), stage.app.tenant);
+    let other = stage.enqueue(other).await;
+    wait_until(SOON, "all to fail", || async { stage.count(State::Failed).await == 51 }).await;
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, Some("act"), 30).await.unwrap(), 30);
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, Some("act"), 30).await.unwrap(), 20);
+    for id in ids {
+        stage.once(id, SOON, "it to succeed", |row| row.state == State::Succeeded).await;
+    }
+    assert_eq!(stage.state(other).await, State::Failed);
+}
+
+#[tokio::test]
+async fn of_failed_jobs_with_one_unique_key_a_bulk_retry_runs_one() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker(4).await;
+    let failing = || stage.job(Act { first: Some(vec![Step::Fail("no".into())]), ..Act::of([Step::SleepMs(300)]) });
+    let mut with_key = Vec::new();
+    for _ in 0..3 {
+        let job = stage.enqueue(failing().unique("same")).await;
+        stage.ended(job, SOON).await;
+        with_key.push(job);
+    }
+    let without = stage.enqueue(failing()).await;
+    stage.ended(without, SOON).await;
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 100).await.unwrap(), 2);
+    stage.once(without, SOON, "it to succeed", |row| row.state == State::Succeeded).await;
+    wait_until(SOON, "one of the three to succeed", || async { stage.count(State::Succeeded).await == 2 }).await;
+    assert_eq!(stage.count(State::Failed).await, 2);
+}
+
+#[tokio::test]
+async fn a_paused_queue_starts_nothing_and_loses_nothing() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker(4).await;
+    let busy = stage.enqueue(stage.steps([Step::Tell("busy".into()), Step::SleepMs(500)])).await;
+    stage.witness.heard(busy, "busy", SOON).await;
+    stage.engine.pause(Queue::Ops, "somebody").await.unwrap();
+    let jobs: Vec<_> = (0..20).map(|_| stage.steps([Step::Tell("ran".into())])).collect();
+    let ids = stage.enqueue_all(&jobs).await;
+    // What runs goes on; what came meanwhile does not start, also after its id was popped (E14).
+    stage.all_succeed(&[busy], SOON).await;
+    wait_until(SOON, "the ids to be popped", || async { belt_length(&stage).await == 0 }).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(stage.witness.words(), ["busy"]);
+    assert_eq!(stage.count(State::Queued).await, 20);
+
+    let resumed = Instant::now();
+    assert!(stage.engine.resume(Queue::Ops).await.unwrap());
+    stage.all_succeed(&ids, SOON).await;
+    assert!(resumed.elapsed() < Duration::from_secs(3), "it took {:?} to go on", resumed.elapsed());
+    assert!(!stage.engine.resume(Queue::Ops).await.unwrap());
+}
+
+async fn belt_length(stage: &Stage) -> usize {
+    use multivio::jobs::{
+        Lane, Priority,
+        belt::{List, Slot},
+    };
+    let list = List { queue: Queue::Ops, lane: Lane::Default, slot: Slot::Priority(Priority::Normal) };
+    stage.engine.belt().len(list).await.expect("Redis answers")
+}
+
+#[tokio::test]
+async fn a_hanging_webhook_never_delays_a_token_refresh() {
+    use super::ActTokens;
+    use multivio::jobs::NewJob;
+    let stage = Stage::new().await;
+    let _worker = stage.worker(2).await;
+    let slow = || ActWebhooks(stage.witnessed(Act::of([Step::Tell("hangs".into()), Step::SleepMs(20_000)])));
+    let hanging: Vec<_> = (0..10).map(|_| NewJob::of(&slow(), stage.app.tenant)).collect();
+    let hanging = stage.enqueue_all(&hanging).await;
+    stage.witness.heard(hanging[0], "hangs", SOON).await;
+    stage.witness.heard(hanging[1], "hangs", SOON).await;
+    let refresh = ActTokens(stage.witnessed(Act::of([Step::Tell("refreshed".into())])));
+    let asked = Instant::now();
+    let refresh = stage.enqueue(NewJob::of(&refresh, stage.app.tenant)).await;
+    let heard = stage.witness.heard(refresh, "refreshed", SOON).await;
+    assert!(heard.at - asked < Duration::from_secs(1), "it waited {:?}", heard.at - asked);
+}

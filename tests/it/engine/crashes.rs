@@ -1,0 +1,135 @@
+//! Processes that die: innocents are not charged, the guilty is found (E10), and the cause is known (E11).
+
+use std::time::{Duration, Instant};
+
+use multivio::{
+    ids::WorkerId,
+    jobs::{NewJob, State},
+};
+
+use super::{Act, Stage, Step};
+
+const SOON: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
+
+async fn cause(stage: &Stage, worker: WorkerId) -> (String, String) {
+    let what = "the cause of death to be recorded";
+    crate::harness::eventually(SOON, what, || async {
+        let row: (String, Option<String>) = sqlx::query_as("select state, cause from workers where id = $1")
+            .bind(worker)
+            .fetch_one(&stage.app.pool)
+            .await
+            .ok()?;
+        Some((row.0, row.1?))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn one_poisonous_job_among_fifty_fails_alone_and_the_fifty_succeed() {
+    let stage = Stage::new().await;
+    let mut jobs: Vec<NewJob> = (0..50).map(|_| stage.steps([Step::SleepMs(250)])).collect();
+    let poison = stage.steps([Step::Tell("bites".into()), Step::SleepMs(50), Step::Abort]);
+    jobs.insert(25, poison.clone());
+    let ids = stage.enqueue_all(&jobs).await;
+    let _worker = stage.worker(51).await;
+    let row = stage.ended(poison.id, LONG).await;
+    let why = row.why.unwrap();
+    assert_eq!((row.state, row.crashes, why.code.as_str()), (State::Failed, 3, "crashed_alone"));
+    assert!(why.message.contains("signal 6"), "it says how: {}", why.message);
+    for id in ids.into_iter().filter(|id| *id != poison.id) {
+        let row = stage.ended(id, LONG).await;
+        assert_eq!((row.state, row.attempt, row.crashes), (State::Succeeded, 0, 0), "{:?}", row.why);
+    }
+    // Once among others, three times alone.
+    assert_eq!(stage.witness.count(poison.id, "bites"), 4);
+}
+
+#[tokio::test]
+async fn a_suspect_runs_with_nothing_beside_it() {
+    let stage = Stage::new().await;
+    let again = [Step::Tell("alone begins".into()), Step::SleepMs(700), Step::Tell("alone ends".into())];
+    let once = Act { first: Some(vec![Step::SleepMs(100), Step::Abort]), ..Act::of(again) };
+    let suspect = stage.enqueue(stage.job(once)).await;
+    let mut worker = stage.worker(4).await;
+    stage.once(suspect, SOON, "it to be a suspect", |row| row.suspect).await;
+    let others: Vec<NewJob> = (0..60).map(|_| stage.steps([Step::Tell("other".into()), Step::SleepMs(50)])).collect();
+    let others = stage.enqueue_all(&others).await;
+    stage.successor(&mut worker).await;
+    stage.all_succeed(&[suspect], LONG).await;
+    stage.all_succeed(&others, LONG).await;
+    let begins = stage.witness.heard(suspect, "alone begins", SOON).await.at;
+    let ends = stage.witness.heard(suspect, "alone ends", SOON).await.at;
+    let beside =
+        stage.witness.all().iter().filter(|said| said.what == "other" && said.at > begins && said.at < ends).count();
+    assert_eq!(beside, 0, "others ran beside a suspect");
+    let row = stage.row(suspect).await;
+    assert_eq!((row.suspect, row.crashes, row.attempt), (false, 0, 0), "it has shown its innocence");
+}
+
+#[tokio::test]
+async fn a_dead_worker_leaves_its_cause() {
+    let stage = Stage::new().await;
+    let mut worker = stage.worker(2).await;
+    let first = worker.id;
+    let last_words = Step::Exit { code: 7, last_words: "the disk is on fire".into() };
+    let job = stage.job(Act { first: Some(vec![last_words]), ..Act::default() });
+    let job = stage.enqueue(job).await;
+    let (state, cause_of_first) = cause(&stage, first).await;
+    assert_eq!(state, "crashed");
+    assert!(
+        cause_of_first.contains("exit code 7") && cause_of_first.contains("the disk is on fire"),
+        "{cause_of_first}"
+    );
+    stage.all_succeed(&[job], SOON).await;
+    let attempts = stage.attempts(job).await;
+    assert_eq!((attempts[0].0.as_str(), attempts[0].2.as_str()), ("crash", cause_of_first.as_str()));
+
+    let (second, _) = stage.successor(&mut worker).await;
+    let sleeper = stage.enqueue(stage.steps([Step::SleepMs(10)])).await;
+    stage.all_succeed(&[sleeper], SOON).await;
+    worker.id = second;
+    worker.pid = stage.pid_of(second).await;
+    worker.crash();
+    let (_, cause_of_second) = cause(&stage, second).await;
+    assert!(cause_of_second.starts_with("signal 9"), "{cause_of_second}");
+}
+
+#[tokio::test]
+async fn a_killed_workers_job_runs_again_within_fifteen_seconds() {
+    let stage = Stage::new().await;
+    let mut worker = stage.worker(2).await;
+    let act = Act {
+        first: Some(vec![Step::Tell("first".into()), Step::SleepMs(60_000)]),
+        ..Act::of([Step::Tell("second".into())])
+    };
+    let job = stage.enqueue(stage.job(act)).await;
+    stage.witness.heard(job, "first", SOON).await;
+    let killed = Instant::now();
+    worker.crash();
+    let again = stage.witness.heard(job, "second", SOON).await;
+    assert!(again.at - killed < Duration::from_secs(15), "it took {:?}", again.at - killed);
+    let row = stage.ended(job, SOON).await;
+    assert_eq!((row.state, row.run, row.attempt), (State::Succeeded, 2, 0));
+}
+
+#[tokio::test]
+async fn a_job_of_a_machine_that_vanished_runs_again_within_fifteen_seconds() {
+    let stage = Stage::new().await;
+    // The first one up leads the relay too: that vanishes with it.
+    let mut worker = stage.worker(2).await;
+    let act = Act {
+        first: Some(vec![Step::Tell("first".into()), Step::SleepMs(60_000)]),
+        ..Act::of([Step::Tell("second".into())])
+    };
+    let job = stage.enqueue(stage.job(act)).await;
+    stage.witness.heard(job, "first", SOON).await;
+    let _other = stage.worker(2).await;
+    let killed = Instant::now();
+    worker.vanish().await;
+    let again = stage.witness.heard(job, "second", Duration::from_secs(30)).await;
+    assert!(again.at - killed < Duration::from_secs(15), "it took {:?}", again.at - killed);
+    let row = stage.ended(job, SOON).await;
+    assert_eq!((row.state, row.run, row.attempt), (State::Succeeded, 2, 0));
+    assert_eq!(stage.attempts(job).await[0].2, "process vanished");
+}

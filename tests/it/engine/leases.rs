@@ -1,0 +1,217 @@
+//! Leases and leadership: who is stopped, blocked or slow loses nothing it should keep and keeps nothing it should
+//! lose (E3, E4, E12, E13).
+
+use std::time::{Duration, Instant};
+
+use multivio::jobs::{NewJob, Queue, State, ledger};
+use serde_json::Value;
+use sqlx::Connection;
+use uuid::Uuid;
+
+use super::{Act, Stage, Step, stage::paper_worker};
+use crate::harness::{eventually, full_size, wait_until};
+
+const SOON: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
+
+async fn leader(stage: &Stage) -> (Uuid, i64) {
+    eventually(SOON, "somebody to lead", || async {
+        sqlx::query_as("select holder, epoch from relay_leader where expires_at > now()")
+            .fetch_optional(&stage.app.pool)
+            .await
+            .ok()?
+    })
+    .await
+}
+
+#[tokio::test]
+async fn when_the_leader_is_stopped_another_leads_within_five_seconds() {
+    let stage = Stage::new().await;
+    let mut first = stage.worker(2).await;
+    let (holder, epoch) = leader(&stage).await;
+    let _second = stage.worker(2).await;
+    first.program.pause();
+    let stopped = Instant::now();
+    let due = stage.enqueue(stage.steps([Step::Tell("ran".into())]).run_at(chrono::Utc::now())).await;
+    wait_until(SOON, "another to lead", || async { leader(&stage).await.0 != holder }).await;
+    // One more second is allowed to a busy machine.
+    assert!(stopped.elapsed() < Duration::from_secs(6), "it took {:?}", stopped.elapsed());
+    assert_eq!(leader(&stage).await.1, epoch + 1);
+    stage.all_succeed(&[due], SOON).await;
+
+    // The first goes on where it was stopped and finds itself a follower.
+    first.program.resume();
+    let later: Vec<NewJob> =
+        (0..50).map(|_| stage.steps([Step::Tell("ran".into())]).run_at(chrono::Utc::now())).collect();
+    let later = stage.enqueue_all(&later).await;
+    stage.all_succeed(&later, SOON).await;
+    assert_eq!(stage.witness.all().len(), 51);
+    assert_eq!(leader(&stage).await.1, epoch + 1);
+}
+
+#[tokio::test]
+async fn two_relays_that_both_believe_to_lead_double_nothing() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let later = chrono::Utc::now() + LONG;
+    let jobs: Vec<NewJob> = (0..500).map(|_| stage.job(Act::default()).run_at(later)).collect();
+    stage.enqueue_all(&jobs).await;
+    sqlx::query("update jobs set run_at = now()").execute(&mut *db).await.unwrap();
+    let mut moved = 0;
+    while moved < 500 {
+        let promote = || ledger::promote_due(&stage.app.pool, 40, true);
+        let (one, other) = tokio::join!(promote(), promote());
+        moved += one.unwrap().moved + other.unwrap().moved;
+    }
+    assert_eq!(moved, 500, "each was moved by one of them");
+    // And what both see as lost is taken back once.
+    let dead = paper_worker(&mut db, Duration::ZERO).await;
+    let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
+    ledger::claim(&mut *db, dead, Queue::Ops, &["act"], &ids, false).await.unwrap();
+    let reap = || ledger::reap(&stage.app.pool, 1_000);
+    let (one, other) = tokio::join!(reap(), reap());
+    assert_eq!(one.unwrap().len() + other.unwrap().len(), 500);
+    let charged: i64 = sqlx::query_scalar("select count(*) from job_attempts").fetch_one(&mut *db).await.unwrap();
+    assert_eq!(charged, 500);
+}
+
+#[tokio::test]
+async fn a_worker_stopped_past_its_lease_completes_nothing_that_another_has() {
+    let stage = Stage::new().await;
+    let mut stopped = stage.worker(2).await;
+    let act = Act {
+        first: Some(vec![
+            Step::Tell("first".into()),
+            Step::SleepMs(2_000),
+            Step::Return(Value::from("from the stopped one")),
+        ]),
+        ..Act::of([Step::Tell("second".into()), Step::SleepMs(6_000), Step::Return(Value::from("from the living one"))])
+    };
+    let job = stage.enqueue(stage.job(act)).await;
+    stage.witness.heard(job, "first", SOON).await;
+    stopped.program.pause();
+    let _living = stage.worker(2).await;
+    stage.witness.heard(job, "second", LONG).await;
+    stopped.program.resume();
+    let row = stage.ended(job, SOON).await;
+    assert_eq!((row.state, row.run), (State::Succeeded, 2));
+    assert_eq!(row.result, Some(Value::from("from the living one")));
+    // The one that was stopped goes on as another worker, and works.
+    let former = stopped.id;
+    wait_until(SOON, "the stopped one to register anew", || async {
+        let alive: i64 = sqlx::query_scalar("select count(*) from workers where state = 'alive' and id <> $1")
+            .bind(former)
+            .fetch_one(&stage.app.pool)
+            .await
+            .unwrap();
+        alive == 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_process_stopped_with_a_creating_request_in_its_hand_dies_when_its_lease_ends() {
+    let stage = Stage::new().await;
+    let mut stopped = stage.worker(2).await;
+    let first = vec![Step::Tell("sends".into()), Step::GuardedMs(3_000), Step::Tell("sent".into())];
+    let job = stage.enqueue(stage.job(Act { first: Some(first), ..Act::of([Step::Tell("looked".into())]) })).await;
+    stage.witness.heard(job, "sends", SOON).await;
+    stopped.program.pause();
+    let _living = stage.worker(2).await;
+    stage.witness.heard(job, "looked", LONG).await;
+    stopped.program.resume();
+    let (id, pid) = stage.successor(&mut stopped).await;
+    assert!(id != stopped.id && pid != stopped.pid, "the process itself was another by then");
+    assert_eq!(stage.witness.count(job, "sent"), 0);
+}
+
+#[tokio::test]
+async fn a_session_stopped_inside_a_transaction_holds_up_only_the_row_it_holds() {
+    let stage = Stage::new().await;
+    let jobs: Vec<NewJob> = (0..10).map(|_| stage.steps([Step::Tell("ran".into()), Step::SleepMs(800)])).collect();
+    let ids = stage.enqueue_all(&jobs).await;
+    let _worker = stage.worker(16).await;
+    stage.witness.heard(ids[9], "ran", SOON).await;
+    // As the product connects, so with its limits: begins, locks, and says nothing more.
+    let mut stuck = stage.app.db.pool().acquire().await.unwrap().detach();
+    sqlx::query("begin").execute(&mut stuck).await.unwrap();
+    sqlx::query("select from jobs where id = $1 for update").bind(ids[4]).execute(&mut stuck).await.unwrap();
+    let held = Instant::now();
+    let others: Vec<_> = ids.iter().copied().filter(|id| *id != ids[4]).collect();
+    stage.all_succeed(&others, Duration::from_secs(4)).await;
+    assert_eq!(stage.state(ids[4]).await, State::Running);
+    // Cancelling it waits for no longer than a lock may; reaping and fetching go on.
+    stage.all_succeed(&[stage.enqueue(stage.job(Act::default())).await], Duration::from_secs(2)).await;
+    stage.all_succeed(&[ids[4]], SOON).await;
+    assert!(held.elapsed() < Duration::from_secs(9), "it was held for {:?}", held.elapsed());
+    assert!(stuck.ping().await.is_err(), "the server has ended the session that sat in its transaction");
+    assert_eq!(stage.witness.all().len(), 10);
+}
+
+#[tokio::test]
+async fn a_blocked_runtime_and_busy_cores_lose_no_lease() {
+    let stage = Stage::new().await;
+    let worker = stage.worker(64).await;
+    let for_ms = if full_size() { 600_000 } else { 12_000 };
+    // More blocking jobs than the runtime has threads, and both cores busy beside it.
+    let mut blocking = stage.steps([Step::Tell("blocks".into()), Step::BlockThreadMs(for_ms)]);
+    blocking.timeout = Duration::from_millis(for_ms + 60_000);
+    let jobs: Vec<NewJob> = (0..4).map(|_| NewJob { id: multivio::ids::JobId::new(), ..blocking.clone() }).collect();
+    let ids = stage.enqueue_all(&jobs).await;
+    stage.witness.heard(ids[0], "blocks", SOON).await;
+    let until = Instant::now() + Duration::from_millis(for_ms);
+    let burn = move || while Instant::now() < until {};
+    let burning: Vec<_> = (0..2).map(|_| std::thread::spawn(burn)).collect();
+    for id in &ids {
+        let row = stage.ended(*id, Duration::from_millis(for_ms * 2 + 60_000)).await;
+        assert_eq!((row.state, row.run), (State::Succeeded, 1), "{:?}", row.why);
+    }
+    for thread in burning {
+        thread.join().unwrap();
+    }
+    let state: String = sqlx::query_scalar("select state from workers where id = $1")
+        .bind(worker.id)
+        .fetch_one(&stage.app.pool)
+        .await
+        .unwrap();
+    assert_eq!(state, "alive");
+}
+
+#[tokio::test]
+async fn a_run_that_the_ledger_has_taken_away_is_ended_in_a_worker_that_lives() {
+    let stage = Stage::new().await;
+    let mut worker = stage.worker(2).await;
+    let first = vec![Step::Tell("first".into()), Step::SleepMs(5_000), Step::Tell("first goes on".into())];
+    let act = Act { first: Some(first), ..Act::of([Step::Tell("second".into())]) };
+    let job = stage.enqueue(stage.job(act)).await;
+    stage.witness.heard(job, "first", SOON).await;
+    // The relay, as it sees a run past its deadline.
+    sqlx::query("update jobs set deadline_at = now() where id = $1").bind(job).execute(&stage.app.pool).await.unwrap();
+    stage.all_succeed(&[job], SOON).await;
+    let row = stage.row(job).await;
+    assert_eq!((row.run, row.attempt), (2, 1));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(stage.witness.count(job, "first goes on"), 0);
+    assert!(!worker.program.has_ended());
+}
+
+#[tokio::test]
+async fn a_run_past_its_deadline_is_taken_from_a_worker_that_lives() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let worker = paper_worker(&mut db, LONG).await;
+    let mut jobs = [stage.job(Act::default()), stage.job(Act::default())];
+    (jobs[0].max_attempts, jobs[1].max_attempts) = (2, 1);
+    let ids = stage.enqueue_all(&jobs).await;
+    let claims = ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &ids, false).await.unwrap();
+    assert!(ledger::reap(&mut *db, 10).await.unwrap().is_empty(), "its time is not over");
+    sqlx::query("update jobs set deadline_at = now() - interval '1 second'").execute(&mut *db).await.unwrap();
+    assert_eq!(ledger::reap(&mut *db, 10).await.unwrap().len(), 2);
+    let (again, over) = (stage.row(ids[0]).await, stage.row(ids[1]).await);
+    assert_eq!((again.state, again.attempt, again.suspect), (State::Queued, 1, false));
+    assert_eq!((over.state, over.attempt), (State::Failed, 1));
+    assert_eq!(stage.attempts(ids[1]).await[0].0, "timeout");
+    // What the worker says of it later counts for nothing.
+    let late = [(ids[0], claims[0].run, &Value::Null)];
+    assert!(ledger::settle_succeeded(&mut *db, &late).await.unwrap().settled.is_empty());
+}

@@ -1,0 +1,230 @@
+//! Jobs that wait for jobs (E8), and groups.
+
+use std::time::Duration;
+
+use multivio::{
+    ids::{JobId, WorkerId},
+    jobs::{
+        NewJob, OnParent, Queue, State, Why,
+        ledger::{self, End, Settlement},
+    },
+};
+use serde_json::{Value, json};
+
+use super::{Act, Stage, Step, stage::paper_worker};
+use crate::harness::wait_until;
+
+const SOON: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
+
+/// Claims on paper, so that the test decides when each ends.
+async fn claimed(stage: &Stage, worker: WorkerId, jobs: &[JobId]) -> Vec<(JobId, i32)> {
+    let claims = ledger::claim(&mut *stage.db().await, worker, Queue::Ops, &["act"], jobs, false).await.unwrap();
+    assert_eq!(claims.len(), jobs.len());
+    claims.iter().map(|claim| (claim.job, claim.run)).collect()
+}
+
+fn success(pair: (JobId, i32)) -> (JobId, i32, &'static Value) {
+    (pair.0, pair.1, &Value::Null)
+}
+
+#[tokio::test]
+async fn a_child_runs_after_its_parents_and_sees_their_results() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker(4).await;
+    let parents: Vec<_> = (0..3).map(|n| stage.steps([Step::SleepMs(100), Step::Return(json!(n))])).collect();
+    let child = parents
+        .iter()
+        .fold(stage.steps([Step::ReturnParents]), |child, parent| child.after(parent.id, OnParent::Cancel));
+    let mut all = parents.clone();
+    all.push(child.clone());
+    stage.enqueue_all(&all).await;
+    assert_eq!(stage.state(child.id).await, State::Waiting);
+    let row = stage.ended(child.id, SOON).await;
+    assert_eq!(row.state, State::Succeeded, "{:?}", row.why);
+    let mut results: Vec<i64> = serde_json::from_value(row.result.unwrap()).unwrap();
+    results.sort_unstable();
+    assert_eq!(results, [0, 1, 2]);
+}
+
+#[tokio::test]
+async fn two_parents_that_finish_in_two_workers_at_once_free_their_child_once() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let worker = paper_worker(&mut db, LONG).await;
+    for round in 0..60 {
+        let parents = [stage.job(Act::default()), stage.job(Act::default())];
+        let child = stage.job(Act::default());
+        let child = parents.iter().fold(child, |child, parent| child.after(parent.id, OnParent::Cancel));
+        stage.enqueue_all(&[parents[0].clone(), parents[1].clone(), child.clone()]).await;
+        let pairs = claimed(&stage, worker, &[parents[0].id, parents[1].id]).await;
+        let (one, other) = ([success(pairs[0])], [success(pairs[1])]);
+        let pool = &stage.app.pool;
+        let (one, other) = tokio::join!(ledger::settle_succeeded(pool, &one), ledger::settle_succeeded(pool, &other));
+        let freed = one.unwrap().runnable.len() + other.unwrap().runnable.len();
+        assert_eq!(freed, 1, "round {round}");
+        let row = stage.row(child.id).await;
+        assert_eq!((row.state, row.open_parents), (State::Queued, 0), "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn parents_that_finish_in_one_batch_lower_their_child_by_their_number() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let worker = paper_worker(&mut db, LONG).await;
+    let parents: Vec<NewJob> = (0..5).map(|_| stage.job(Act::default())).collect();
+    let child = stage.job(Act::default());
+    let child = parents.iter().fold(child, |child, parent| child.after(parent.id, OnParent::Run));
+    stage.enqueue_all(&parents).await;
+    stage.enqueue(child.clone()).await;
+    let ids: Vec<JobId> = parents.iter().map(|parent| parent.id).collect();
+    let pairs = claimed(&stage, worker, &ids).await;
+    ledger::settle_succeeded(&mut *db, &[success(pairs[0]), success(pairs[1])]).await.unwrap();
+    assert_eq!(stage.row(child.id).await.open_parents, 3);
+    // The rest in one batch of mixed ends; the same end told twice counts once.
+    let failed = |pair: (JobId, i32)| {
+        let end = End::Failed { why: Why::new("no", "no"), class: "permanent" };
+        Settlement { job: pair.0, run: pair.1, end }
+    };
+    ledger::settle(&mut *db, &[failed(pairs[2])]).await.unwrap();
+    ledger::settle(&mut *db, &[failed(pairs[2])]).await.unwrap();
+    assert_eq!(stage.row(child.id).await.open_parents, 2);
+    let freed = ledger::settle_succeeded(&mut *db, &[success(pairs[3]), success(pairs[4])]).await.unwrap();
+    assert_eq!(freed.runnable.len(), 1);
+    assert_eq!(stage.state(child.id).await, State::Queued);
+}
+
+#[tokio::test]
+async fn a_child_added_while_its_parent_finishes_is_never_left_waiting() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let worker = paper_worker(&mut db, LONG).await;
+    for round in 0..60 {
+        let parent = stage.enqueue(stage.job(Act::default())).await;
+        let pairs = claimed(&stage, worker, &[parent]).await;
+        let child = stage.job(Act::default()).after(parent, OnParent::Cancel);
+        let end = async {
+            // What the completion does with a row that somebody else holds: it tries again.
+            while ledger::settle_succeeded(&stage.app.pool, &[success(pairs[0])]).await.unwrap().settled.is_empty() {}
+        };
+        let (added, ()) = tokio::join!(stage.engine.enqueue(child.clone()), end);
+        added.unwrap();
+        // Where the two statements did not see each other, the relay's next sweep sees both.
+        ledger::sweep_waiting(&mut *db, 10).await.unwrap();
+        let row = stage.row(child.id).await;
+        assert!(matches!(row.state, State::Queued | State::Scheduled), "round {round}: {}", row.state);
+        assert_eq!(row.open_parents, 0, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn an_edge_says_what_a_parent_that_failed_was_cancelled_or_is_gone_means() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let worker = paper_worker(&mut db, LONG).await;
+    let fail = async |parent: JobId| {
+        let pair = claimed(&stage, worker, &[parent]).await[0];
+        let end = End::Failed { why: Why::new("no", "no"), class: "permanent" };
+        ledger::settle(&stage.app.pool, &[Settlement { job: pair.0, run: pair.1, end }]).await.unwrap();
+    };
+    let before = async |on_parent| {
+        let parent = stage.enqueue(stage.job(Act::default())).await;
+        let child = stage.enqueue(stage.job(Act::default()).after(parent, on_parent)).await;
+        (parent, child)
+    };
+    // The child first, then the parent's end.
+    let (parent, child) = before(OnParent::Cancel).await;
+    fail(parent).await;
+    assert_eq!(stage.row(child).await.why.unwrap().code, "parent_ended");
+    let (parent, child) = before(OnParent::Run).await;
+    fail(parent).await;
+    assert_eq!(stage.state(child).await, State::Queued);
+    let (parent, child) = before(OnParent::Cancel).await;
+    stage.engine.cancel(None, parent).await.unwrap();
+    assert_eq!(stage.state(child).await, State::Cancelled);
+    let (parent, child) = before(OnParent::Run).await;
+    stage.engine.cancel(None, parent).await.unwrap();
+    assert_eq!(stage.state(child).await, State::Queued);
+
+    // The parent's end first, then the child: the same.
+    let failed = stage.enqueue(stage.job(Act::default())).await;
+    fail(failed).await;
+    let gone = JobId::new();
+    for parent in [failed, gone] {
+        let cancelled = stage.enqueue(stage.job(Act::default()).after(parent, OnParent::Cancel)).await;
+        assert_eq!(stage.state(cancelled).await, State::Cancelled, "after {parent}");
+        let runs = stage.enqueue(stage.job(Act::default()).after(parent, OnParent::Run)).await;
+        assert_eq!(stage.state(runs).await, State::Queued, "after {parent}");
+    }
+    // One that counts on several is not saved by those that succeed.
+    let good = stage.enqueue(stage.job(Act::default())).await;
+    let child = stage.job(Act::default()).after(good, OnParent::Run).after(failed, OnParent::Cancel);
+    assert_eq!(stage.state(stage.enqueue(child).await).await, State::Cancelled);
+}
+
+#[tokio::test]
+async fn a_cancelled_parent_takes_a_whole_chain_with_it() {
+    let stage = Stage::new().await;
+    let first = stage.enqueue(stage.job(Act::default())).await;
+    let mut chain = vec![first];
+    for _ in 0..4 {
+        let next = stage.job(Act::default()).after(*chain.last().unwrap(), OnParent::Cancel);
+        chain.push(stage.enqueue(next).await);
+    }
+    stage.engine.cancel(None, first).await.unwrap();
+    for job in chain {
+        assert_eq!(stage.state(job).await, State::Cancelled);
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_a_crash_between_two_statements_left_waiting_is_found() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker(2).await;
+    let parents = [stage.job(Act::default()), stage.job(Act::default())];
+    let children = [OnParent::Run, OnParent::Cancel]
+        .map(|on_parent| stage.job(Act::default()).run_at(chrono::Utc::now()).after(parents[0].id, on_parent));
+    // The parent was cancelled, and whoever did it died before it could release the children.
+    let mut tx = stage.app.pool.begin().await.unwrap();
+    stage.engine.enqueue_in(&mut tx, &[parents[0].clone(), children[0].clone(), children[1].clone()]).await.unwrap();
+    ledger::cancel(&mut tx, None, parents[0].id).await.unwrap();
+    tx.commit().await.unwrap();
+    let row = stage.ended(children[0].id, SOON).await;
+    assert_eq!(row.state, State::Succeeded);
+    let row = stage.ended(children[1].id, SOON).await;
+    assert_eq!((row.state, row.why.unwrap().code.as_str()), (State::Cancelled, "parent_ended"));
+}
+
+#[tokio::test]
+async fn a_child_with_a_time_or_a_serial_order_keeps_it_when_its_parents_are_done() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker(4).await;
+    let parent = stage.enqueue(stage.steps([Step::SleepMs(200)])).await;
+    let later = chrono::Utc::now() + Duration::from_secs(60);
+    let timed = stage.enqueue(stage.job(Act::default()).run_at(later).after(parent, OnParent::Cancel)).await;
+    let serial = |what: &str| stage.steps([Step::Tell(what.into()), Step::SleepMs(100)]).serial("lane");
+    let first = stage.enqueue(serial("first").after(parent, OnParent::Cancel)).await;
+    let second = stage.enqueue(serial("second").after(parent, OnParent::Cancel)).await;
+    stage.all_succeed(&[parent, first, second], SOON).await;
+    assert_eq!(stage.witness.words(), ["first", "second"]);
+    assert_eq!(stage.state(timed).await, State::Scheduled);
+}
+
+#[tokio::test]
+async fn a_group_has_one_state_for_all_its_jobs() {
+    let stage = Stage::new().await;
+    let mut tx = stage.app.pool.begin().await.unwrap();
+    let group = stage.engine.new_group(&mut tx, stage.app.tenant, "a release").await.unwrap();
+    let good = stage.steps([Step::SleepMs(300)]).group(group);
+    let bad = stage.steps([Step::Fail("refused".into())]).group(group);
+    let tickets = stage.engine.enqueue_in(&mut tx, &[good, bad]).await.unwrap();
+    tx.commit().await.unwrap();
+    stage.engine.ring(&tickets).await;
+    let state = async || stage.engine.group(stage.app.tenant, group).await.unwrap().unwrap().state();
+    assert_eq!(state().await, State::Queued);
+    let _worker = stage.worker(2).await;
+    wait_until(SOON, "the group to fail, once all of it has ended", || async { state().await == State::Failed }).await;
+    let status = stage.engine.group(stage.app.tenant, group).await.unwrap().unwrap();
+    assert!(status.jobs.len() == 2 && status.jobs.iter().all(|job| job.state.is_final()));
+}

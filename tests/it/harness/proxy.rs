@@ -1,0 +1,266 @@
+//! A wire that can be cut, held, or made to lose one answer, between a program and its Postgres or Redis.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+/// How the wire is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Whole,
+    /// Connections stay open, nothing passes: a network that is gone.
+    Held,
+    /// Connections are closed, new ones refused: a server that is gone.
+    Cut,
+}
+
+/// What is to be lost: the answer to the next request that contains the words.
+#[derive(Debug, Clone, Default)]
+struct Loss {
+    words: Option<Arc<str>>,
+    /// How many in a row.
+    times: usize,
+    /// Answers of this kind are of no interest, such as the nothing of a blocking pop.
+    but_not: &'static [u8],
+}
+
+impl Loss {
+    /// `false`: all were lost before.
+    fn count_down(&mut self) -> bool {
+        let is_due = self.times > 0;
+        self.times = self.times.saturating_sub(1);
+        if self.times == 0 {
+            self.words = None;
+        }
+        is_due
+    }
+}
+
+/// Listens on a port of its own for one server. Dropping it cuts every connection.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    state: watch::Sender<State>,
+    loss: watch::Sender<Loss>,
+    lost: Arc<AtomicUsize>,
+    accepting: JoinHandle<()>,
+}
+
+impl Proxy {
+    pub async fn to(server_port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let (state, loss, lost) = (watch::Sender::new(State::Whole), watch::Sender::default(), Arc::default());
+        let wire = Wire { state: state.subscribe(), loss: loss.clone(), lost: Arc::clone(&lost) };
+        let accepting = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let wire = wire.clone();
+                tokio::spawn(async move {
+                    // Either end may break the connection at any time: that is what this is for.
+                    let _broken = wire.serve(client, server_port).await;
+                });
+            }
+        });
+        Self { port, state, loss, lost, accepting }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The server does what the next request with these words asks; its answer never arrives and the connection is
+    /// gone. For Postgres the words are of the statement's text, wherever it was prepared.
+    pub fn lose_answer_to(&self, words: &str) {
+        self.lose_answers_to(words, 1);
+    }
+
+    pub fn lose_answers_to(&self, words: &str, times: usize) {
+        self.loss.send_replace(Loss { words: Some(words.into()), times, but_not: b"" });
+    }
+
+    /// The next ids that a blocking pop takes off a list never arrive.
+    pub fn lose_popped_ids(&self) {
+        self.loss.send_replace(Loss { words: Some("BLMPOP".into()), times: 1, but_not: b"*-1\r\n" });
+    }
+
+    /// How many answers were lost so far.
+    pub fn lost(&self) -> usize {
+        self.lost.load(Ordering::SeqCst)
+    }
+
+    pub fn hold(&self) {
+        self.state.send_replace(State::Held);
+    }
+
+    pub fn cut(&self) {
+        self.state.send_replace(State::Cut);
+    }
+
+    pub fn mend(&self) {
+        self.state.send_replace(State::Whole);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.cut();
+        self.accepting.abort();
+    }
+}
+
+#[derive(Clone)]
+struct Wire {
+    state: watch::Receiver<State>,
+    loss: watch::Sender<Loss>,
+    lost: Arc<AtomicUsize>,
+}
+
+impl Wire {
+    async fn serve(mut self, client: TcpStream, server_port: u16) -> io::Result<()> {
+        if *self.state.borrow() == State::Cut {
+            return Ok(());
+        }
+        let server = TcpStream::connect(("127.0.0.1", server_port)).await?;
+        client.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
+        // Says how answers are to be ignored, once a request is met whose answer is to be lost.
+        let (armed, arm) = mpsc::unbounded_channel();
+        let requests = self.clone().requests(from_client, to_server, armed);
+        let answers = self.clone().answers(from_server, to_client, arm);
+        tokio::select! {
+            ended = requests => ended,
+            ended = answers => ended,
+            _ = self.state.wait_for(|state| *state == State::Cut) => Ok(()),
+        }
+    }
+
+    async fn requests(
+        mut self,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        armed: mpsc::UnboundedSender<&'static [u8]>,
+    ) -> io::Result<()> {
+        let mut reader = Statements::default();
+        let mut bytes = vec![0; 64 * 1024];
+        loop {
+            let read = from.read(&mut bytes).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            self.passable().await;
+            let executed = reader.executed(&bytes[..read]);
+            let Loss { words, but_not, .. } = self.loss.borrow().clone();
+            if let Some(words) = words
+                && executed.iter().any(|text| text.contains(&*words))
+                && armed.send(but_not).is_err()
+            {
+                return Ok(());
+            }
+            to.write_all(&bytes[..read]).await?;
+        }
+    }
+
+    async fn answers(
+        mut self,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        mut arm: mpsc::UnboundedReceiver<&'static [u8]>,
+    ) -> io::Result<()> {
+        let mut bytes = vec![0; 64 * 1024];
+        loop {
+            let read = from.read(&mut bytes).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            self.passable().await;
+            if let Ok(but_not) = arm.try_recv()
+                && (but_not.is_empty() || &bytes[..read] != but_not)
+                && self.loss.send_if_modified(Loss::count_down)
+            {
+                // Until it is certain that the server has done it: nothing more comes.
+                while let Ok(Ok(1..)) = tokio::time::timeout(Duration::from_millis(50), from.read(&mut bytes)).await {}
+                self.lost.fetch_add(1, Ordering::SeqCst);
+                return Ok(());
+            }
+            to.write_all(&bytes[..read]).await?;
+        }
+    }
+
+    async fn passable(&mut self) {
+        // An error means that the proxy is gone; the connection ends with it.
+        let _gone = self.state.wait_for(|state| *state != State::Held).await;
+    }
+}
+
+/// Follows a connection's requests far enough to know which statements it executes.
+#[derive(Default)]
+struct Statements {
+    pending: Vec<u8>,
+    /// Startup messages carry no type; everything after them does.
+    is_started: bool,
+    by_name: HashMap<Vec<u8>, String>,
+}
+
+impl Statements {
+    /// The texts of what these bytes execute: Redis's commands as they stand, Postgres's by the statement that a
+    /// Bind names.
+    fn executed(&mut self, bytes: &[u8]) -> Vec<String> {
+        if !self.is_started && self.pending.is_empty() && bytes.first() == Some(&b'*') {
+            return vec![String::from_utf8_lossy(bytes).into_owned()];
+        }
+        self.pending.extend_from_slice(bytes);
+        let mut executed = Vec::new();
+        while let Some((kind, body)) = self.next_message() {
+            match kind {
+                b'P' => {
+                    let mut parts = body.splitn(3, |byte| *byte == 0);
+                    let name = parts.next().unwrap_or_default().to_vec();
+                    let text = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+                    self.by_name.insert(name, text);
+                }
+                b'B' => {
+                    let name = body.splitn(3, |byte| *byte == 0).nth(1).unwrap_or_default();
+                    executed.extend(self.by_name.get(name).cloned());
+                }
+                b'Q' => executed.push(String::from_utf8_lossy(&body).into_owned()),
+                _ => {}
+            }
+        }
+        executed
+    }
+
+    fn next_message(&mut self) -> Option<(u8, Vec<u8>)> {
+        const PROTOCOL_3: [u8; 4] = [0, 3, 0, 0];
+        let head = usize::from(self.is_started);
+        let length: [u8; 4] = self.pending.get(head..head + 4)?.try_into().expect("four bytes");
+        let length = usize::try_from(u32::from_be_bytes(length)).expect("64 bits");
+        if self.pending.len() < head + length {
+            return None;
+        }
+        let message: Vec<u8> = self.pending.drain(..head + length).collect();
+        let body = message[head + 4..].to_vec();
+        if self.is_started {
+            return Some((message[0], body));
+        }
+        self.is_started = body.starts_with(&PROTOCOL_3);
+        Some((0, body))
+    }
+}

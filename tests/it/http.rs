@@ -1,0 +1,446 @@
+//! What every call shares, over real sockets: problems, the gate, limits, streams of bytes that misbehave.
+
+use std::{sync::Arc, time::Duration};
+
+use multivio::{
+    config::ApiConfig,
+    http::{
+        Caller, Input, Problem,
+        auth::Authenticator,
+        limits::{RateLimiter, Shared, Subject, Verdict},
+        page, router, server,
+    },
+    ids::{JobId, UserId},
+    jobs::{Engine, belt::Belt},
+};
+use poem_openapi::{
+    Object, OpenApi, OpenApiService,
+    param::{Path, Query},
+    payload::Json,
+};
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{App, Servers};
+
+/// Calls that show one thing each.
+struct Calls;
+
+#[derive(Object)]
+struct Note {
+    #[oai(validator(min_length = 1, max_length = 10))]
+    text: String,
+    job: Option<JobId>,
+}
+
+#[OpenApi(prefix_path = "/api/v1")]
+impl Calls {
+    #[oai(path = "/echo", method = "post")]
+    async fn echo(&self, _caller: Caller, note: Input<Note>) -> Result<Json<usize>, Problem> {
+        Ok(Json(note.0.text.len()))
+    }
+
+    #[oai(path = "/things/:id", method = "get")]
+    async fn thing(&self, _caller: Caller, id: Path<JobId>) -> Result<Json<String>, Problem> {
+        let _id = id.0;
+        Err(Problem::not_found("thing"))
+    }
+
+    #[oai(path = "/list", method = "get")]
+    async fn list(
+        &self,
+        _caller: Caller,
+        limit: Query<Option<u16>>,
+        cursor: Query<Option<String>>,
+    ) -> Result<Json<u16>, Problem> {
+        page::decode::<u32>("list", cursor.0.as_deref())?;
+        Ok(Json(page::limit(limit.0)?))
+    }
+
+    #[oai(path = "/panic", method = "get")]
+    async fn panic(&self, _caller: Caller) -> Result<Json<u8>, Problem> {
+        panic!("the inside story");
+    }
+
+    #[oai(path = "/database", method = "get")]
+    async fn database(
+        &self,
+        _caller: Caller,
+        app: poem::web::Data<&Arc<multivio::http::App>>,
+    ) -> Result<Json<i32>, Problem> {
+        Ok(Json(sqlx::query_scalar("select 1").fetch_one(&app.db).await?))
+    }
+}
+
+struct Served {
+    url: String,
+    token: String,
+    client: reqwest::Client,
+    stop: CancellationToken,
+    ended: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Served {
+    async fn new(app: &App) -> Self {
+        let config = app.config();
+        let stop = CancellationToken::new();
+        let db = multivio::db::pool(&config.database, "test").unwrap();
+        let belt = Belt::new(&config.redis.url, db.clone()).unwrap();
+        let limiter = Arc::new(RateLimiter::new(&config.api, Some(Shared::new(belt.clone()))));
+        let engine = Engine::new(db.clone(), belt);
+        let state = multivio::http::App::new(config, db, engine, stop.clone()).unwrap();
+        let calls = OpenApiService::new(Calls, "test", "1");
+        let metrics = router::metrics_of(calls.spec().as_bytes());
+        let routes = router::guarded(poem::Route::new().nest("/", calls), Arc::new(state), limiter, Arc::new(metrics));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let ended = tokio::spawn(server::serve(listener, routes, stop.clone()));
+        Self { url, token: app.token(), client: client(), stop, ended }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token)
+    }
+
+    fn echo(&self, body: impl Into<reqwest::Body>) -> RequestBuilder {
+        self.request(Method::POST, "/api/v1/echo").header("content-type", "application/json").body(body)
+    }
+}
+
+pub fn client() -> reqwest::Client {
+    // An error means that somebody else has chosen one already.
+    let _chosen = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.ended.abort();
+    }
+}
+
+/// The problem in an answer, after checking that it is a whole one.
+async fn problem(request: RequestBuilder) -> Value {
+    let response = request.send().await.unwrap();
+    let status = response.status().as_u16();
+    assert_eq!(response.headers()["content-type"], "application/problem+json", "status {status}");
+    assert!(response.headers().contains_key("x-request-id"));
+    assert_eq!(response.headers()["x-content-type-options"], "nosniff");
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["status"], status);
+    assert_eq!(body["type"], format!("urn:multivio:problem:{}", body["code"].as_str().unwrap()));
+    assert!(!body["title"].as_str().unwrap().is_empty() && !body["detail"].as_str().unwrap().is_empty());
+    body
+}
+
+#[tokio::test]
+async fn every_way_to_ask_wrongly_gets_a_problem_that_names_the_field() {
+    let served = Served::new(&App::new().await).await;
+    let get = |path: &str| served.request(Method::GET, path);
+    let typed = |kind| served.request(Method::POST, "/api/v1/echo").header("content-type", kind).body("{}");
+    let cases = [
+        (get("/api/v1/nothing"), 404, "no_such_path", None),
+        (get("/nothing"), 404, "no_such_path", None),
+        (served.request(Method::DELETE, "/api/v1/echo"), 405, "method_not_allowed", None),
+        (get("/api/v1/things/job_1"), 400, "bad_parameter", Some("id")),
+        (get("/api/v1/things/post_01988f6e5d3a7c41b2f09e6d8a417c35"), 400, "bad_parameter", Some("id")),
+        (get("/api/v1/things/job_01988f6e5d3a7c41b2f09e6d8a417c35"), 404, "not_found", None),
+        (get("/api/v1/list?limit=many"), 400, "bad_parameter", Some("limit")),
+        (get("/api/v1/list?limit=0"), 400, "bad_parameter", Some("limit")),
+        (get("/api/v1/list?limit=-1"), 400, "bad_parameter", Some("limit")),
+        (get("/api/v1/list?cursor=x"), 400, "bad_parameter", Some("cursor")),
+        (served.echo("{"), 400, "malformed_json", None),
+        (served.echo("{\"text\": \"\\ud800\"}"), 400, "malformed_json", None),
+        (served.echo(vec![b'"', 0xff, b'"']), 400, "malformed_json", None),
+        (served.echo("[".repeat(100_000)), 400, "malformed_json", None),
+        (served.echo(""), 422, "invalid", Some("body")),
+        (served.echo("{}"), 422, "invalid", Some("text")),
+        (served.echo("{\"text\": [1]}"), 422, "invalid", Some("text")),
+        (served.echo("{\"text\": \"\"}"), 422, "invalid", Some("text")),
+        (served.echo("{\"text\": \"12345678901\"}"), 422, "invalid", Some("text")),
+        (served.echo("{\"text\": \"a\\u0000\"}"), 422, "invalid", Some("text")),
+        (served.echo("{\"text\": \"a\", \"job\": \"usr_1\"}"), 422, "invalid", Some("job")),
+        (served.request(Method::POST, "/api/v1/echo").body("{}"), 415, "unsupported_media_type", Some("Content-Type")),
+        (typed("text/plain"), 415, "unsupported_media_type", Some("Content-Type")),
+        (typed("application/xml"), 415, "unsupported_media_type", Some("Content-Type")),
+        (served.echo("x".repeat((1 << 20) + 1)), 413, "payload_too_large", None),
+    ];
+    for (number, (request, status, code, field)) in cases.into_iter().enumerate() {
+        let body = problem(request).await;
+        assert_eq!((&body["status"], &body["code"]), (&status.into(), &code.into()), "case {number}: {body}");
+        assert_eq!(body.get("field").and_then(Value::as_str), field, "case {number}: {body}");
+        if let Some(field) = field {
+            let named = body["errors"][0].clone();
+            assert_eq!(named["field"], field);
+            assert!(!named["remedy"].as_str().unwrap().is_empty(), "case {number} has no remedy: {body}");
+        }
+    }
+    let echoed = served.echo("{\"text\": \"hello\"}").send().await.unwrap();
+    assert_eq!((echoed.status().as_u16(), echoed.text().await.unwrap().as_str()), (200, "5"));
+}
+
+#[tokio::test]
+async fn a_panic_ends_one_request_and_tells_nothing() {
+    let served = Served::new(&App::new().await).await;
+    let body = problem(served.request(Method::GET, "/api/v1/panic").header("x-request-id", "mine-1")).await;
+    assert_eq!((&body["status"], &body["request_id"]), (&500.into(), &"mine-1".into()));
+    assert!(!body.to_string().contains("inside story"));
+    assert_eq!(served.echo("{\"text\": \"on\"}").send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn nobody_gets_in_without_a_token_and_all_refusals_look_alike() {
+    let app = App::new().await;
+    let served = Served::new(&app).await;
+    let elsewhere = {
+        let config = multivio::config::JwtConfig {
+            secret: "a secret of another installation, long".into(),
+            access_token_lifetime: Duration::from_secs(60),
+        };
+        let caller = Caller { tenant: app.tenant, user: app.user, scopes: Default::default() };
+        let authenticator = Authenticator::new(Some(&config)).unwrap();
+        secrecy::ExposeSecret::expose_secret(&authenticator.local().unwrap().issue(&caller, None)).to_owned()
+    };
+    let payload = served.token.split('.').nth(1).unwrap();
+    let unsigned = format!("eyJhbGciOiJub25lIn0.{payload}.");
+    let mut cut = served.token.clone();
+    cut.truncate(cut.len() - 3);
+    let mut bodies = Vec::new();
+    for credential in [None, Some(elsewhere), Some(unsigned), Some(cut), Some(String::new()), Some("x".repeat(6000))] {
+        for path in ["/api/v1/list", "/api/v1/panic", "/api/v1/nothing"] {
+            let mut request = served.client.get(format!("{}{path}", served.url));
+            if let Some(credential) = &credential {
+                request = request.header("authorization", format!("Bearer {credential}"));
+            }
+            let body = problem(request).await;
+            assert_eq!(body["status"], 401, "{credential:?} {path}");
+            bodies.push(body);
+        }
+    }
+    assert!(bodies.windows(2).all(|pair| pair[0] == pair[1]), "an answer tells what was wrong with the token");
+}
+
+#[tokio::test]
+async fn the_limit_is_told_and_kept_and_is_each_callers_own() {
+    let mut app = App::new().await;
+    app.set("RATE_LIMIT_REQUESTS", "5").set("RATE_LIMIT_WINDOW", "30");
+    let served = Served::new(&app).await;
+    for left in (0..5).rev() {
+        let response = served.request(Method::GET, "/api/v1/list").send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["ratelimit-policy"], "\"requests\";q=5;w=30");
+        let told = response.headers()["ratelimit"].to_str().unwrap().to_owned();
+        assert!(told.starts_with(&format!("\"requests\";r={left};t=")), "{told}");
+    }
+    let body = problem(served.request(Method::GET, "/api/v1/list")).await;
+    assert_eq!((&body["status"], &body["code"]), (&429.into(), &"rate_limited".into()));
+    assert!((1..=30).contains(&body["retry_after"].as_u64().unwrap()));
+    // A stranger is counted by address, not on this user's account, and the other way round.
+    let stranger = problem(served.client.get(format!("{}/api/v1/list", served.url))).await;
+    assert_eq!(stranger["status"], 401);
+}
+
+fn limits(requests: u32, window: Duration) -> ApiConfig {
+    ApiConfig {
+        host: [127, 0, 0, 1].into(),
+        port: 0,
+        allowed_origins: Vec::new(),
+        rate_limit_requests: requests,
+        rate_limit_window: window,
+    }
+}
+
+async fn passes(limiter: &RateLimiter, subject: Subject) -> bool {
+    matches!(limiter.count(subject).await, Verdict::Pass { .. })
+}
+
+#[tokio::test]
+async fn processes_share_one_limit_and_hold_little_back() {
+    let app = App::new().await;
+    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let config = limits(1_000, Duration::from_secs(60));
+    let processes: Vec<_> = (0..4).map(|_| RateLimiter::new(&config, Some(Shared::new(belt.clone())))).collect();
+    let subject = Subject::User(UserId::new());
+    let passed = futures::future::join_all(processes.iter().map(|process| async move {
+        let mut passed = 0;
+        for _ in 0..600 {
+            passed += u32::from(passes(process, subject).await);
+        }
+        passed
+    }))
+    .await;
+    let passed: u32 = passed.into_iter().sum();
+    assert_eq!(passed, 1_000, "2,400 requests came in; exactly the limit had to pass");
+}
+
+#[tokio::test]
+async fn without_redis_each_process_keeps_the_limit_by_itself() {
+    let servers = Servers::private().await;
+    let app = App::on(&servers).await;
+    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let limiter = RateLimiter::new(&limits(10, Duration::from_secs(60)), Some(Shared::new(belt)));
+    servers.control().await.redis.stop().await.unwrap();
+    let subject = Subject::User(UserId::new());
+    let started = std::time::Instant::now();
+    let mut passed = 0;
+    for _ in 0..30 {
+        passed += u32::from(passes(&limiter, subject).await);
+    }
+    assert_eq!(passed, 10);
+    assert!(started.elapsed() < Duration::from_secs(2), "requests waited for Redis: {:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_body_without_a_length_is_counted_while_it_flows() {
+    let served = Served::new(&App::new().await).await;
+    let endless = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![b'x'; 64 << 10]));
+    let request = served.echo(reqwest::Body::wrap_stream(endless));
+    // The server answers and closes before the client has sent everything; either end may see it first.
+    if let Ok(response) = request.send().await {
+        assert_eq!(response.status(), 413);
+    }
+    assert_eq!(served.echo("{\"text\": \"on\"}").send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_request_that_is_no_http_or_ends_early_harms_nobody() {
+    let served = Served::new(&App::new().await).await;
+    let address = served.url.trim_start_matches("http://").to_owned();
+    let heads = [
+        "\u{0}\u{1}\u{2}\r\n\r\n".to_owned(),
+        "GET /api/v1/list HTTP/9.9\r\n\r\n".to_owned(),
+        "POST /api/v1/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello".to_owned(),
+        "POST /api/v1/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{".to_owned(),
+        format!("GET /api/v1/list HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(1 << 20)),
+    ];
+    for head in heads {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        let _cut = stream.write_all(head.as_bytes()).await;
+        let _closed = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _reset = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(!answer.contains(" 200 ") && !answer.contains(" 500 "), "{answer}");
+    }
+    assert_eq!(served.echo("{\"text\": \"on\"}").send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_a_503_that_passes() {
+    let servers = Servers::private().await;
+    let mut app = App::on(&servers).await;
+    app.set("DB_POOL_TIMEOUT", "1");
+    let served = Served::new(&app).await;
+    let ask = || served.request(Method::GET, "/api/v1/database");
+    assert_eq!(ask().send().await.unwrap().status(), 200);
+    servers.control().await.postgres.stop().await.unwrap();
+    let response: Response = ask().send().await.unwrap();
+    assert_eq!(response.status(), 503);
+    assert!(response.headers().contains_key("retry-after"));
+    assert_eq!(response.json::<Value>().await.unwrap()["code"], "unavailable");
+    servers.control().await.postgres.run().await.unwrap();
+    crate::harness::wait_until(Duration::from_secs(10), "the API to come back by itself", || async {
+        ask().send().await.is_ok_and(|response| response.status() == 200)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_in_flight_when_it_stops_is_still_answered() {
+    let served = Served::new(&App::new().await).await;
+    let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+    let late = futures::stream::once(async move {
+        let _sent = receiver.await;
+        Ok::<_, std::io::Error>("{\"text\": \"late\"}")
+    });
+    let answer = tokio::spawn(served.echo(reqwest::Body::wrap_stream(late)).send());
+    crate::harness::wait_until(Duration::from_secs(5), "the request to arrive", || async {
+        served.client.get(format!("{}/nothing", served.url)).send().await.is_ok()
+    })
+    .await;
+    served.stop.cancel();
+    sender.send(()).unwrap();
+    assert_eq!(answer.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn the_product_itself_is_described_and_open_only_where_it_should() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let (status, document) = api.get("/openapi.json").await;
+    assert_eq!((status, document["openapi"].as_str()), (200, Some("3.0.0")));
+    for (path, calls) in document["paths"].as_object().unwrap() {
+        for (method, call) in calls.as_object().unwrap() {
+            let address = format!("{}{}", api.url, path.replace("{id}", "job_01988f6e5d3a7c41b2f09e6d8a417c35"));
+            let request = api.client.request(method.to_uppercase().parse().unwrap(), address);
+            let status = request.send().await.unwrap().status().as_u16();
+            if path.starts_with("/api/") {
+                assert_eq!(status, 401, "{method} {path} is open");
+                assert!(call["security"].is_array(), "{method} {path} does not say that it needs a token");
+            } else {
+                assert!(matches!(status, 200 | 503), "{method} {path}: {status}");
+            }
+            // A question that is too long for an address writes nothing.
+            let is_write = !path.ends_with("/validate")
+                && path.starts_with("/api/")
+                && matches!(method.as_str(), "post" | "patch");
+            let takes_key = call["parameters"].to_string().contains("\"Idempotency-Key\"");
+            assert_eq!(is_write, takes_key, "{method} {path} and the Idempotency-Key");
+            assert!(call["operationId"].is_string(), "{method} {path} has no operationId");
+        }
+    }
+    let docs = api.client.get(format!("{}/docs", api.url)).send().await.unwrap();
+    let policy = docs.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.contains("connect-src 'self'"), "{policy}");
+    assert!(docs.text().await.unwrap().contains("/api/v1/jobs"));
+    let (status, figures) = api.get("/metrics").await;
+    assert_eq!(status, 200);
+    let figures = figures.as_str().unwrap();
+    assert!(figures.contains("multivio_http_requests_total{method=\"GET\",route=\"/api/v1/jobs\",status=\"4xx\"} 1"));
+    assert!(figures.contains("multivio_queue_working{queue=\"publish\"} 0"), "{figures}");
+}
+
+#[test]
+fn the_document_in_the_repository_is_current() {
+    let kept = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json")).unwrap();
+    assert!(kept == router::openapi_json(), "write it anew: cargo run -- openapi > openapi.json");
+}
+
+#[tokio::test]
+async fn health_tells_what_works_and_readiness_only_whether_it_can_commit() {
+    let servers = Servers::private().await;
+    let mut app = App::on(&servers).await;
+    app.set("DB_POOL_TIMEOUT", "1");
+    let api = app.api().await;
+    let state = |health: &Value, name: &str| {
+        let checks = health["checks"].as_array().unwrap().clone();
+        checks.into_iter().find(|check| check["name"] == name).unwrap()["state"].clone()
+    };
+    let (status, health) = api.get("/health").await;
+    assert_eq!((status, &health["status"]), (200, &json!("degraded")), "no worker runs: {health}");
+    assert_eq!((state(&health, "database"), state(&health, "redis")), (json!("ok"), json!("ok")));
+    assert_eq!(state(&health, "queue:media"), "down");
+
+    servers.control().await.redis.stop().await.unwrap();
+    assert_eq!(api.get("/health/ready").await.0, 200, "Redis is an accelerator, not a need");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(state(&api.get("/health").await.1, "redis"), "down");
+
+    servers.control().await.postgres.stop().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (status, ready) = api.get("/health/ready").await;
+    assert_eq!((status, &ready["status"]), (503, &json!("down")));
+    assert_eq!(api.get("/health").await.0, 503);
+    assert_eq!(api.get("/health/live").await.0, 200);
+    servers.control().await.postgres.run().await.unwrap();
+    crate::harness::wait_until(Duration::from_secs(10), "readiness to come back", || async {
+        api.get("/health/ready").await.0 == 200
+    })
+    .await;
+}
