@@ -54,11 +54,7 @@ const ROUTES: [&str; 29] = [
 
 /// Reads a body into a strict type.
 pub fn read<T: DeserializeOwned>(body: &Value) -> Result<T, Complaint> {
-    let object = if body.is_null() {
-        json!({})
-    } else {
-        body.clone()
-    };
+    let object = if body.is_null() { json!({}) } else { body.clone() };
     serde_json::from_value(object).map_err(|error| Complaint::new(error.to_string()))
 }
 
@@ -68,28 +64,16 @@ pub async fn answer(sandbox: &Arc<Sandbox>, mut request: Request) -> Response {
     let body = request.take_body().into_bytes_limit(BODY_LIMIT_BYTES);
     let body = match tokio::time::timeout(BODY_DEADLINE, body).await {
         Ok(Ok(bytes)) if bytes.is_empty() => Ok(Value::Null),
-        Ok(Ok(bytes)) => {
-            serde_json::from_slice(&bytes).map_err(|error| format!("the body is not JSON: {error}"))
-        }
+        Ok(Ok(bytes)) => serde_json::from_slice(&bytes).map_err(|error| format!("the body is not JSON: {error}")),
         Ok(Err(error)) => Err(format!("the body cannot be read: {error}")),
         Err(_) => Err(String::from("the body did not arrive in time")),
     };
     let uri = request.original_uri();
     let query: Vec<(String, String)> =
-        url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
-            .into_owned()
-            .collect();
+        url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
     let path = String::from(uri.path());
-    let segments: Vec<&str> = path
-        .trim_start_matches("/_sandbox")
-        .split('/')
-        .filter(|part| !part.is_empty())
-        .collect();
-    let asked = Asked {
-        origin,
-        range,
-        query: Query(query),
-    };
+    let segments: Vec<&str> = path.trim_start_matches("/_sandbox").split('/').filter(|part| !part.is_empty()).collect();
+    let asked = Asked { origin, range, query: Query(query) };
     let result = match body {
         Ok(body) => route(sandbox, request.method(), &segments, &asked, &body),
         Err(message) => Err(Complaint::new(message)),
@@ -136,14 +120,8 @@ fn route(
             Ok(Answer::empty(204))
         }
         ("GET", ["faults", id]) => {
-            let fault = sandbox
-                .faults
-                .list()
-                .into_iter()
-                .find(|fault| fault.id.to_string() == *id);
-            fault
-                .map(|fault| Answer::ok(json!(fault)))
-                .ok_or_else(|| Complaint::new(format!("there is no fault {id}")))
+            let fault = sandbox.faults.list().into_iter().find(|fault| fault.id.to_string() == *id);
+            fault.map(|fault| Answer::ok(json!(fault))).ok_or_else(|| Complaint::new(format!("there is no fault {id}")))
         }
         ("DELETE", ["faults", id]) => match id.parse().is_ok_and(|id| sandbox.faults.remove(id)) {
             true => Ok(Answer::empty(204)),
@@ -151,15 +129,9 @@ fn route(
         },
         ("GET", ["log"]) => {
             let filter = query.log_filter(sandbox)?;
-            ok(json!(
-                sandbox
-                    .log
-                    .list(&filter, query.whole("limit")?.unwrap_or(1_000))
-            ))
+            ok(json!(sandbox.log.list(&filter, query.whole("limit")?.unwrap_or(1_000))))
         }
-        ("GET", ["log", "count"]) => {
-            ok(json!({"count": sandbox.log.count(&query.log_filter(sandbox)?)}))
-        }
+        ("GET", ["log", "count"]) => ok(json!({"count": sandbox.log.count(&query.log_filter(sandbox)?)})),
         ("DELETE", ["log"]) => {
             sandbox.log.clear();
             Ok(Answer::empty(204))
@@ -167,15 +139,11 @@ fn route(
         ("GET", ["x", "accounts"]) => ok(x::control::list_accounts(x)),
         ("POST", ["x", "accounts"]) => x::control::create_account(x, body).map(made),
         ("PATCH", ["x", "accounts", id]) => x::control::change_account(x, id, body).map(Answer::ok),
-        ("POST", ["x", "accounts", id, "tokens"]) => {
-            x::control::issue_tokens(x, id, body).map(made)
-        }
+        ("POST", ["x", "accounts", id, "tokens"]) => x::control::issue_tokens(x, id, body).map(made),
         ("POST", ["x", "accounts", id, "revoke"]) => x::control::revoke(x, id).map(Answer::ok),
         ("POST", ["x", "accounts", id, "expire"]) => x::control::expire(x, id).map(Answer::ok),
         ("POST", ["x", "apps"]) => x::control::create_app(x, body).map(made),
-        ("POST", ["x", "apps", client_id, "token"]) => {
-            x::control::app_token(x, client_id).map(made)
-        }
+        ("POST", ["x", "apps", client_id, "token"]) => x::control::app_token(x, client_id).map(made),
         ("GET", ["x", "posts"]) => ok(x::control::posts(x, &query.post_filter()?, &asked.origin)),
         ("GET", ["x", "posts", "count"]) => ok(x::control::count(x)),
         ("GET", ["x", "media", id]) => Ok(page::media(x, id, asked.range.as_deref())),
@@ -197,8 +165,7 @@ fn route(
         }
         _ => {
             let path = segments.join("/");
-            let body =
-                json!({"error": format!("there is no {method} /_sandbox/{path}"), "valid": ROUTES});
+            let body = json!({"error": format!("there is no {method} /_sandbox/{path}"), "valid": ROUTES});
             Ok(Answer::json(404, body))
         }
     }
@@ -215,8 +182,11 @@ fn catalog(sandbox: &Sandbox) -> Value {
         .twins
         .iter()
         .map(|twin| {
-            let operations: Vec<Value> =
-                twin.operations().iter().map(|op| json!({"name": op.name, "method": op.method, "route": op.route})).collect();
+            let operations: Vec<Value> = twin
+                .operations()
+                .iter()
+                .map(|op| json!({"name": op.name, "method": op.method, "route": op.route}))
+                .collect();
             let errors: Vec<Value> = twin
                 .errors()
                 .into_iter()
@@ -230,7 +200,8 @@ fn catalog(sandbox: &Sandbox) -> Value {
                     Some(json!({"name": name, "status": answer.status, "body": body}))
                 })
                 .collect();
-            let facts = json!({"operations": operations, "errors": errors, "effects": faults::effect_names(twin.as_ref())});
+            let facts =
+                json!({"operations": operations, "errors": errors, "effects": faults::effect_names(twin.as_ref())});
             (String::from(twin.service()), facts)
         })
         .collect()
@@ -245,25 +216,13 @@ fn settings(sandbox: &Sandbox) -> Value {
 }
 
 fn change_settings(sandbox: &Sandbox, body: &Value) -> Result<Value, Complaint> {
-    let changes = body
-        .as_object()
-        .ok_or_else(|| Complaint::new("settings are a JSON object by service"))?;
+    let changes = body.as_object().ok_or_else(|| Complaint::new("settings are a JSON object by service"))?;
     let services: Vec<&str> = sandbox.twins.iter().map(|twin| twin.service()).collect();
-    if let Some(unknown) = changes
-        .keys()
-        .find(|name| !services.contains(&name.as_str()))
-    {
-        return Err(Complaint::with_valid(
-            format!("there is no service `{unknown}`"),
-            services,
-        ));
+    if let Some(unknown) = changes.keys().find(|name| !services.contains(&name.as_str())) {
+        return Err(Complaint::with_valid(format!("there is no service `{unknown}`"), services));
     }
     for (service, change) in changes {
-        match sandbox
-            .llms
-            .iter()
-            .find(|llm| llm.provider.name() == service)
-        {
+        match sandbox.llms.iter().find(|llm| llm.provider.name() == service) {
             Some(llm) => llm::control::change_settings(llm, change)?,
             None => x::control::change_settings(&sandbox.x, change)?,
         };
@@ -275,10 +234,7 @@ struct Query(Vec<(String, String)>);
 
 impl Query {
     fn text(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     fn owned(&self, name: &str) -> Option<String> {
@@ -286,15 +242,10 @@ impl Query {
     }
 
     fn only(&self, known: &[&str]) -> Result<(), Complaint> {
-        match self
-            .0
-            .iter()
-            .find(|(name, _)| !known.contains(&name.as_str()))
-        {
-            Some((unknown, _)) => Err(Complaint::with_valid(
-                format!("there is no query parameter `{unknown}`"),
-                known.iter().copied(),
-            )),
+        match self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            Some((unknown, _)) => {
+                Err(Complaint::with_valid(format!("there is no query parameter `{unknown}`"), known.iter().copied()))
+            }
             None => Ok(()),
         }
     }
@@ -305,46 +256,19 @@ impl Query {
     }
 
     fn log_filter(&self, sandbox: &Sandbox) -> Result<Filter, Complaint> {
-        self.only(&[
-            "after",
-            "service",
-            "operation",
-            "account",
-            "status",
-            "state",
-            "limit",
-        ])?;
+        self.only(&["after", "service", "operation", "account", "status", "state", "limit"])?;
         let services: Vec<&str> = sandbox.twins.iter().map(|twin| twin.service()).collect();
-        if let Some(unknown) = self
-            .text("service")
-            .filter(|service| !services.contains(service))
-        {
-            return Err(Complaint::with_valid(
-                format!("there is no service `{unknown}`"),
-                services,
-            ));
+        if let Some(unknown) = self.text("service").filter(|service| !services.contains(service)) {
+            return Err(Complaint::with_valid(format!("there is no service `{unknown}`"), services));
         }
-        let operations = sandbox
-            .twins
-            .iter()
-            .flat_map(|twin| twin.operations())
-            .map(|operation| operation.name);
+        let operations = sandbox.twins.iter().flat_map(|twin| twin.operations()).map(|operation| operation.name);
         let operations: Vec<&str> = operations.chain(["unknown"]).collect();
-        if let Some(unknown) = self
-            .text("operation")
-            .filter(|operation| !operations.contains(operation))
-        {
-            return Err(Complaint::with_valid(
-                format!("there is no operation `{unknown}`"),
-                operations,
-            ));
+        if let Some(unknown) = self.text("operation").filter(|operation| !operations.contains(operation)) {
+            return Err(Complaint::with_valid(format!("there is no operation `{unknown}`"), operations));
         }
         let states = ["in_flight", "answered", "dropped"];
         if let Some(unknown) = self.text("state").filter(|state| !states.contains(state)) {
-            return Err(Complaint::with_valid(
-                format!("there is no state `{unknown}`"),
-                states,
-            ));
+            return Err(Complaint::with_valid(format!("there is no state `{unknown}`"), states));
         }
         Ok(Filter {
             after_seq: self.whole("after")?,

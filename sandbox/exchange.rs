@@ -33,19 +33,11 @@ impl Call {
     /// The media type alone, lower case, without parameters.
     pub fn content_type(&self) -> String {
         let value = self.header("content-type").unwrap_or_default();
-        value
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_ascii_lowercase()
+        value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
     }
 
     pub fn query(&self, name: &str) -> Option<&str> {
-        self.query
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     pub fn bearer(&self) -> Option<&str> {
@@ -55,9 +47,7 @@ impl Call {
 
     /// The body as form fields; empty when it is not a form.
     pub fn form(&self) -> Vec<(String, String)> {
-        url::form_urlencoded::parse(&self.body)
-            .into_owned()
-            .collect()
+        url::form_urlencoded::parse(&self.body).into_owned().collect()
     }
 
     pub fn part(&self, name: &str) -> Option<&Part> {
@@ -103,13 +93,7 @@ pub struct Events {
 
 impl Answer {
     pub fn new(status: u16, payload: Payload) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            payload,
-            committed: None,
-            wait_ms: 0,
-        }
+        Self { status, headers: Vec::new(), payload, committed: None, wait_ms: 0 }
     }
 
     pub fn json(status: u16, body: Value) -> Self {
@@ -156,10 +140,7 @@ impl Answer {
             }
         };
         let half = text.chars().take(text.chars().count() / 2).collect();
-        self.payload = Payload::Text {
-            content_type: String::from("application/json"),
-            text: half,
-        };
+        self.payload = Payload::Text { content_type: String::from("application/json"), text: half };
         self
     }
 }
@@ -176,11 +157,7 @@ pub struct Operation {
 
 impl Operation {
     pub const fn new(name: &'static str, method: &'static str, route: &'static str) -> Self {
-        Self {
-            name,
-            method,
-            route,
-        }
+        Self { name, method, route }
     }
 
     /// The values of the `:name` segments in order, when the path is this operation's.
@@ -209,10 +186,7 @@ mod tests {
     #[test]
     fn a_route_matches_whole_segments_only() {
         let append = Operation::new("media.append", "POST", "/2/media/upload/:id/append");
-        assert_eq!(
-            append.captures("/2/media/upload/17/append"),
-            Some(vec!["17"])
-        );
+        assert_eq!(append.captures("/2/media/upload/17/append"), Some(vec!["17"]));
         assert_eq!(append.captures("/2/media/upload//append"), None);
         assert_eq!(append.captures("/2/media/upload/17/append/more"), None);
         assert_eq!(append.captures("/2/media/upload/17"), None);
@@ -221,9 +195,7 @@ mod tests {
     #[test]
     fn a_malformed_answer_is_not_json_any_more() {
         let answer = Answer::ok(json!({"data": {"id": "17", "text": "hello"}})).malformed();
-        let Payload::Text { text, .. } = answer.payload else {
-            panic!("text")
-        };
+        let Payload::Text { text, .. } = answer.payload else { panic!("text") };
         assert!(serde_json::from_str::<Value>(&text).is_err(), "{text}");
     }
 }

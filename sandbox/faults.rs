@@ -102,20 +102,11 @@ pub struct Complaint {
 
 impl Complaint {
     pub fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            valid: Vec::new(),
-        }
+        Self { message: message.into(), valid: Vec::new() }
     }
 
-    pub fn with_valid(
-        message: impl Into<String>,
-        valid: impl IntoIterator<Item = impl Into<String>>,
-    ) -> Self {
-        Self {
-            message: message.into(),
-            valid: valid.into_iter().map(Into::into).collect(),
-        }
+    pub fn with_valid(message: impl Into<String>, valid: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { message: message.into(), valid: valid.into_iter().map(Into::into).collect() }
     }
 }
 
@@ -155,10 +146,7 @@ impl Faults {
     /// The fault that strikes this call, counted as used.
     pub fn strike(&self, target: &Target<'_>) -> Option<Fault> {
         let mut shelf = self.lock();
-        shelf
-            .faults
-            .iter_mut()
-            .find_map(|fault| fault.strikes(target).then(|| fault.clone()))
+        shelf.faults.iter_mut().find_map(|fault| fault.strikes(target).then(|| fault.clone()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelf> {
@@ -187,41 +175,26 @@ impl Fault {
     fn matches(&self, target: &Target<'_>) -> bool {
         self.service == target.service
             && (self.operation == "*" || self.operation == target.operation)
-            && self
-                .account
-                .as_deref()
-                .is_none_or(|account| Some(account) == target.account)
-            && self
-                .body_contains
-                .as_deref()
-                .is_none_or(|text| contains(target.body, text.as_bytes()))
+            && self.account.as_deref().is_none_or(|account| Some(account) == target.account)
+            && self.body_contains.as_deref().is_none_or(|text| contains(target.body, text.as_bytes()))
     }
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    needle.is_empty()
-        || haystack
-            .windows(needle.len())
-            .any(|window| window == needle)
+    needle.is_empty() || haystack.windows(needle.len()).any(|window| window == needle)
 }
 
 impl Refusal {
     pub fn answer(&self, twin: &dyn Twin) -> Answer {
         match self {
             Self::Error(name) => twin.error(name).unwrap_or_else(|| Answer::empty(500)),
-            Self::Raw {
-                status,
-                body,
-                headers,
-            } => {
+            Self::Raw { status, body, headers } => {
                 let answer = match body {
                     Value::Null => Answer::empty(*status),
                     Value::String(text) => Answer::html(*status, text.clone()),
                     other => Answer::json(*status, other.clone()),
                 };
-                headers.iter().fold(answer, |answer, (name, value)| {
-                    answer.with_header(name, value.clone())
-                })
+                headers.iter().fold(answer, |answer, (name, value)| answer.with_header(name, value.clone()))
             }
         }
     }

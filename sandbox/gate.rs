@@ -49,12 +49,7 @@ pub trait Twin: Send + Sync {
     fn find_account(&self, id_or_name: &str) -> Option<String>;
 
     /// Does the work. `operation` is `None` for a path or method the service does not have.
-    fn serve(
-        &self,
-        operation: Option<&'static Operation>,
-        call: &Call,
-        twist: Option<&Twist>,
-    ) -> Answer;
+    fn serve(&self, operation: Option<&'static Operation>, call: &Call, twist: Option<&Twist>) -> Answer;
 
     /// What of a body may stand in the log; `None` for bodies that carry secrets.
     fn loggable(&self, operation: &'static str, call: &Call) -> Option<String>;
@@ -94,28 +89,13 @@ pub async fn pass(sandbox: Arc<Sandbox>, twin: Arc<dyn Twin>, request: Request) 
         account: account.clone(),
         body: twin.loggable(name, &call),
     });
-    let target = Target {
-        service: twin.service(),
-        operation: name,
-        account: account.as_deref(),
-        body: &call.body,
-    };
+    let target = Target { service: twin.service(), operation: name, account: account.as_deref(), body: &call.body };
     let fault = sandbox.faults.strike(&target);
     if let Some(fault) = &fault {
-        sandbox
-            .log
-            .update(seq, |entry| entry.fault = Some(fault.id));
+        sandbox.log.update(seq, |entry| entry.fault = Some(fault.id));
     }
 
-    let work = tokio::spawn(work(
-        Arc::clone(&sandbox),
-        Arc::clone(&twin),
-        operation,
-        name,
-        call,
-        fault,
-        seq,
-    ));
+    let work = tokio::spawn(work(Arc::clone(&sandbox), Arc::clone(&twin), operation, name, call, fault, seq));
     let outcome = work.await;
     if line.as_ref().is_some_and(|line| line.has_left()) {
         sandbox.log.update(seq, |entry| entry.caller_gone = true);
@@ -151,8 +131,7 @@ async fn work(
             sandbox.log.update(seq, |entry| entry.committed = id);
         }
     };
-    let (effect, delay_ms) =
-        fault.map_or((Effect::Delay, 0), |fault| (fault.effect, fault.delay_ms));
+    let (effect, delay_ms) = fault.map_or((Effect::Delay, 0), |fault| (fault.effect, fault.delay_ms));
     pause(delay_ms).await;
     let serve = |twist: Option<&Twist>| {
         let answer = twin.serve(operation, &call, twist);
@@ -193,12 +172,7 @@ async fn work(
         pause(answer.wait_ms).await;
     }
     match &answer {
-        Some(answer) => sandbox.log.finish(
-            seq,
-            State::Answered,
-            Some(answer.status),
-            answer.committed.clone(),
-        ),
+        Some(answer) => sandbox.log.finish(seq, State::Answered, Some(answer.status), answer.committed.clone()),
         None => sandbox.log.finish(seq, State::Dropped, None, None),
     }
     answer
@@ -212,10 +186,7 @@ async fn pause(wait_ms: u64) {
 
 fn find(twin: &dyn Twin, call: &Call) -> (Option<&'static Operation>, &'static str) {
     let method = call.method.as_str();
-    let known = twin
-        .operations()
-        .iter()
-        .find(|op| op.method == method && op.captures(&call.path).is_some());
+    let known = twin.operations().iter().find(|op| op.method == method && op.captures(&call.path).is_some());
     match known {
         Some(operation) => {
             let operation = twin.refine(operation, call);
@@ -239,46 +210,23 @@ async fn read(mut request: Request, prefix: &str) -> Result<Call, StatusCode> {
     let uri = request.original_uri().clone();
     let origin = format!("http://{}", request.header("host").unwrap_or("127.0.0.1"));
     let path = uri.path().strip_prefix(prefix).unwrap_or(uri.path());
-    let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
-        .into_owned()
-        .collect();
+    let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
     let headers = request.headers().clone();
     let parts = parts(&headers, body.clone()).await;
-    Ok(Call {
-        method: request.method().clone(),
-        path: String::from(path),
-        query,
-        headers,
-        body,
-        parts,
-        origin,
-    })
+    Ok(Call { method: request.method().clone(), path: String::from(path), query, headers, body, parts, origin })
 }
 
 async fn parts(headers: &HeaderMap, body: Bytes) -> Option<Vec<Part>> {
     let content_type = headers.get(header::CONTENT_TYPE)?;
-    if !content_type
-        .to_str()
-        .ok()?
-        .to_ascii_lowercase()
-        .starts_with("multipart/form-data")
-    {
+    if !content_type.to_str().ok()?.to_ascii_lowercase().starts_with("multipart/form-data") {
         return None;
     }
-    let request = Request::builder()
-        .method(Method::POST)
-        .header(header::CONTENT_TYPE, content_type)
-        .finish();
-    let mut form = Multipart::from_request(&request, &mut RequestBody::new(Body::from_bytes(body)))
-        .await
-        .ok()?;
+    let request = Request::builder().method(Method::POST).header(header::CONTENT_TYPE, content_type).finish();
+    let mut form = Multipart::from_request(&request, &mut RequestBody::new(Body::from_bytes(body))).await.ok()?;
     let mut parts = Vec::new();
     while let Some(field) = form.next_field().await.ok()? {
         let name = String::from(field.name()?);
-        parts.push(Part {
-            name,
-            bytes: field.bytes().await.ok()?.into(),
-        });
+        parts.push(Part { name, bytes: field.bytes().await.ok()?.into() });
     }
     Some(parts)
 }
@@ -292,18 +240,12 @@ pub fn respond(answer: Answer, common: Vec<(String, String)>, line: Option<Arc<L
     }
     match answer.payload {
         Payload::Empty => response.finish(),
-        Payload::Json(body) => response
-            .content_type("application/json; charset=utf-8")
-            .body(body.to_string()),
+        Payload::Json(body) => response.content_type("application/json; charset=utf-8").body(body.to_string()),
         Payload::Text { content_type, text } => response.content_type(content_type).body(text),
-        Payload::Bytes {
-            content_type,
-            bytes,
-        } => response.content_type(content_type).body(bytes),
+        Payload::Bytes { content_type, bytes } => response.content_type(content_type).body(bytes),
         Payload::Events(events) => {
-            let response = response
-                .content_type("text/event-stream; charset=utf-8")
-                .header("cache-control", "no-cache");
+            let response =
+                response.content_type("text/event-stream; charset=utf-8").header("cache-control", "no-cache");
             response.body(Body::from_bytes_stream(piece_by_piece(events, line)))
         }
     }
@@ -313,17 +255,8 @@ fn piece_by_piece(
     events: Events,
     line: Option<Arc<Line>>,
 ) -> impl futures::Stream<Item = Result<Bytes, io::Error>> + Send + 'static {
-    let Events {
-        pieces,
-        first_delay_ms,
-        delay_ms,
-        cut,
-    } = events;
-    let pieces = pieces
-        .into_iter()
-        .map(Some)
-        .chain(cut.then_some(None))
-        .enumerate();
+    let Events { pieces, first_delay_ms, delay_ms, cut } = events;
+    let pieces = pieces.into_iter().map(Some).chain(cut.then_some(None)).enumerate();
     stream::unfold((pieces, line), move |(mut pieces, line)| async move {
         let (index, piece) = pieces.next()?;
         pause(if index == 0 { first_delay_ms } else { delay_ms }).await;
@@ -336,10 +269,7 @@ fn piece_by_piece(
                 if let Some(line) = &line {
                     line.cut();
                 }
-                Err(io::Error::new(
-                    io::ErrorKind::ConnectionAborted,
-                    "cut by a fault",
-                ))
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by a fault"))
             }
         };
         Some((item, (pieces, line)))

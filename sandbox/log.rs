@@ -106,10 +106,7 @@ impl Log {
     /// Changes an entry that is still kept.
     pub fn update(&self, seq: u64, change: impl FnOnce(&mut Entry)) {
         let mut book = self.lock();
-        let Some(index) = seq
-            .checked_sub(book.first)
-            .and_then(|index| usize::try_from(index).ok())
-        else {
+        let Some(index) = seq.checked_sub(book.first).and_then(|index| usize::try_from(index).ok()) else {
             return;
         };
         if let Some(entry) = book.entries.get_mut(index) {
@@ -131,24 +128,14 @@ impl Log {
     /// The newest `limit` matching entries, oldest of them first.
     pub fn list(&self, filter: &Filter, limit: usize) -> Vec<Entry> {
         let book = self.lock();
-        let mut found: Vec<Entry> = book
-            .entries
-            .iter()
-            .rev()
-            .filter(|e| filter.admits(e))
-            .take(limit)
-            .cloned()
-            .collect();
+        let mut found: Vec<Entry> =
+            book.entries.iter().rev().filter(|e| filter.admits(e)).take(limit).cloned().collect();
         found.reverse();
         found
     }
 
     pub fn count(&self, filter: &Filter) -> usize {
-        self.lock()
-            .entries
-            .iter()
-            .filter(|entry| filter.admits(entry))
-            .count()
+        self.lock().entries.iter().filter(|entry| filter.admits(entry)).count()
     }
 
     pub fn clear(&self) {
@@ -170,21 +157,10 @@ impl Filter {
             State::Dropped => "dropped",
         };
         self.after_seq.is_none_or(|seq| entry.seq > seq)
-            && self
-                .service
-                .as_deref()
-                .is_none_or(|service| entry.service == service)
-            && self
-                .operation
-                .as_deref()
-                .is_none_or(|operation| entry.operation == operation)
-            && self
-                .account
-                .as_ref()
-                .is_none_or(|account| entry.account.as_ref() == Some(account))
-            && self
-                .status
-                .is_none_or(|status| entry.status == Some(status))
+            && self.service.as_deref().is_none_or(|service| entry.service == service)
+            && self.operation.as_deref().is_none_or(|operation| entry.operation == operation)
+            && self.account.as_ref().is_none_or(|account| entry.account.as_ref() == Some(account))
+            && self.status.is_none_or(|status| entry.status == Some(status))
             && self.state.as_deref().is_none_or(|wanted| wanted == state)
     }
 }
@@ -215,18 +191,12 @@ mod tests {
     fn an_entry_exists_from_arrival_and_is_completed_later() {
         let log = Log::default();
         let seq = log.arrive(arrival("tweets.create"));
-        let in_flight = Filter {
-            state: Some(String::from("in_flight")),
-            ..Filter::default()
-        };
+        let in_flight = Filter { state: Some(String::from("in_flight")), ..Filter::default() };
         assert_eq!(log.count(&in_flight), 1);
         log.finish(seq, State::Dropped, None, Some(String::from("17")));
         assert_eq!(log.count(&in_flight), 0);
         let entry = log.list(&Filter::default(), 10).remove(0);
-        assert_eq!(
-            (entry.state, entry.status, entry.committed.as_deref()),
-            (State::Dropped, None, Some("17"))
-        );
+        assert_eq!((entry.state, entry.status, entry.committed.as_deref()), (State::Dropped, None, Some("17")));
     }
 
     #[test]
@@ -244,11 +214,7 @@ mod tests {
     fn a_long_body_is_cut_on_a_character() {
         let log = Log::default();
         log.arrive(arrival("tweets.create"));
-        let body = log
-            .list(&Filter::default(), 1)
-            .remove(0)
-            .body
-            .expect("kept");
+        let body = log.list(&Filter::default(), 1).remove(0).body.expect("kept");
         assert_eq!(body.chars().count(), BODY_CHARS + 3);
     }
 }

@@ -54,9 +54,7 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
         .init();
     let connections = Connections::default();
     let listener = Listener::bind(&arguments.listen, connections.clone())
@@ -67,24 +65,15 @@ async fn main() -> anyhow::Result<()> {
     let keeping = match &arguments.state {
         Some(file) => {
             let mut snapshot = Snapshot::at(file);
-            snapshot
-                .load(&sandbox.x)
-                .with_context(|| format!("cannot read the state in {}", file.display()))?;
-            Some(tokio::spawn(
-                snapshot.follow(Arc::clone(&sandbox.x), stopped),
-            ))
+            snapshot.load(&sandbox.x).with_context(|| format!("cannot read the state in {}", file.display()))?;
+            Some(tokio::spawn(snapshot.follow(Arc::clone(&sandbox.x), stopped)))
         }
         None => None,
     };
 
-    let mut terminate =
-        unix::signal(unix::SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt =
-        unix::signal(unix::SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    println!(
-        "{}",
-        serde_json::json!({"url": format!("http://{}", listener.address())})
-    );
+    let mut terminate = unix::signal(unix::SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = unix::signal(unix::SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    println!("{}", serde_json::json!({"url": format!("http://{}", listener.address())}));
     let signal = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -97,10 +86,7 @@ async fn main() -> anyhow::Result<()> {
         .context("the server stopped")?;
     stop.send_replace(true);
     if let Some(keeping) = keeping {
-        keeping
-            .await
-            .context("the state was not kept")?
-            .context("the state was not written")?;
+        keeping.await.context("the state was not kept")?.context("the state was not written")?;
     }
     Ok(())
 }
@@ -135,10 +121,7 @@ fn routes(sandbox: Arc<Sandbox>) -> Route {
         .at("/x/i/web/status/:id", get(permalink(&sandbox)))
 }
 
-fn mounted(
-    sandbox: &Arc<Sandbox>,
-    twin: &Arc<dyn Twin>,
-) -> impl Endpoint<Output = Response> + 'static {
+fn mounted(sandbox: &Arc<Sandbox>, twin: &Arc<dyn Twin>) -> impl Endpoint<Output = Response> + 'static {
     let (sandbox, twin) = (Arc::clone(sandbox), Arc::clone(twin));
     make(move |request| {
         let (sandbox, twin) = (Arc::clone(&sandbox), Arc::clone(&twin));
@@ -150,10 +133,7 @@ fn mounted(
 fn permalink(sandbox: &Arc<Sandbox>) -> impl Endpoint<Output = Response> + 'static {
     let sandbox = Arc::clone(sandbox);
     make(move |request: Request| {
-        let id = request
-            .raw_path_param("id")
-            .map(String::from)
-            .unwrap_or_default();
+        let id = request.raw_path_param("id").map(String::from).unwrap_or_default();
         let answer = page::post(&sandbox, &id);
         async move { gate::respond(answer, Vec::new(), None) }
     })

@@ -51,10 +51,7 @@ pub fn index(sandbox: &Sandbox, origin: &str) -> String {
 
 /// The part of the front page that changes.
 pub fn latest(sandbox: &Sandbox) -> String {
-    let filter = control::Filter {
-        limit: POSTS_SHOWN,
-        ..control::Filter::default()
-    };
+    let filter = control::Filter { limit: POSTS_SHOWN, ..control::Filter::default() };
     let posts = control::posts(&sandbox.x, &filter, "");
     let posts: Vec<&Value> = posts.as_array().into_iter().flatten().rev().collect();
     let total = control::count(&sandbox.x)["total"].as_u64().unwrap_or(0);
@@ -63,19 +60,8 @@ pub fn latest(sandbox: &Sandbox) -> String {
     } else {
         posts.iter().map(|post| article(post)).collect()
     };
-    let lines: String = sandbox
-        .log
-        .list(&Filter::default(), LINES_SHOWN)
-        .iter()
-        .rev()
-        .map(line)
-        .collect();
-    let faults = sandbox
-        .faults
-        .list()
-        .iter()
-        .filter(|fault| !fault.is_used_up())
-        .count();
+    let lines: String = sandbox.log.list(&Filter::default(), LINES_SHOWN).iter().rev().map(line).collect();
+    let faults = sandbox.faults.list().iter().filter(|fault| !fault.is_used_up()).count();
     format!(
         "<div class=\"columns\"><section class=\"card\"><h2>Posts on X <span class=\"tag\">{total}</span></h2>{timeline}</section>\
          <section class=\"card\"><h2>Latest requests <span class=\"tag\">{faults} fault{}</span></h2><div class=\"scroll\"><table>\
@@ -97,22 +83,14 @@ pub fn post(sandbox: &Sandbox, id: &str) -> Answer {
     match found {
         Some(post) if post["deleted"] == json!(false) => {
             let name = post["username"].as_str().unwrap_or_default();
-            let body = format!(
-                "<p><a href=\"/\">Sandbox</a></p><section class=\"card large\">{}</section>",
-                article(&post)
-            );
+            let body =
+                format!("<p><a href=\"/\">Sandbox</a></p><section class=\"card large\">{}</section>", article(&post));
             Answer::html(200, html::document(&format!("Post by @{name}"), &body))
         }
-        Some(_) => Answer::html(
-            404,
-            html::notice("This post was deleted", "Its author took it back."),
-        ),
+        Some(_) => Answer::html(404, html::notice("This post was deleted", "Its author took it back.")),
         None => Answer::html(
             404,
-            html::notice(
-                "There is no such post",
-                "It was never made here, or the sandbox was reset.",
-            ),
+            html::notice("There is no such post", "It was never made here, or the sandbox was reset."),
         ),
     }
 }
@@ -121,17 +99,8 @@ fn article(post: &Value) -> String {
     let text = |name: &str| post[name].as_str().unwrap_or_default();
     let username = escaped(text("username"));
     let time_ms = post["created_ms"].as_u64().unwrap_or(0);
-    let media: String = post["media"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(figure)
-        .collect();
-    let media = if media.is_empty() {
-        media
-    } else {
-        format!("<div class=\"media\">{media}</div>")
-    };
+    let media: String = post["media"].as_array().into_iter().flatten().map(figure).collect();
+    let media = if media.is_empty() { media } else { format!("<div class=\"media\">{media}</div>") };
     let reply = match post["reply_to"].as_str() {
         Some(parent) => format!("<a class=\"tag\" href=\"/i/web/status/{parent}\">reply</a>"),
         None => String::new(),
@@ -149,11 +118,7 @@ fn article(post: &Value) -> String {
         escaped(text("id")),
         html::clock_time(time_ms),
         escaped(text("text")),
-        if poll.is_empty() {
-            poll
-        } else {
-            format!("<ul>{poll}</ul>")
-        },
+        if poll.is_empty() { poll } else { format!("<ul>{poll}</ul>") },
     )
 }
 
@@ -161,18 +126,11 @@ fn figure(media: &Value) -> String {
     let alt = escaped(media["alt_text"].as_str().unwrap_or_default());
     let size = format!("{} x {}", media["width"], media["height"]);
     match (media["url"].as_str(), media["kind"].as_str()) {
-        (Some(url), Some("video")) => format!(
-            "<video controls playsinline preload=\"metadata\" src=\"{}\"></video>",
-            escaped(url)
-        ),
-        (Some(url), _) => format!(
-            "<img loading=\"lazy\" alt=\"{alt}\" title=\"{alt}\" src=\"{}\">",
-            escaped(url)
-        ),
-        (None, kind) => format!(
-            "<span class=\"tag\">{} {size}, bytes no longer kept</span>",
-            kind.unwrap_or("media")
-        ),
+        (Some(url), Some("video")) => {
+            format!("<video controls playsinline preload=\"metadata\" src=\"{}\"></video>", escaped(url))
+        }
+        (Some(url), _) => format!("<img loading=\"lazy\" alt=\"{alt}\" title=\"{alt}\" src=\"{}\">", escaped(url)),
+        (None, kind) => format!("<span class=\"tag\">{} {size}, bytes no longer kept</span>", kind.unwrap_or("media")),
     }
 }
 
@@ -181,21 +139,10 @@ fn line(entry: &Entry) -> String {
         (State::InFlight, _) => ("warn", String::from("...")),
         (State::Dropped, _) => ("bad", String::from("dropped")),
         (State::Answered, Some(status)) if status < 400 => ("good", status.to_string()),
-        (State::Answered, status) => (
-            "bad",
-            status.map(|status| status.to_string()).unwrap_or_default(),
-        ),
+        (State::Answered, status) => ("bad", status.map(|status| status.to_string()).unwrap_or_default()),
     };
-    let fault = if entry.fault.is_some() {
-        " <span class=\"tag\">fault</span>"
-    } else {
-        ""
-    };
-    let gone = if entry.caller_gone {
-        " <span class=\"tag\">caller left</span>"
-    } else {
-        ""
-    };
+    let fault = if entry.fault.is_some() { " <span class=\"tag\">fault</span>" } else { "" };
+    let gone = if entry.caller_gone { " <span class=\"tag\">caller left</span>" } else { "" };
     let time = html::clock_time(entry.time_ms);
     let (service, operation) = (entry.service, entry.operation);
     let made = match entry.committed.as_deref() {
@@ -215,13 +162,8 @@ fn line(entry: &Entry) -> String {
 pub fn media(x: &X, id: &str, range: Option<&str>) -> Answer {
     let world = x.world();
     let media = id.parse().ok().and_then(|id: u64| world.media.get(&id));
-    let Some((media, bytes)) =
-        media.and_then(|media| media.bytes.clone().map(|bytes| (media, bytes)))
-    else {
-        return Answer::json(
-            404,
-            json!({"error": format!("the bytes of media {id} are not kept")}),
-        );
+    let Some((media, bytes)) = media.and_then(|media| media.bytes.clone().map(|bytes| (media, bytes))) else {
+        return Answer::json(404, json!({"error": format!("the bytes of media {id} are not kept")}));
     };
     // Uploaded by whoever calls the twin, so a browser may show it but never run it.
     let content_type = match media.kind {
@@ -230,23 +172,11 @@ pub fn media(x: &X, id: &str, range: Option<&str>) -> Answer {
     };
     let total = bytes.len();
     let (status, bytes, content_range) = match range.and_then(|range| part(range, total)) {
-        Some((first, last)) => (
-            206,
-            bytes.slice(first..=last),
-            Some(format!("bytes {first}-{last}/{total}")),
-        ),
+        Some((first, last)) => (206, bytes.slice(first..=last), Some(format!("bytes {first}-{last}/{total}"))),
         None => (200, bytes, None),
     };
-    let mut answer = Answer::new(
-        status,
-        Payload::Bytes {
-            content_type,
-            bytes,
-        },
-    );
-    answer = answer
-        .with_header("accept-ranges", "bytes")
-        .with_header("x-content-type-options", "nosniff");
+    let mut answer = Answer::new(status, Payload::Bytes { content_type, bytes });
+    answer = answer.with_header("accept-ranges", "bytes").with_header("x-content-type-options", "nosniff");
     match content_range {
         Some(content_range) => answer.with_header("content-range", content_range),
         None => answer,
@@ -262,33 +192,19 @@ fn part(range: &str, total: usize) -> Option<(usize, usize)> {
         return (count > 0).then(|| (total.saturating_sub(count), last_byte));
     }
     let first: usize = first.parse().ok()?;
-    let last = if last.is_empty() {
-        last_byte
-    } else {
-        last.parse::<usize>().ok()?.min(last_byte)
-    };
+    let last = if last.is_empty() { last_byte } else { last.parse::<usize>().ok()?.min(last_byte) };
     (first <= last).then_some((first, last))
 }
 
 /// A round letter on a colour of its own.
 pub fn avatar(username: &str) -> Answer {
-    let hue = username
-        .bytes()
-        .fold(0_u32, |hue, byte| (hue * 31 + u32::from(byte)) % 360);
-    let letter = username
-        .chars()
-        .next()
-        .filter(|c| c.is_ascii_alphanumeric())
-        .unwrap_or('?')
-        .to_ascii_uppercase();
+    let hue = username.bytes().fold(0_u32, |hue, byte| (hue * 31 + u32::from(byte)) % 360);
+    let letter = username.chars().next().filter(|c| c.is_ascii_alphanumeric()).unwrap_or('?').to_ascii_uppercase();
     let text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 40 40\"><circle cx=\"20\" cy=\"20\" r=\"20\" fill=\"hsl({hue} 55% 45%)\"/>\
          <text x=\"20\" y=\"27\" font-family=\"system-ui,sans-serif\" font-size=\"20\" fill=\"#fff\" text-anchor=\"middle\">{letter}</text></svg>"
     );
-    let payload = Payload::Text {
-        content_type: String::from("image/svg+xml"),
-        text,
-    };
+    let payload = Payload::Text { content_type: String::from("image/svg+xml"), text };
     Answer::new(200, payload)
 }
 
@@ -302,13 +218,7 @@ mod tests {
         assert_eq!(part("bytes=10-19", 100), Some((10, 19)));
         assert_eq!(part("bytes=90-500", 100), Some((90, 99)));
         assert_eq!(part("bytes=-10", 100), Some((90, 99)));
-        for nonsense in [
-            "bytes=100-",
-            "bytes=5-4",
-            "items=0-1",
-            "bytes=-0",
-            "bytes=a-b",
-        ] {
+        for nonsense in ["bytes=100-", "bytes=5-4", "items=0-1", "bytes=-0", "bytes=a-b"] {
             assert_eq!(part(nonsense, 100), None, "{nonsense}");
         }
         assert_eq!(part("bytes=0-", 0), None);

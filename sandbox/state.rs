@@ -33,22 +33,11 @@ pub struct Sandbox {
 impl Sandbox {
     pub fn new(connections: Connections) -> Self {
         let x = Arc::new(X::default());
-        let llms: Vec<Arc<Llm>> = Provider::ALL
-            .into_iter()
-            .map(|provider| Arc::new(Llm::new(provider)))
-            .collect();
+        let llms: Vec<Arc<Llm>> = Provider::ALL.into_iter().map(|provider| Arc::new(Llm::new(provider))).collect();
         let mut twins: Vec<Arc<dyn Twin>> = vec![Arc::clone(&x) as Arc<dyn Twin>];
         twins.extend(llms.iter().map(|llm| Arc::clone(llm) as Arc<dyn Twin>));
         let (log, faults) = (Log::default(), Faults::default());
-        Self {
-            log,
-            faults,
-            connections,
-            x,
-            llms,
-            twins,
-            started: Instant::now(),
-        }
+        Self { log, faults, connections, x, llms, twins, started: Instant::now() }
     }
 
     /// As if it had just been started; the numbers of the log go on.
@@ -75,12 +64,7 @@ impl Snapshot {
     pub fn at(file: &Path) -> Self {
         let mut folder = file.as_os_str().to_owned();
         folder.push(".media");
-        Self {
-            file: file.to_path_buf(),
-            folder: PathBuf::from(folder),
-            written: HashSet::new(),
-            revision: 0,
-        }
+        Self { file: file.to_path_buf(), folder: PathBuf::from(folder), written: HashSet::new(), revision: 0 }
     }
 
     /// Brings back what an earlier sandbox left; nothing when there is no file.
@@ -112,21 +96,8 @@ impl Snapshot {
             }
             self.revision = world.revision;
             let text = serde_json::to_vec(&*world).map_err(io::Error::other)?;
-            let bytes = |id: &u64| {
-                world
-                    .media
-                    .get(id)
-                    .and_then(|media| media.bytes.clone())
-                    .map(|bytes| (*id, bytes))
-            };
-            (
-                text,
-                world
-                    .kept
-                    .iter()
-                    .filter_map(bytes)
-                    .collect::<Vec<(u64, Bytes)>>(),
-            )
+            let bytes = |id: &u64| world.media.get(id).and_then(|media| media.bytes.clone()).map(|bytes| (*id, bytes));
+            (text, world.kept.iter().filter_map(bytes).collect::<Vec<(u64, Bytes)>>())
         };
         fs::create_dir_all(&self.folder)?;
         for (id, bytes) in &kept {
@@ -148,16 +119,10 @@ impl Snapshot {
     }
 
     /// Keeps the file up to date until the task is ended; at most about a tenth of a second is lost to a kill.
-    pub async fn follow(
-        mut self,
-        x: Arc<X>,
-        mut stop: tokio::sync::watch::Receiver<bool>,
-    ) -> io::Result<()> {
+    pub async fn follow(mut self, x: Arc<X>, mut stop: tokio::sync::watch::Receiver<bool>) -> io::Result<()> {
         let mut pause = PAUSE;
         loop {
-            let stopped = tokio::time::timeout(pause, stop.wait_for(|stopped| *stopped))
-                .await
-                .is_ok();
+            let stopped = tokio::time::timeout(pause, stop.wait_for(|stopped| *stopped)).await.is_ok();
             let x = Arc::clone(&x);
             let begun = Instant::now();
             let (same, result) = tokio::task::spawn_blocking(move || {
@@ -202,9 +167,7 @@ mod tests {
     fn a_broken_file_is_an_error_and_a_missing_one_is_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("state.json");
-        Snapshot::at(&file)
-            .load(&X::default())
-            .expect("nothing to read");
+        Snapshot::at(&file).load(&X::default()).expect("nothing to read");
         fs::write(&file, "{\"accounts\": 3}").expect("written");
         assert!(Snapshot::at(&file).load(&X::default()).is_err());
     }

@@ -71,11 +71,7 @@ impl Listener {
     pub async fn bind(address: &str, connections: Connections) -> io::Result<Self> {
         let socket = TcpListener::bind(address).await?;
         let address = socket.local_addr()?;
-        Ok(Self {
-            socket,
-            address,
-            connections,
-        })
+        Ok(Self { socket, address, connections })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -96,18 +92,8 @@ impl Acceptor for Listener {
         stream.set_nodelay(true)?;
         let line = Arc::new(Line::default());
         self.connections.lock().insert(peer, Arc::clone(&line));
-        let wire = Wire {
-            stream,
-            peer,
-            line,
-            connections: self.connections.clone(),
-        };
-        Ok((
-            wire,
-            LocalAddr(self.address.into()),
-            RemoteAddr(peer.into()),
-            Scheme::HTTP,
-        ))
+        let wire = Wire { stream, peer, line, connections: self.connections.clone() };
+        Ok((wire, LocalAddr(self.address.into()), RemoteAddr(peer.into()), Scheme::HTTP))
     }
 }
 
@@ -122,10 +108,7 @@ pub struct Wire {
 impl Wire {
     fn refuse_if_cut(&self) -> io::Result<()> {
         if self.line.cut.load(Ordering::Acquire) {
-            return Err(io::Error::new(
-                io::ErrorKind::ConnectionReset,
-                "cut by a fault",
-            ));
+            return Err(io::Error::new(io::ErrorKind::ConnectionReset, "cut by a fault"));
         }
         Ok(())
     }
@@ -139,11 +122,7 @@ impl Drop for Wire {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let room = buf.remaining() > 0;
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -160,11 +139,7 @@ impl AsyncRead for Wire {
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if let Err(error) = self.refuse_if_cut() {
             return Poll::Ready(Err(error));
         }

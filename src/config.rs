@@ -94,6 +94,8 @@ pub struct XConfig {
     pub api_base: Url,
     pub client_id: Option<String>,
     pub client_secret: Option<SecretString>,
+    /// The longest a request that creates a post may take.
+    pub create_deadline: Duration,
     /// How long after a post was accepted it may still be missing from its author's list.
     pub visibility: Duration,
 }
@@ -152,6 +154,12 @@ impl Config {
         Self::load(&|name| given(name).or_else(|| std::env::var(name).ok()))
     }
 
+    /// Whether the environment, or the `.env` file read before, has a say in it.
+    pub fn is_set(name: &str) -> bool {
+        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+        std::env::var(name).is_ok_and(|value| !value.trim().is_empty())
+    }
+
     pub fn load(lookup: Lookup<'_>) -> Result<Self, ConfigError> {
         let mut read = Reader { lookup, problems: Vec::new() };
         let config = Self {
@@ -205,6 +213,7 @@ impl Config {
                 api_base: read.url("TWITTER_API_BASE_URL", "https://api.x.com"),
                 client_id: read.text("TWITTER_CLIENT_ID").or_else(|| read.text("TWITTER_API_KEY")),
                 client_secret: read.secret("TWITTER_CLIENT_SECRET").or_else(|| read.secret("TWITTER_API_SECRET")),
+                create_deadline: Duration::from_secs(read.at_least_one("TWITTER_CREATE_DEADLINE_SECONDS", 20).into()),
                 visibility: read.seconds("TWITTER_VISIBILITY_SECONDS", 60),
             },
             storage: StorageConfig { folder: read.path("STORAGE_FOLDER", ".multivio/media") },

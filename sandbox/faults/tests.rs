@@ -10,18 +10,11 @@ fn twins() -> Vec<Arc<dyn Twin>> {
 }
 
 fn create(account: &str) -> Target<'_> {
-    Target {
-        service: "x",
-        operation: "tweets.create",
-        account: Some(account),
-        body: b"{\"text\":\"hello\"}",
-    }
+    Target { service: "x", operation: "tweets.create", account: Some(account), body: b"{\"text\":\"hello\"}" }
 }
 
 fn added(faults: &Faults, body: Value) -> u64 {
-    faults
-        .add(parse(&body, &twins()).expect("a right fault"))
-        .id
+    faults.add(parse(&body, &twins()).expect("a right fault")).id
 }
 
 #[test]
@@ -31,44 +24,25 @@ fn a_fault_spares_the_first_calls_and_then_strikes_its_times() {
         &faults,
         json!({"service": "x", "operation": "tweets.create", "after": 1, "times": 2, "effect": "accept_then_drop"}),
     );
-    let struck: Vec<bool> = (0..5)
-        .map(|_| faults.strike(&create("7")).is_some())
-        .collect();
+    let struck: Vec<bool> = (0..5).map(|_| faults.strike(&create("7")).is_some()).collect();
     assert_eq!(struck, [false, true, true, false, false]);
 }
 
 #[test]
 fn every_third_call_can_be_struck_without_end() {
     let faults = Faults::default();
-    added(
-        &faults,
-        json!({"service": "x", "every": 3, "times": "always", "effect": "drop_before"}),
-    );
-    let struck = (0..30)
-        .filter(|_| faults.strike(&create("7")).is_some())
-        .count();
+    added(&faults, json!({"service": "x", "every": 3, "times": "always", "effect": "drop_before"}));
+    let struck = (0..30).filter(|_| faults.strike(&create("7")).is_some()).count();
     assert_eq!(struck, 10);
 }
 
 #[test]
 fn only_one_fault_strikes_a_call() {
     let faults = Faults::default();
-    let first = added(
-        &faults,
-        json!({"service": "x", "effect": "accept_then_drop"}),
-    );
-    let second = added(
-        &faults,
-        json!({"service": "x", "effect": "accept_then_drop"}),
-    );
-    assert_eq!(
-        faults.strike(&create("7")).map(|fault| fault.id),
-        Some(first)
-    );
-    assert_eq!(
-        faults.strike(&create("7")).map(|fault| fault.id),
-        Some(second)
-    );
+    let first = added(&faults, json!({"service": "x", "effect": "accept_then_drop"}));
+    let second = added(&faults, json!({"service": "x", "effect": "accept_then_drop"}));
+    assert_eq!(faults.strike(&create("7")).map(|fault| fault.id), Some(first));
+    assert_eq!(faults.strike(&create("7")).map(|fault| fault.id), Some(second));
     assert!(faults.strike(&create("7")).is_none());
 }
 
@@ -91,43 +65,24 @@ fn account_and_body_narrow_a_fault() {
 
 #[test]
 fn an_operation_can_be_named_by_its_route() {
-    let fault = parse(
-        &json!({"service": "x", "operation": "POST /2/tweets", "effect": {"hang_ms": 5}}),
-        &twins(),
-    );
+    let fault = parse(&json!({"service": "x", "operation": "POST /2/tweets", "effect": {"hang_ms": 5}}), &twins());
     let fault = fault.expect("a right fault");
-    assert_eq!(
-        (fault.operation.as_str(), fault.effect),
-        ("tweets.create", Effect::HangMs(5))
-    );
+    assert_eq!((fault.operation.as_str(), fault.effect), ("tweets.create", Effect::HangMs(5)));
 }
 
 #[test]
 fn whatever_is_misspelt_is_refused_with_what_would_be_right() {
     let cases = [
         (json!({"service": "y", "effect": "drop_before"}), "x"),
-        (
-            json!({"service": "x", "operation": "tweet.create"}),
-            "tweets.create (POST /2/tweets)",
-        ),
-        (
-            json!({"service": "x", "effect": "accept_then_dorp"}),
-            "accept_then_drop",
-        ),
-        (
-            json!({"service": "x", "effect": {"refuse": {"error": "duplicate"}}}),
-            "duplicate_content",
-        ),
+        (json!({"service": "x", "operation": "tweet.create"}), "tweets.create (POST /2/tweets)"),
+        (json!({"service": "x", "effect": "accept_then_dorp"}), "accept_then_drop"),
+        (json!({"service": "x", "effect": {"refuse": {"error": "duplicate"}}}), "duplicate_content"),
         (json!({"service": "x", "effects": "drop_before"}), "effect"),
         (json!({"service": "x", "times": 0}), "always"),
     ];
     for (body, right) in cases {
         let complaint = parse(&body, &twins()).expect_err("refused");
-        assert!(
-            complaint.valid.iter().any(|valid| valid == right),
-            "{body}: {:?}",
-            complaint.valid
-        );
+        assert!(complaint.valid.iter().any(|valid| valid == right), "{body}: {:?}", complaint.valid);
     }
 }
 

@@ -39,8 +39,7 @@ pub fn check_twist(name: &str, value: &Value) -> Result<(), String> {
         "slow_first_token_ms" => value.as_u64().is_some_and(|wait_ms| wait_ms <= 600_000),
         "stream_cut" | "stream_error" => {
             value.is_null()
-                || (value.as_object().is_some_and(|fields| fields.len() == 1)
-                    && value["after_chunks"].is_u64())
+                || (value.as_object().is_some_and(|fields| fields.len() == 1) && value["after_chunks"].is_u64())
         }
         _ => value.is_null(),
     };
@@ -50,11 +49,7 @@ pub fn check_twist(name: &str, value: &Value) -> Result<(), String> {
         "stream_cut" | "stream_error" => "{\"after_chunks\": n} or no value",
         _ => "no value",
     };
-    if fits {
-        Ok(())
-    } else {
-        Err(format!("`{name}` takes {wants}"))
-    }
+    if fits { Ok(()) } else { Err(format!("`{name}` takes {wants}")) }
 }
 
 pub struct Reply {
@@ -78,14 +73,7 @@ impl Reply {
         let mut content: Vec<String> = (0..request.count)
             .map(|index| {
                 let seed = task.seed.wrapping_add(index as u64);
-                written(
-                    request,
-                    &Task {
-                        seed,
-                        ..task.clone()
-                    },
-                    twist,
-                )
+                written(request, &Task { seed, ..task.clone() }, twist)
             })
             .collect();
         match twist_name {
@@ -106,9 +94,7 @@ impl Reply {
             }
             "truncated" => {
                 finish_reason = "length";
-                content
-                    .iter_mut()
-                    .for_each(|text| *text = head(text, tokens(text) / 2));
+                content.iter_mut().for_each(|text| *text = head(text, tokens(text) / 2));
             }
             _ => {
                 if let Some(room) = visible_cap(provider, request.cap, reasoning_tokens)
@@ -121,55 +107,30 @@ impl Reply {
         }
         let visible: u64 = content.iter().map(|text| tokens(text)).sum();
         let model = match twist {
-            Some(twist) if twist.name == "other_model" => {
-                String::from(twist.value.as_str().unwrap_or_default())
-            }
+            Some(twist) if twist.name == "other_model" => String::from(twist.value.as_str().unwrap_or_default()),
             // 1.1: a redirected name is answered by its real model, silently.
             Some(_) | None => String::from(request.model.id),
         };
         let usage = usage(provider, request, visible, reasoning_tokens);
         let id = new_id(provider);
-        Self {
-            provider,
-            id,
-            model,
-            content,
-            refusal,
-            finish_reason,
-            usage,
-            reasoning_tokens,
-        }
+        Self { provider, id, model, content, refusal, finish_reason, usage, reasoning_tokens }
     }
 
     pub fn answer(&self, request: &Request, settings: &Settings, twist: Option<&Twist>) -> Answer {
-        let slow_ms = twist
-            .filter(|twist| twist.name == "slow_first_token_ms")
-            .and_then(|twist| twist.value.as_u64());
+        let slow_ms = twist.filter(|twist| twist.name == "slow_first_token_ms").and_then(|twist| twist.value.as_u64());
         let first_delay_ms = settings.first_token_delay_ms + slow_ms.unwrap_or(0);
         let without_usage = twist.is_some_and(|twist| twist.name == "no_usage");
-        let cut =
-            twist.filter(|twist| ["stream_cut", "stream_error"].contains(&twist.name.as_str()));
+        let cut = twist.filter(|twist| ["stream_cut", "stream_error"].contains(&twist.name.as_str()));
         if !request.stream {
             let mut answer = Answer::ok(self.whole(without_usage));
             answer.wait_ms = first_delay_ms;
             // Without a stream there is nothing to cut but the body itself.
-            return if cut.is_some() {
-                answer.malformed()
-            } else {
-                answer
-            };
+            return if cut.is_some() { answer.malformed() } else { answer };
         }
         let mut pieces = self.pieces(request, without_usage);
-        let mut events = Events {
-            first_delay_ms,
-            delay_ms: settings.chunk_delay_ms,
-            ..Events::default()
-        };
+        let mut events = Events { first_delay_ms, delay_ms: settings.chunk_delay_ms, ..Events::default() };
         if let Some(twist) = cut {
-            let after = twist.value["after_chunks"]
-                .as_u64()
-                .and_then(|n| usize::try_from(n).ok())
-                .unwrap_or(2);
+            let after = twist.value["after_chunks"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(2);
             pieces.truncate(after);
             match twist.name.as_str() {
                 "stream_error" => pieces.push(event(&refusals::of(self.provider).in_stream())), // 1.3
@@ -225,9 +186,8 @@ impl Reply {
         let mut chunks = Vec::new();
         for (index, text) in self.content.iter().enumerate() {
             let mut say = |delta: Value, finish: Option<&str>| {
-                let mut made = chunk(
-                    json!([{"index": index, "delta": delta, "finish_reason": finish, "logprobs": null}]),
-                );
+                let mut made =
+                    chunk(json!([{"index": index, "delta": delta, "finish_reason": finish, "logprobs": null}]));
                 if with_usage && self.provider != Provider::Together {
                     made["usage"] = Value::Null; // 1.3: the other chunks carry usage:null
                 }
@@ -276,9 +236,7 @@ fn event(body: &Value) -> String {
 /// The words of one choice: free text or JSON by the schema.
 fn written(request: &Request, task: &Task, twist: Option<&Twist>) -> String {
     let format = request.response_format.as_ref();
-    let kind = format
-        .and_then(|format| format["type"].as_str())
-        .unwrap_or("text");
+    let kind = format.and_then(|format| format["type"].as_str()).unwrap_or("text");
     let name = twist.map(|twist| twist.name.as_str()).unwrap_or_default();
     if let (Some(twist), "text") = (twist, name) {
         return String::from(twist.value.as_str().unwrap_or_default());
@@ -287,9 +245,7 @@ fn written(request: &Request, task: &Task, twist: Option<&Twist>) -> String {
     let long = (name == "too_long").then(|| writer::oversized(task));
     match kind {
         "json_schema" => {
-            let described = format
-                .map(|format| format["json_schema"]["schema"].clone())
-                .unwrap_or_default();
+            let described = format.map(|format| format["json_schema"]["schema"].clone()).unwrap_or_default();
             let value = match long {
                 Some(text) => stretched(schema::fill(&described, task), &text),
                 None => schema::fill(&described, task),
@@ -306,9 +262,7 @@ fn written(request: &Request, task: &Task, twist: Option<&Twist>) -> String {
             _ => json!({"text": long.unwrap_or_else(|| writer::compose(task))}).to_string(),
         },
         _ => match name {
-            "invalid_json" | "wrong_schema" => {
-                String::from("Sure! Here is what you asked for: {\"text\": ")
-            }
+            "invalid_json" | "wrong_schema" => String::from("Sure! Here is what you asked for: {\"text\": "),
             _ => long.unwrap_or_else(|| writer::compose(task)),
         },
     }
@@ -318,22 +272,14 @@ fn written(request: &Request, task: &Task, twist: Option<&Twist>) -> String {
 fn stretched(value: Value, text: &str) -> Value {
     match value {
         Value::String(_) => Value::String(String::from(text)),
-        Value::Array(items) => items
-            .into_iter()
-            .map(|item| stretched(item, text))
-            .collect(),
-        Value::Object(fields) => fields
-            .into_iter()
-            .map(|(name, value)| (name, stretched(value, text)))
-            .collect(),
+        Value::Array(items) => items.into_iter().map(|item| stretched(item, text)).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, stretched(value, text))).collect(),
         other => other,
     }
 }
 
 fn head(text: &str, token_count: u64) -> String {
-    text.chars()
-        .take(usize::try_from(token_count * 4).unwrap_or(usize::MAX))
-        .collect()
+    text.chars().take(usize::try_from(token_count * 4).unwrap_or(usize::MAX)).collect()
 }
 
 /// 1.3: words for "done" that a client has to know.
@@ -407,10 +353,7 @@ fn new_id(provider: Provider) -> String {
 
 /// 1.3: a random text that parsers must ignore.
 fn noise(index: usize) -> String {
-    format!("{:x}", seed_of(&index.to_string()))
-        .chars()
-        .take(3 + index % 10)
-        .collect()
+    format!("{:x}", seed_of(&index.to_string())).chars().take(3 + index % 10).collect()
 }
 
 #[cfg(test)]

@@ -22,13 +22,7 @@ const fn model(
     context_tokens: u64,
     price_cents: (u64, u64),
 ) -> Model {
-    Model {
-        id,
-        reasoning,
-        efforts,
-        context_tokens,
-        price_cents,
-    }
+    Model { id, reasoning, efforts, context_tokens, price_cents }
 }
 
 const XAI_EFFORTS: &[&str] = &["none", "low", "medium", "high"];
@@ -46,34 +40,10 @@ const XAI: [Model; 7] = [
 ];
 
 const TOGETHER: [Model; 4] = [
-    model(
-        "openai/gpt-oss-120b",
-        true,
-        TOGETHER_EFFORTS,
-        131_072,
-        (15, 60),
-    ),
-    model(
-        "zai-org/GLM-5.3-Flash",
-        false,
-        TOGETHER_EFFORTS,
-        131_072,
-        (15, 50),
-    ),
-    model(
-        "deepseek-ai/DeepSeek-V4.1-Flash",
-        false,
-        TOGETHER_EFFORTS,
-        131_072,
-        (30, 120),
-    ),
-    model(
-        "moonshotai/Kimi-K3",
-        false,
-        TOGETHER_EFFORTS,
-        262_144,
-        (300, 1_500),
-    ),
+    model("openai/gpt-oss-120b", true, TOGETHER_EFFORTS, 131_072, (15, 60)),
+    model("zai-org/GLM-5.3-Flash", false, TOGETHER_EFFORTS, 131_072, (15, 50)),
+    model("deepseek-ai/DeepSeek-V4.1-Flash", false, TOGETHER_EFFORTS, 131_072, (30, 120)),
+    model("moonshotai/Kimi-K3", false, TOGETHER_EFFORTS, 262_144, (300, 1_500)),
 ];
 
 const OPENAI: [Model; 12] = [
@@ -110,11 +80,7 @@ pub fn find(provider: Provider, name: &str) -> Option<&'static Model> {
         let retired = ["grok-3", "grok-4-0709", "grok-code-fast-1"].contains(&name)
             || name.starts_with("grok-4-fast")
             || name.starts_with("grok-4-1-fast");
-        if retired {
-            known("grok-4.3")
-        } else {
-            name.strip_suffix("-latest").and_then(known)
-        }
+        if retired { known("grok-4.3") } else { name.strip_suffix("-latest").and_then(known) }
     })
 }
 
@@ -122,9 +88,7 @@ pub fn find(provider: Provider, name: &str) -> Option<&'static Model> {
 pub fn default_effort(model: &Model, asked: &str) -> &'static str {
     match () {
         () if !model.reasoning => "none",
-        () if asked != model.id && model.id == "grok-4.3" && !asked.ends_with("-reasoning") => {
-            "none"
-        }
+        () if asked != model.id && model.id == "grok-4.3" && !asked.ends_with("-reasoning") => "none",
         () if model.id == "grok-4.3" => "low",
         () => "medium",
     }
@@ -191,22 +155,13 @@ mod tests {
         assert_eq!(id(Provider::Xai, "grok-4.7-latest"), Some("grok-4.7"));
         assert_eq!(id(Provider::Xai, "grok-2"), None);
         assert_eq!(id(Provider::OpenAi, "gpt-4"), None);
-        assert_eq!(
-            id(
-                Provider::Together,
-                "meta-llama/Llama-3.3-70B-Instruct-Turbo"
-            ),
-            None
-        );
+        assert_eq!(id(Provider::Together, "meta-llama/Llama-3.3-70B-Instruct-Turbo"), None);
     }
 
     #[test]
     fn each_lists_its_models_in_its_own_shape() {
         assert!(list(Provider::Together).is_array());
         assert_eq!(list(Provider::Xai)["data"][0]["owned_by"], "xai");
-        assert_eq!(
-            language_models()["models"][3]["prompt_text_token_price"],
-            12_500
-        );
+        assert_eq!(language_models()["models"][3]["prompt_text_token_price"], 12_500);
     }
 }

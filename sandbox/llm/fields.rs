@@ -55,10 +55,7 @@ const TOGETHER: [(&str, Form); 9] = [
     ("min_p", Form::Number(0.0, 1.0)),
     ("repetition_penalty", Form::Number(0.0, 10.0)),
     ("reasoning", Form::Object),
-    (
-        "context_length_exceeded_behavior",
-        Form::Words(&["truncate", "error"]),
-    ),
+    ("context_length_exceeded_behavior", Form::Words(&["truncate", "error"])),
     ("safety_model", Form::Text),
     ("echo", Form::Flag),
 ];
@@ -88,11 +85,7 @@ pub fn form(provider: Provider, name: &str) -> Option<&'static Form> {
         Provider::OpenAi => &OPENAI,
     };
     static SHARED: [(&str, Form); 15] = EVERYONE;
-    SHARED
-        .iter()
-        .chain(own)
-        .find(|(known, _)| *known == name)
-        .map(|(_, form)| form)
+    SHARED.iter().chain(own).find(|(known, _)| *known == name).map(|(_, form)| form)
 }
 
 /// What is wrong with a value. A number out of range is another thing than no number at all.
@@ -105,39 +98,24 @@ impl Form {
     pub fn check(&self, value: &Value) -> Result<(), Fault> {
         match self {
             Self::Any => Ok(()),
-            Self::Text => value
-                .is_string()
-                .then_some(())
-                .ok_or(Fault::Type("a string")),
-            Self::Flag => value
-                .is_boolean()
-                .then_some(())
-                .ok_or(Fault::Type("a boolean")),
-            Self::List => value
-                .is_array()
-                .then_some(())
-                .ok_or(Fault::Type("an array")),
-            Self::Object => value
-                .is_object()
-                .then_some(())
-                .ok_or(Fault::Type("an object")),
+            Self::Text => value.is_string().then_some(()).ok_or(Fault::Type("a string")),
+            Self::Flag => value.is_boolean().then_some(()).ok_or(Fault::Type("a boolean")),
+            Self::List => value.is_array().then_some(()).ok_or(Fault::Type("an array")),
+            Self::Object => value.is_object().then_some(()).ok_or(Fault::Type("an object")),
             Self::Number(least, most) => {
                 let number = value.as_f64().ok_or(Fault::Type("a number"))?;
                 let fits = (*least..=*most).contains(&number);
-                fits.then_some(())
-                    .ok_or_else(|| Fault::Range(format!("must be between {least} and {most}")))
+                fits.then_some(()).ok_or_else(|| Fault::Range(format!("must be between {least} and {most}")))
             }
             Self::Whole(least, most) => {
                 let number = value.as_i64().ok_or(Fault::Type("an integer"))?;
                 let fits = (*least..=*most).contains(&number);
-                fits.then_some(())
-                    .ok_or_else(|| Fault::Range(format!("must be between {least} and {most}")))
+                fits.then_some(()).ok_or_else(|| Fault::Range(format!("must be between {least} and {most}")))
             }
             Self::Words(words) => {
                 let word = value.as_str().ok_or(Fault::Type("a string"))?;
                 let fits = words.contains(&word);
-                fits.then_some(())
-                    .ok_or_else(|| Fault::Range(format!("must be one of {}", words.join(", "))))
+                fits.then_some(()).ok_or_else(|| Fault::Range(format!("must be one of {}", words.join(", "))))
             }
         }
     }

@@ -19,9 +19,7 @@ pub fn check(
     match format["type"].as_str() {
         Some("text") => Ok(()),
         Some("json_object") => {
-            let says_json = messages
-                .iter()
-                .any(|message| message.to_string().to_ascii_lowercase().contains("json"));
+            let says_json = messages.iter().any(|message| message.to_string().to_ascii_lowercase().contains("json"));
             if provider == Provider::OpenAi && !says_json {
                 let message = "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'.";
                 return Err(bad("messages", message));
@@ -32,9 +30,7 @@ pub fn check(
             let described = &format["json_schema"];
             let name = described["name"].as_str().unwrap_or_default();
             let name_fits = (1..=64).contains(&name.len())
-                && name
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
             if !name_fits {
                 return Err(bad(
                     "response_format.json_schema.name",
@@ -62,21 +58,15 @@ pub fn check(
 /// 1.2: strict mode wants every property required and nothing else allowed.
 fn check_strict(refusals: &Refusals, name: &str, schema: &Value, at: &str) -> Result<(), Answer> {
     let bad = |what: &str| {
-        let message =
-            format!("Invalid schema for response_format '{name}': In context=({at}), {what}");
+        let message = format!("Invalid schema for response_format '{name}': In context=({at}), {what}");
         refusals.bad_field("response_format", "invalid_json_schema", &message)
     };
     if let Some(properties) = schema["properties"].as_object() {
         if schema["additionalProperties"] != false {
-            return Err(bad(
-                "'additionalProperties' is required to be supplied and to be false.",
-            ));
+            return Err(bad("'additionalProperties' is required to be supplied and to be false."));
         }
-        let required = |key: &str| {
-            schema["required"]
-                .as_array()
-                .is_some_and(|list| list.iter().any(|known| known == key))
-        };
+        let required =
+            |key: &str| schema["required"].as_array().is_some_and(|list| list.iter().any(|known| known == key));
         if let Some(missing) = properties.keys().find(|key| !required(key)) {
             return Err(bad(&format!(
                 "'required' is required to include every key in properties. Missing '{missing}'."

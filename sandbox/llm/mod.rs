@@ -98,11 +98,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            first_token_delay_ms: 0,
-            chunk_delay_ms: 5,
-            requests_per_minute: 100_000,
-        }
+        Self { first_token_delay_ms: 0, chunk_delay_ms: 5, requests_per_minute: 100_000 }
     }
 }
 
@@ -118,10 +114,7 @@ const XAI: [Operation; 4] = [
 
 impl Llm {
     pub fn new(provider: Provider) -> Self {
-        Self {
-            provider,
-            desk: Mutex::new(Desk::new(provider)),
-        }
+        Self { provider, desk: Mutex::new(Desk::new(provider)) }
     }
 
     pub fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -134,16 +127,9 @@ impl Llm {
 
     fn admit(&self, call: &Call, operation: &str) -> Result<String, Answer> {
         let refusals = refusals::of(self.provider);
-        let token = call
-            .bearer()
-            .filter(|token| !token.is_empty())
-            .ok_or_else(|| refusals.missing_key())?; // 1.4: 401
+        let token = call.bearer().filter(|token| !token.is_empty()).ok_or_else(|| refusals.missing_key())?; // 1.4: 401
         let mut desk = self.desk();
-        let key = desk
-            .keys
-            .get(token)
-            .cloned()
-            .ok_or_else(|| refusals.wrong_key(token))?; // 1.4: 400 or 401
+        let key = desk.keys.get(token).cloned().ok_or_else(|| refusals.wrong_key(token))?; // 1.4: 400 or 401
         if operation == "key.get" {
             return Ok(key.label);
         }
@@ -161,10 +147,8 @@ impl Llm {
     /// 1.5: what the key is worth; xAI only.
     fn api_key(&self, call: &Call) -> Answer {
         let desk = self.desk();
-        let blocked = call
-            .bearer()
-            .and_then(|token| desk.keys.get(token))
-            .is_some_and(|key| key.state == KeyState::Blocked);
+        let blocked =
+            call.bearer().and_then(|token| desk.keys.get(token)).is_some_and(|key| key.state == KeyState::Blocked);
         Answer::ok(json!({
             "redacted_api_key": "xai-...key", "user_id": "00000000-0000-4000-8000-000000000001", "name": "sandbox",
             "create_time": "2026-01-01T00:00:00Z", "modify_time": "2026-01-01T00:00:00Z",
@@ -191,17 +175,9 @@ impl Llm {
 
 impl Desk {
     fn new(provider: Provider) -> Self {
-        let key = Key {
-            label: String::from("default"),
-            state: KeyState::Ok,
-        };
+        let key = Key { label: String::from("default"), state: KeyState::Ok };
         let keys = BTreeMap::from([(String::from(provider.default_key()), key)]);
-        Self {
-            settings: Settings::default(),
-            keys,
-            calls: VecDeque::new(),
-            window: (0, 0),
-        }
+        Self { settings: Settings::default(), keys, calls: VecDeque::new(), window: (0, 0) }
     }
 
     fn remember(&mut self, call: Value) {
@@ -229,9 +205,7 @@ impl Desk {
     }
 
     fn remaining(&self) -> u64 {
-        self.settings
-            .requests_per_minute
-            .saturating_sub(self.window.1)
+        self.settings.requests_per_minute.saturating_sub(self.window.1)
     }
 }
 
@@ -257,10 +231,7 @@ impl Twin for Llm {
 
     /// The label of the key, never the key.
     fn account(&self, call: &Call) -> Option<String> {
-        self.desk()
-            .keys
-            .get(call.bearer()?)
-            .map(|key| key.label.clone())
+        self.desk().keys.get(call.bearer()?).map(|key| key.label.clone())
     }
 
     /// Accounts are keys here, known by their labels.
@@ -270,38 +241,24 @@ impl Twin for Llm {
         known.then(|| String::from(label))
     }
 
-    fn serve(
-        &self,
-        operation: Option<&'static Operation>,
-        call: &Call,
-        twist: Option<&Twist>,
-    ) -> Answer {
+    fn serve(&self, operation: Option<&'static Operation>, call: &Call, twist: Option<&Twist>) -> Answer {
         let refusals = refusals::of(self.provider);
         let Some(operation) = operation else {
-            let known_path = self
-                .operations()
-                .iter()
-                .any(|operation| operation.route == call.path);
+            let known_path = self.operations().iter().any(|operation| operation.route == call.path);
             return if known_path {
                 refusals.wrong_method(call.method.as_str())
             } else {
                 refusals.no_such_url(&call.path)
             };
         };
-        let result = self
-            .admit(call, operation.name)
-            .and_then(|label| match operation.name {
-                "chat.create" => self.chat(call, &label, twist),
-                "models.language" => Ok(Answer::ok(catalog::language_models())),
-                "key.get" => Ok(self.api_key(call)),
-                _ => Ok(Answer::ok(catalog::list(self.provider))),
-            });
+        let result = self.admit(call, operation.name).and_then(|label| match operation.name {
+            "chat.create" => self.chat(call, &label, twist),
+            "models.language" => Ok(Answer::ok(catalog::language_models())),
+            "key.get" => Ok(self.api_key(call)),
+            _ => Ok(Answer::ok(catalog::list(self.provider))),
+        });
         let answer = result.unwrap_or_else(|refusal| refusal);
-        if operation.name == "chat.create" {
-            self.with_rate_headers(answer)
-        } else {
-            answer
-        }
+        if operation.name == "chat.create" { self.with_rate_headers(answer) } else { answer }
     }
 
     /// Prompts are looked at through `/_sandbox/llm/calls`; the log has the model only.
@@ -311,19 +268,11 @@ impl Twin for Llm {
     }
 
     fn errors(&self) -> Vec<&'static str> {
-        refusals::of(self.provider)
-            .named()
-            .iter()
-            .map(|(name, _)| *name)
-            .collect()
+        refusals::of(self.provider).named().iter().map(|(name, _)| *name).collect()
     }
 
     fn error(&self, name: &str) -> Option<Answer> {
-        refusals::of(self.provider)
-            .named()
-            .into_iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, answer)| answer)
+        refusals::of(self.provider).named().into_iter().find(|(known, _)| *known == name).map(|(_, answer)| answer)
     }
 
     fn rate_limited(&self, _operation: &'static str, reset_in_s: u64) -> Answer {
@@ -357,19 +306,12 @@ impl Twin for Llm {
 impl Llm {
     /// 1.4: how each tells what is left.
     fn with_rate_headers(&self, answer: Answer) -> Answer {
-        if answer
-            .headers
-            .iter()
-            .any(|(name, _)| name.starts_with("x-ratelimit-"))
-        {
+        if answer.headers.iter().any(|(name, _)| name.starts_with("x-ratelimit-")) {
             return answer;
         }
         let desk = self.desk();
-        let (limit, remaining, reset_s) = (
-            desk.settings.requests_per_minute,
-            desk.remaining(),
-            desk.window_ends_in_s(),
-        );
+        let (limit, remaining, reset_s) =
+            (desk.settings.requests_per_minute, desk.remaining(), desk.window_ends_in_s());
         match self.provider {
             // 1.4: durations until a full refill.
             Provider::OpenAi => answer

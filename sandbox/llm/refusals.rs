@@ -25,18 +25,13 @@ impl Refusals {
         message: &str,
     ) -> Answer {
         match self.0 {
-            Provider::Xai => Answer::json(
-                status,
-                json!({"code": code.unwrap_or(kind), "error": message}),
-            ),
-            Provider::Together => Answer::json(
-                status,
-                json!({"error": {"message": message, "type": kind, "param": param, "code": code}}),
-            ),
-            Provider::OpenAi => Answer::json(
-                status,
-                json!({"error": {"message": message, "type": kind, "param": param, "code": code}}),
-            ),
+            Provider::Xai => Answer::json(status, json!({"code": code.unwrap_or(kind), "error": message})),
+            Provider::Together => {
+                Answer::json(status, json!({"error": {"message": message, "type": kind, "param": param, "code": code}}))
+            }
+            Provider::OpenAi => {
+                Answer::json(status, json!({"error": {"message": message, "type": kind, "param": param, "code": code}}))
+            }
         }
     }
 
@@ -44,13 +39,9 @@ impl Refusals {
     pub fn bad_field(&self, param: &str, code: &str, message: &str) -> Answer {
         match self.0 {
             Provider::Xai => self.say(400, INVALID, None, None, message),
-            Provider::Together | Provider::OpenAi => self.say(
-                400,
-                "invalid_request_error",
-                Some(code),
-                Some(param),
-                message,
-            ),
+            Provider::Together | Provider::OpenAi => {
+                self.say(400, "invalid_request_error", Some(code), Some(param), message)
+            }
         }
     }
 
@@ -59,26 +50,17 @@ impl Refusals {
         let message = format!("Invalid type for '{param}': expected {expected}.");
         match self.0 {
             Provider::Xai => {
-                let message = format!(
-                    "Failed to deserialize the JSON body into the target type: {param}: expected {expected}"
-                );
+                let message =
+                    format!("Failed to deserialize the JSON body into the target type: {param}: expected {expected}");
                 self.say(422, INVALID, None, None, &message)
             }
-            Provider::Together | Provider::OpenAi => {
-                self.bad_field(param, "invalid_type", &message)
-            }
+            Provider::Together | Provider::OpenAi => self.bad_field(param, "invalid_type", &message),
         }
     }
 
     pub fn bad_json(&self) -> Answer {
         match self.0 {
-            Provider::Xai => self.say(
-                422,
-                INVALID,
-                None,
-                None,
-                "Failed to parse the request body as JSON",
-            ),
+            Provider::Xai => self.say(422, INVALID, None, None, "Failed to parse the request body as JSON"),
             Provider::Together => self.say(
                 400,
                 "invalid_request_error",
@@ -86,13 +68,9 @@ impl Refusals {
                 None,
                 "Input validation error: the body is not JSON",
             ),
-            Provider::OpenAi => self.say(
-                400,
-                "invalid_request_error",
-                None,
-                None,
-                "We could not parse the JSON body of your request.",
-            ),
+            Provider::OpenAi => {
+                self.say(400, "invalid_request_error", None, None, "We could not parse the JSON body of your request.")
+            }
         }
     }
 
@@ -101,9 +79,7 @@ impl Refusals {
         let message = "Expected request with `Content-Type: application/json`";
         match self.0 {
             Provider::Xai => self.say(415, INVALID, None, None, message),
-            Provider::Together | Provider::OpenAi => {
-                self.say(400, "invalid_request_error", None, None, message)
-            }
+            Provider::Together | Provider::OpenAi => self.say(400, "invalid_request_error", None, None, message),
         }
     }
 
@@ -111,20 +87,8 @@ impl Refusals {
     pub fn missing_key(&self) -> Answer {
         let message = "You didn't provide an API key. Provide it in an Authorization header using Bearer auth.";
         match self.0 {
-            Provider::Xai => self.say(
-                401,
-                "unauthenticated:missing-credentials",
-                None,
-                None,
-                message,
-            ),
-            Provider::Together => self.say(
-                401,
-                "invalid_request_error",
-                Some("missing_api_key"),
-                None,
-                message,
-            ),
+            Provider::Xai => self.say(401, "unauthenticated:missing-credentials", None, None, message),
+            Provider::Together => self.say(401, "invalid_request_error", Some("missing_api_key"), None, message),
             Provider::OpenAi => self.say(401, "invalid_request_error", None, None, message),
         }
     }
@@ -135,17 +99,12 @@ impl Refusals {
         let message = format!("Incorrect API key provided: {redacted}.");
         match self.0 {
             Provider::Xai => {
-                let message =
-                    format!("{message} You can obtain an API key from https://console.x.ai.");
+                let message = format!("{message} You can obtain an API key from https://console.x.ai.");
                 self.say(400, INVALID, None, None, &message)
             }
-            Provider::Together | Provider::OpenAi => self.say(
-                401,
-                "invalid_request_error",
-                Some("invalid_api_key"),
-                None,
-                &message,
-            ),
+            Provider::Together | Provider::OpenAi => {
+                self.say(401, "invalid_request_error", Some("invalid_api_key"), None, &message)
+            }
         }
     }
 
@@ -154,26 +113,12 @@ impl Refusals {
         match self.0 {
             Provider::Xai => self.credits_spent(403),
             Provider::Together => {
-                let message =
-                    "Credit limit exceeded. Add credits or raise your spending limit to go on.";
-                self.say(
-                    402,
-                    "credit_limit",
-                    Some("credit_limit_exceeded"),
-                    None,
-                    message,
-                )
+                let message = "Credit limit exceeded. Add credits or raise your spending limit to go on.";
+                self.say(402, "credit_limit", Some("credit_limit_exceeded"), None, message)
             }
             Provider::OpenAi => {
-                let message =
-                    "You exceeded your current quota, please check your plan and billing details.";
-                self.say(
-                    429,
-                    "insufficient_quota",
-                    Some("insufficient_quota"),
-                    None,
-                    message,
-                )
+                let message = "You exceeded your current quota, please check your plan and billing details.";
+                self.say(429, "insufficient_quota", Some("insufficient_quota"), None, message)
             }
         }
     }
@@ -181,31 +126,18 @@ impl Refusals {
     pub(super) fn credits_spent(&self, status: u16) -> Answer {
         let message = "Your team has either used all available credits or reached its monthly spending limit. \
                        To continue making API requests, purchase more credits or raise your spending limit.";
-        let code = if status == 403 {
-            "personal-team-blocked:spending-limit"
-        } else {
-            "Some resource has been exhausted"
-        };
+        let code =
+            if status == 403 { "personal-team-blocked:spending-limit" } else { "Some resource has been exhausted" };
         self.say(status, code, None, None, message)
     }
 
     // 1.4: 403, no permission, or a key that is blocked.
     pub fn blocked(&self) -> Answer {
         match self.0 {
-            Provider::Xai => self.say(
-                403,
-                "permission-denied",
-                None,
-                None,
-                "The team or the API key is blocked.",
-            ),
-            Provider::Together => self.say(
-                401,
-                "invalid_request_error",
-                Some("invalid_api_key"),
-                None,
-                "The API key is disabled.",
-            ),
+            Provider::Xai => self.say(403, "permission-denied", None, None, "The team or the API key is blocked."),
+            Provider::Together => {
+                self.say(401, "invalid_request_error", Some("invalid_api_key"), None, "The API key is disabled.")
+            }
             Provider::OpenAi => self.say(
                 401,
                 "invalid_request_error",
@@ -220,39 +152,16 @@ impl Refusals {
     pub fn no_such_model(&self, model: &str) -> Answer {
         match self.0 {
             Provider::Xai => {
-                let message = format!(
-                    "The model {model} does not exist or your team does not have access to it."
-                );
-                self.say(
-                    404,
-                    "Some requested entity was not found",
-                    None,
-                    None,
-                    &message,
-                )
+                let message = format!("The model {model} does not exist or your team does not have access to it.");
+                self.say(404, "Some requested entity was not found", None, None, &message)
             }
             Provider::Together => {
-                let message = format!(
-                    "Unable to access model {model}. Please visit the list of supported models."
-                );
-                self.say(
-                    404,
-                    "invalid_request_error",
-                    Some("model_not_available"),
-                    None,
-                    &message,
-                )
+                let message = format!("Unable to access model {model}. Please visit the list of supported models.");
+                self.say(404, "invalid_request_error", Some("model_not_available"), None, &message)
             }
             Provider::OpenAi => {
-                let message =
-                    format!("The model `{model}` does not exist or you do not have access to it.");
-                self.say(
-                    404,
-                    "invalid_request_error",
-                    Some("model_not_found"),
-                    None,
-                    &message,
-                )
+                let message = format!("The model `{model}` does not exist or you do not have access to it.");
+                self.say(404, "invalid_request_error", Some("model_not_found"), None, &message)
             }
         }
     }
@@ -266,13 +175,7 @@ impl Refusals {
     // 1.4: 405.
     pub fn wrong_method(&self, method: &str) -> Answer {
         let message = format!("The method {method} is not allowed for this URL.");
-        self.say(
-            405,
-            "invalid_request_error",
-            Some("method_not_supported"),
-            None,
-            &message,
-        )
+        self.say(405, "invalid_request_error", Some("method_not_supported"), None, &message)
     }
 
     // 1.4: input and max_tokens over the context: 403 at Together, 400 elsewhere.
@@ -281,16 +184,10 @@ impl Refusals {
             "This model's maximum context length is {context_tokens} tokens. However, you requested {asked} tokens."
         );
         match self.0 {
-            Provider::Together => self.say(
-                403,
-                "invalid_request_error",
-                Some("context_length_exceeded"),
-                None,
-                &message,
-            ),
-            Provider::Xai | Provider::OpenAi => {
-                self.bad_field("messages", "context_length_exceeded", &message)
+            Provider::Together => {
+                self.say(403, "invalid_request_error", Some("context_length_exceeded"), None, &message)
             }
+            Provider::Xai | Provider::OpenAi => self.bad_field("messages", "context_length_exceeded", &message),
         }
     }
 
@@ -330,11 +227,7 @@ impl Refusals {
 
     // 1.4: 500, 502, 503, 504.
     pub(super) fn transient(&self, status: u16, message: &str) -> Answer {
-        let kind = if status == 503 {
-            "service_unavailable"
-        } else {
-            "server_error"
-        };
+        let kind = if status == 503 { "service_unavailable" } else { "server_error" };
         self.say(status, kind, None, None, message)
     }
 
@@ -349,10 +242,7 @@ fn redacted(key: &str) -> String {
     if chars.len() < 8 {
         return String::from("***");
     }
-    let (head, tail): (String, String) = (
-        chars[..2].iter().collect(),
-        chars[chars.len() - 2..].iter().collect(),
-    );
+    let (head, tail): (String, String) = (chars[..2].iter().collect(), chars[chars.len() - 2..].iter().collect());
     format!("{head}***{tail}")
 }
 

@@ -11,11 +11,7 @@ const DEEPEST: usize = 24;
 
 /// A value that is valid for the schema.
 pub fn fill(schema: &Value, task: &Task) -> Value {
-    let place = Place {
-        name: "text",
-        about: "",
-        limit: task.limit,
-    };
+    let place = Place { name: "text", about: "", limit: task.limit };
     Filler { root: schema, task }.value(schema, place, 0)
 }
 
@@ -39,25 +35,16 @@ impl Filler<'_> {
         if depth > DEEPEST {
             return Value::Null;
         }
-        let place = Place {
-            limit: tighter(place.limit, schema),
-            ..place
-        };
+        let place = Place { limit: tighter(place.limit, schema), ..place };
         if let Some(constant) = schema.get("const") {
             return constant.clone();
         }
         if let Some(words) = schema["enum"].as_array() {
             let about = words.iter().find(|word| *word == place.about);
-            return about
-                .or(words.iter().find(|word| !word.is_null()))
-                .cloned()
-                .unwrap_or_default();
+            return about.or(words.iter().find(|word| !word.is_null())).cloned().unwrap_or_default();
         }
         if let Some(path) = schema["$ref"].as_str() {
-            let target = self
-                .root
-                .pointer(path.trim_start_matches('#'))
-                .unwrap_or(&Value::Null);
+            let target = self.root.pointer(path.trim_start_matches('#')).unwrap_or(&Value::Null);
             return self.value(target, place, depth + 1);
         }
         for choice in ["anyOf", "oneOf", "allOf"] {
@@ -71,9 +58,7 @@ impl Filler<'_> {
             "array" => self.array(schema, place, depth),
             "string" => self.text(schema, place).map_or(Value::Null, Value::String),
             "integer" => json!(self.number(schema, place.name)),
-            "number" => json!(f64::from(
-                u32::try_from(self.number(schema, place.name)).unwrap_or(0)
-            )),
+            "number" => json!(f64::from(u32::try_from(self.number(schema, place.name)).unwrap_or(0))),
             "boolean" => json!(true),
             _ => Value::Null,
         }
@@ -82,10 +67,7 @@ impl Filler<'_> {
     fn object(&self, schema: &Value, place: Place<'_>, depth: usize) -> Value {
         let mut object = Map::new();
         for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
-            object.insert(
-                name.clone(),
-                self.value(inner, self.inside(place, name), depth + 1),
-            );
+            object.insert(name.clone(), self.value(inner, self.inside(place, name), depth + 1));
         }
         Value::Object(object)
     }
@@ -93,48 +75,31 @@ impl Filler<'_> {
     /// A property with a limit of its own in the prompt starts a place of its own.
     fn inside<'a>(&'a self, place: Place<'a>, name: &'a str) -> Place<'a> {
         match self.task.limits.get(name) {
-            Some(limits) => Place {
-                name,
-                about: name,
-                limit: Some(limits.text),
-            },
+            Some(limits) => Place { name, about: name, limit: Some(limits.text) },
             None => Place { name, ..place },
         }
     }
 
     fn array(&self, schema: &Value, place: Place<'_>, depth: usize) -> Value {
         let items = &schema["items"];
-        let least = schema["minItems"]
-            .as_u64()
-            .and_then(|n| usize::try_from(n).ok())
-            .unwrap_or(0);
-        let most = schema["maxItems"]
-            .as_u64()
-            .and_then(|n| usize::try_from(n).ok())
-            .unwrap_or(usize::MAX);
+        let least = schema["minItems"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        let most = schema["maxItems"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         let lower = place.name.to_lowercase();
         let task = self.task;
         let one = || self.value(items, place, depth + 1);
         let mut values: Vec<Value> = if type_of(items) != "string" {
             match kinds(items) {
                 // One for each: "exactly one variant for each platform".
-                Some(kinds) => kinds
-                    .iter()
-                    .map(|kind| self.value(items, self.inside(place, kind), depth + 1))
-                    .collect(),
+                Some(kinds) => {
+                    kinds.iter().map(|kind| self.value(items, self.inside(place, kind), depth + 1)).collect()
+                }
                 None => vec![one()],
             }
         } else if lower.contains("hashtag") || lower == "tags" {
-            writer::hashtags(&task.content, 3, task.seed)
-                .into_iter()
-                .map(Value::String)
-                .collect()
+            writer::hashtags(&task.content, 3, task.seed).into_iter().map(Value::String).collect()
         } else if ["parts", "posts", "tweets", "thread", "segments"].contains(&lower.as_str()) {
             let limit = tighter(place.limit, items).unwrap_or(280);
-            writer::parts(&task.content, limit)
-                .into_iter()
-                .map(Value::String)
-                .collect()
+            writer::parts(&task.content, limit).into_iter().map(Value::String).collect()
         } else {
             vec![one()]
         };
@@ -160,24 +125,16 @@ impl Filler<'_> {
             return Some(String::from(fixed));
         }
         let lower = place.name.to_lowercase();
-        let task = Task {
-            limit: place.limit,
-            ..self.task.clone()
-        };
+        let task = Task { limit: place.limit, ..self.task.clone() };
         let is = |words: &[&str]| words.iter().any(|word| lower.contains(word));
         if is(&["title", "headline"]) {
             let limit = task.limits.get(place.about).and_then(|limits| limits.title);
-            let may_be_null = schema["type"]
-                .as_array()
-                .is_some_and(|types| types.iter().any(|t| t == "null"));
+            let may_be_null = schema["type"].as_array().is_some_and(|types| types.iter().any(|t| t == "null"));
             if may_be_null && limit.is_none() && !task.limits.is_empty() {
                 return None;
             }
             let limit = limit.or(place.limit).unwrap_or(100);
-            return Some(writer::fitted(
-                &writer::first_words(&task.content, 8),
-                limit,
-            ));
+            return Some(writer::fitted(&writer::first_words(&task.content, 8), limit));
         }
         Some(if is(&["language", "locale"]) {
             String::from("en")
@@ -207,25 +164,14 @@ impl Filler<'_> {
 /// The words of the property that tells the items of a list apart.
 fn kinds(items: &Value) -> Option<Vec<String>> {
     let properties = items["properties"].as_object()?;
-    let words = properties
-        .values()
-        .filter_map(|inner| inner["enum"].as_array())
-        .find(|words| words.len() > 1)?;
-    Some(
-        words
-            .iter()
-            .filter_map(|word| word.as_str().map(String::from))
-            .collect(),
-    )
+    let words = properties.values().filter_map(|inner| inner["enum"].as_array()).find(|words| words.len() > 1)?;
+    Some(words.iter().filter_map(|word| word.as_str().map(String::from)).collect())
 }
 
 fn type_of(schema: &Value) -> &str {
     let stated = match &schema["type"] {
         Value::String(name) => Some(name.as_str()),
-        Value::Array(names) => names
-            .iter()
-            .filter_map(Value::as_str)
-            .find(|name| *name != "null"),
+        Value::Array(names) => names.iter().filter_map(Value::as_str).find(|name| *name != "null"),
         _ => None,
     };
     stated.unwrap_or(if schema["properties"].is_object() {
@@ -239,9 +185,7 @@ fn type_of(schema: &Value) -> &str {
 
 /// The smaller of what is known and what this schema says itself, in `maxLength` or in its description.
 fn tighter(limit: Option<usize>, schema: &Value) -> Option<usize> {
-    let stated = schema["maxLength"]
-        .as_u64()
-        .and_then(|most| usize::try_from(most).ok());
+    let stated = schema["maxLength"].as_u64().and_then(|most| usize::try_from(most).ok());
     let described = schema["description"].as_str().and_then(limit_in);
     [limit, stated, described].into_iter().flatten().min()
 }
@@ -281,19 +225,10 @@ mod tests {
         let tags = value["hashtags"].as_array().expect("list");
         assert!(
             (2..=3).contains(&tags.len())
-                && tags
-                    .iter()
-                    .all(|tag| tag.as_str().is_some_and(|tag| tag.starts_with('#')))
+                && tags.iter().all(|tag| tag.as_str().is_some_and(|tag| tag.starts_with('#')))
         );
-        assert_eq!(
-            (&value["platform"], &value["score"], &value["maybe"]),
-            (&json!("x"), &json!(3), &json!(true))
-        );
-        assert!(
-            value["parts"]
-                .as_array()
-                .is_some_and(|parts| parts.len() > 2)
-        );
+        assert_eq!((&value["platform"], &value["score"], &value["maybe"]), (&json!("x"), &json!(3), &json!(true)));
+        assert!(value["parts"].as_array().is_some_and(|parts| parts.len() > 2));
     }
 
     #[test]
@@ -313,18 +248,13 @@ mod tests {
             "x": variant(json!({"const": "x"})), "linkedin": variant(json!({"const": "linkedin"})), "youtube": variant(json!({"const": "youtube"})),
         }});
         let keyed = fill(&keyed, &task);
-        for (index, (platform, limit)) in [("x", 40), ("linkedin", 60), ("youtube", 300)]
-            .into_iter()
-            .enumerate()
-        {
+        for (index, (platform, limit)) in [("x", 40), ("linkedin", 60), ("youtube", 300)].into_iter().enumerate() {
             for value in [&listed[index], &keyed[platform]] {
                 assert_eq!(value["platform"], platform);
                 let text = value["text"].as_str().expect("text");
                 assert!(!text.is_empty() && text.chars().count() <= limit, "{text}");
                 assert_eq!(
-                    value["title"]
-                        .as_str()
-                        .is_some_and(|title| title.chars().count() <= 20),
+                    value["title"].as_str().is_some_and(|title| title.chars().count() <= 20),
                     platform == "youtube"
                 );
             }

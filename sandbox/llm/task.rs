@@ -37,29 +37,17 @@ pub struct Limits {
 impl Task {
     pub fn of(messages: &[Value]) -> Self {
         let system = said_by(messages, &["system", "developer"]);
-        let users: Vec<&Value> = messages
-            .iter()
-            .filter(|message| message["role"] == "user")
-            .collect();
+        let users: Vec<&Value> = messages.iter().filter(|message| message["role"] == "user").collect();
         // What the user wants is said first; later messages find fault with the answer.
         let said: Vec<String> = users.iter().map(|message| text_of(message)).collect();
-        let marked = said
-            .iter()
-            .rev()
-            .find(|text| marked_content(text).is_some());
+        let marked = said.iter().rev().find(|text| marked_content(text).is_some());
         let user = marked.or(said.first()).cloned().unwrap_or_default();
         let content = marked_content(&user).unwrap_or_else(|| String::from(user.trim()));
         let around = user.replacen(&content, " ", 1);
-        let has_image = users
-            .last()
-            .is_some_and(|message| message["content"].to_string().contains("\"image_url\""));
+        let has_image = users.last().is_some_and(|message| message["content"].to_string().contains("\"image_url\""));
         let instructions = format!("{system}\n{around}").to_lowercase();
         Self {
-            verb: if has_image {
-                Verb::Describe
-            } else {
-                verb_of(&instructions)
-            },
+            verb: if has_image { Verb::Describe } else { verb_of(&instructions) },
             limit: limit_in(&instructions),
             limits: limits_in(&instructions),
             seed: seed_of(&Value::from(messages.to_vec()).to_string()),
@@ -71,29 +59,18 @@ impl Task {
 /// A number from a text, the same on every run.
 pub fn seed_of(text: &str) -> u64 {
     let digest = Sha256::digest(text);
-    digest
-        .iter()
-        .take(8)
-        .fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+    digest.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
 
 fn said_by(messages: &[Value], roles: &[&str]) -> String {
-    let said = messages.iter().filter(|message| {
-        message["role"]
-            .as_str()
-            .is_some_and(|role| roles.contains(&role))
-    });
+    let said = messages.iter().filter(|message| message["role"].as_str().is_some_and(|role| roles.contains(&role)));
     said.map(text_of).collect::<Vec<_>>().join("\n")
 }
 
 fn text_of(message: &Value) -> String {
     match &message["content"] {
         Value::String(text) => text.clone(),
-        Value::Array(parts) => parts
-            .iter()
-            .filter_map(|part| part["text"].as_str())
-            .collect::<Vec<_>>()
-            .join("\n"),
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join("\n"),
         _ => String::new(),
     }
 }
@@ -124,26 +101,14 @@ fn marked_content(message: &str) -> Option<String> {
 fn limits_in(instructions: &str) -> BTreeMap<String, Limits> {
     let number_after = |text: &str, words: &str| {
         let (_, rest) = text.split_once(words)?;
-        let digits: String = rest
-            .trim_start()
-            .chars()
-            .take_while(char::is_ascii_digit)
-            .collect();
+        let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).collect();
         digits.parse::<usize>().ok().filter(|limit| *limit > 0)
     };
     let named = instructions.lines().filter_map(|line| {
         let (name, rest) = line.trim().strip_prefix("- ")?.split_once(':')?;
         let is_name = !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
         let text = number_after(rest, "at most")?;
-        is_name.then(|| {
-            (
-                String::from(name),
-                Limits {
-                    text,
-                    title: number_after(rest, "title at most"),
-                },
-            )
-        })
+        is_name.then(|| (String::from(name), Limits { text, title: number_after(rest, "title at most") }))
     });
     named.collect()
 }
@@ -158,10 +123,7 @@ fn verb_of(instructions: &str) -> Verb {
         ("alt text", Verb::Describe),
         ("write a title", Verb::Title),
     ];
-    words
-        .iter()
-        .find(|(word, _)| instructions.contains(word))
-        .map_or(Verb::Optimize, |(_, verb)| *verb)
+    words.iter().find(|(word, _)| instructions.contains(word)).map_or(Verb::Optimize, |(_, verb)| *verb)
 }
 
 /// The smallest number of characters a text allows: "at most 280 characters", "a 100-character limit".
@@ -174,18 +136,10 @@ pub fn limit_in(text: &str) -> Option<usize> {
             at += 1;
             continue;
         }
-        let run = bytes[at..]
-            .iter()
-            .take_while(|byte| byte.is_ascii_digit() || **byte == b',')
-            .count();
-        let number: String = text[at..at + run]
-            .chars()
-            .filter(char::is_ascii_digit)
-            .collect();
+        let run = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit() || **byte == b',').count();
+        let number: String = text[at..at + run].chars().filter(char::is_ascii_digit).collect();
         let rest = text[at + run..].trim_start_matches([' ', '-', '\n']);
-        let rest = rest
-            .strip_prefix("weighted")
-            .map_or(rest, |rest| rest.trim_start());
+        let rest = rest.strip_prefix("weighted").map_or(rest, |rest| rest.trim_start());
         let lower: String = rest.chars().take(4).collect::<String>().to_lowercase();
         if lower == "char"
             && let Ok(limit) = number.parse::<usize>()
@@ -222,23 +176,14 @@ mod tests {
     fn the_same_prompt_has_the_same_seed() {
         let messages = [json!({"role": "user", "content": "hello"})];
         assert_eq!(Task::of(&messages).seed, Task::of(&messages).seed);
-        assert_ne!(
-            Task::of(&messages).seed,
-            Task::of(&[json!({"role": "user", "content": "hullo"})]).seed
-        );
+        assert_ne!(Task::of(&messages).seed, Task::of(&[json!({"role": "user", "content": "hullo"})]).seed);
     }
 
     #[test]
     fn content_is_found_in_tags_fences_and_json() {
         let found = |message: &str| marked_content(message);
-        assert_eq!(
-            found("Do it.\n\"\"\"\nHi there\n\"\"\"\nThanks").as_deref(),
-            Some("Hi there")
-        );
-        assert_eq!(
-            found("{\"content\": \"Hi\", \"tone\": \"warm\"}").as_deref(),
-            Some("Hi")
-        );
+        assert_eq!(found("Do it.\n\"\"\"\nHi there\n\"\"\"\nThanks").as_deref(), Some("Hi there"));
+        assert_eq!(found("{\"content\": \"Hi\", \"tone\": \"warm\"}").as_deref(), Some("Hi"));
         assert_eq!(found("  Hi  "), None);
     }
 
@@ -257,20 +202,8 @@ mod tests {
         let limits = limits_in(
             "- x: at most 252 weighted characters (a link counts 23), at most 2 hashtags\n- youtube: at most 4500 bytes; title at most 90 characters\n- tone: warm",
         );
-        assert_eq!(
-            limits["x"],
-            Limits {
-                text: 252,
-                title: None
-            }
-        );
-        assert_eq!(
-            limits["youtube"],
-            Limits {
-                text: 4500,
-                title: Some(90)
-            }
-        );
+        assert_eq!(limits["x"], Limits { text: 252, title: None });
+        assert_eq!(limits["youtube"], Limits { text: 4500, title: Some(90) });
         assert_eq!(limits.len(), 2);
     }
 }

@@ -13,25 +13,15 @@ pub fn document(title: &str, body: &str) -> String {
 }
 
 pub fn notice(title: &str, text: &str) -> String {
-    let body = format!(
-        "<section class=\"card\"><h1>{}</h1><p>{}</p></section>",
-        escaped(title),
-        escaped(text)
-    );
+    let body = format!("<section class=\"card\"><h1>{}</h1><p>{}</p></section>", escaped(title), escaped(text));
     document(title, &body)
 }
 
 pub fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// `14:03:07` of a time in milliseconds, in UTC.
 pub fn clock_time(time_ms: u64) -> String {
-    crate::clock::iso(time_ms)
-        .get(11..19)
-        .map(String::from)
-        .unwrap_or_default()
+    crate::clock::iso(time_ms).get(11..19).map(String::from).unwrap_or_default()
 }

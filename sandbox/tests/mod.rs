@@ -30,14 +30,10 @@ impl Harness {
     pub async fn start() -> Self {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
-            rustls::crypto::ring::default_provider()
-                .install_default()
-                .expect("only once");
+            rustls::crypto::ring::default_provider().install_default().expect("only once");
         });
         let connections = Connections::default();
-        let listener = Listener::bind("127.0.0.1:0", connections.clone())
-            .await
-            .expect("a port");
+        let listener = Listener::bind("127.0.0.1:0", connections.clone()).await.expect("a port");
         let url = format!("http://{}", listener.address());
         let sandbox = Arc::new(Sandbox::new(connections));
         tokio::spawn(Server::new_with_acceptor(listener).run(routes(sandbox)));
@@ -52,12 +48,7 @@ impl Harness {
     pub async fn user(&self, body: Value) -> User {
         let made = self.control("POST", "/x/accounts", body).await;
         let text = |name: &str| String::from(made[name].as_str().unwrap_or_default());
-        User {
-            id: text("id"),
-            username: text("username"),
-            token: text("access_token"),
-            refresh: text("refresh_token"),
-        }
+        User { id: text("id"), username: text("username"), token: text("access_token"), refresh: text("refresh_token") }
     }
 
     /// A call to the control API that has to succeed.
@@ -69,20 +60,13 @@ impl Harness {
 
     pub async fn try_control(&self, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
         let method = method.parse().expect("a method");
-        let request = self
-            .http
-            .request(method, format!("{}/_sandbox{path}", self.url));
-        let request = if body.is_null() {
-            request
-        } else {
-            request.json(&body)
-        };
+        let request = self.http.request(method, format!("{}/_sandbox{path}", self.url));
+        let request = if body.is_null() { request } else { request.json(&body) };
         answered(request).await
     }
 
     pub async fn set(&self, settings: Value) {
-        self.control("PATCH", "/settings", json!({"x": settings}))
-            .await;
+        self.control("PATCH", "/settings", json!({"x": settings})).await;
     }
 
     pub async fn fault(&self, body: Value) {
@@ -91,9 +75,7 @@ impl Harness {
 
     pub fn x(&self, method: &str, path: &str, user: &User) -> RequestBuilder {
         let method = method.parse().expect("a method");
-        self.http
-            .request(method, format!("{}/x{path}", self.url))
-            .bearer_auth(&user.token)
+        self.http.request(method, format!("{}/x{path}", self.url)).bearer_auth(&user.token)
     }
 
     pub fn post(&self, user: &User, body: &Value) -> RequestBuilder {
@@ -121,47 +103,20 @@ async fn the_control_api_refuses_what_it_does_not_know_and_says_what_it_does() {
     let sandbox = Harness::start().await;
     let cases = [
         ("GET", "/nothing", Value::Null, "GET /_sandbox/health"),
-        (
-            "PATCH",
-            "/settings",
-            json!({"x": {"visibility": 3}}),
-            "visibility_delay_ms",
-        ),
+        ("PATCH", "/settings", json!({"x": {"visibility": 3}}), "visibility_delay_ms"),
         ("PATCH", "/settings", json!({"y": {}}), "together"),
-        (
-            "POST",
-            "/faults",
-            json!({"service": "x", "effect": "explode"}),
-            "accept_then_drop",
-        ),
-        (
-            "POST",
-            "/x/accounts",
-            json!({"scopes": ["tweet.fly"]}),
-            "tweet.write",
-        ),
-        (
-            "GET",
-            "/log?operation=tweets.make",
-            Value::Null,
-            "tweets.create",
-        ),
+        ("POST", "/faults", json!({"service": "x", "effect": "explode"}), "accept_then_drop"),
+        ("POST", "/x/accounts", json!({"scopes": ["tweet.fly"]}), "tweet.write"),
+        ("GET", "/log?operation=tweets.make", Value::Null, "tweets.create"),
         ("GET", "/x/posts?acount=3", Value::Null, "account"),
     ];
     for (method, path, body, expected) in cases {
         let (status, answer) = sandbox.try_control(method, path, body).await;
         assert!(status == 400 || status == 404, "{path}: {status}");
         let valid = answer["valid"].as_array().expect("a list");
-        assert!(
-            valid
-                .iter()
-                .any(|valid| valid.as_str().is_some_and(|v| v.contains(expected))),
-            "{path}: {answer}"
-        );
+        assert!(valid.iter().any(|valid| valid.as_str().is_some_and(|v| v.contains(expected))), "{path}: {answer}");
     }
-    let (status, _) = sandbox
-        .try_control("POST", "/x/accounts", json!({"usrname": "ada"}))
-        .await;
+    let (status, _) = sandbox.try_control("POST", "/x/accounts", json!({"usrname": "ada"})).await;
     assert_eq!(status, 400);
 }
 
@@ -179,20 +134,10 @@ async fn every_named_error_can_be_ordered_and_arrives_as_listed() {
         let errors = catalog[service]["errors"].as_array().expect("errors");
         assert!(errors.len() > 20, "{service}");
         for error in errors {
-            sandbox
-                .fault(json!({"service": service, "effect": {"refuse": error["name"]}}))
-                .await;
-            let request = sandbox
-                .http
-                .get(format!("{}{path}", sandbox.url))
-                .bearer_auth(&user.token);
+            sandbox.fault(json!({"service": service, "effect": {"refuse": error["name"]}})).await;
+            let request = sandbox.http.get(format!("{}{path}", sandbox.url)).bearer_auth(&user.token);
             let (status, body) = answered(request).await;
-            assert_eq!(
-                json!(status.as_u16()),
-                error["status"],
-                "{service} {}",
-                error["name"]
-            );
+            assert_eq!(json!(status.as_u16()), error["status"], "{service} {}", error["name"]);
             if error["body"].is_object() {
                 assert_eq!(
                     body.as_object().map(|b| b.len()),
@@ -210,22 +155,9 @@ async fn a_reset_leaves_nothing_behind() {
     let sandbox = Harness::start().await;
     let user = sandbox.user(json!({})).await;
     sandbox.posted(&user, "hello").await;
-    sandbox
-        .fault(json!({"service": "x", "effect": "drop_before"}))
-        .await;
+    sandbox.fault(json!({"service": "x", "effect": "drop_before"})).await;
     sandbox.control("POST", "/reset", Value::Null).await;
-    assert_eq!(
-        sandbox.control("GET", "/x/posts/count", Value::Null).await["total"],
-        0
-    );
-    assert_eq!(
-        sandbox.control("GET", "/faults", Value::Null).await,
-        json!([])
-    );
-    assert_eq!(
-        answered(sandbox.post(&user, &json!({"text": "again"})))
-            .await
-            .0,
-        401
-    );
+    assert_eq!(sandbox.control("GET", "/x/posts/count", Value::Null).await["total"], 0);
+    assert_eq!(sandbox.control("GET", "/faults", Value::Null).await, json!([]));
+    assert_eq!(answered(sandbox.post(&user, &json!({"text": "again"}))).await.0, 401);
 }

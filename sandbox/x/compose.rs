@@ -17,30 +17,15 @@ pub struct Draft {
     pub previous_post: Option<String>,
 }
 
-const FLAGS: [&str; 5] = [
-    "share_with_followers",
-    "for_super_followers_only",
-    "nullcast",
-    "made_with_ai",
-    "paid_partnership",
-];
-const EXCLUSIVE: [&str; 5] = [
-    "poll",
-    "quote_tweet_id",
-    "direct_message_deep_link",
-    "media",
-    "card_uri",
-];
+const FLAGS: [&str; 5] =
+    ["share_with_followers", "for_super_followers_only", "nullcast", "made_with_ai", "paid_partnership"];
+const EXCLUSIVE: [&str; 5] = ["poll", "quote_tweet_id", "direct_message_deep_link", "media", "card_uri"];
 const REPLY_SETTINGS: [&str; 4] = ["following", "mentionedUsers", "subscribers", "verified"];
 
 pub fn read(call: &Call) -> Result<Draft, Answer> {
     let mut body = Reader::of(call)?;
-    let exclusive: Vec<&str> = EXCLUSIVE
-        .into_iter()
-        .filter(|name| body.has(name))
-        .collect();
-    let has_other_content =
-        body.has("media") || body.has("card_uri") || body.has("direct_message_deep_link");
+    let exclusive: Vec<&str> = EXCLUSIVE.into_iter().filter(|name| body.has(name)).collect();
+    let has_other_content = body.has("media") || body.has("card_uri") || body.has("direct_message_deep_link");
     let written = body.text("text");
     let draft = Draft {
         text: text::normalised(written.as_deref().unwrap_or_default()),
@@ -49,9 +34,7 @@ pub fn read(call: &Call) -> Result<Draft, Answer> {
         quote_of: body.id("quote_tweet_id"),
         poll: body.inside("poll", poll).flatten(),
         reply_settings: body.word("reply_settings", &REPLY_SETTINGS),
-        previous_post: body
-            .inside("edit_options", |edit| required(edit, "previous_post_id"))
-            .flatten(),
+        previous_post: body.inside("edit_options", |edit| required(edit, "previous_post_id")).flatten(),
     };
     body.id("community_id");
     body.text("card_uri");
@@ -62,22 +45,11 @@ pub fn read(call: &Call) -> Result<Draft, Answer> {
     }
     if draft.text.trim().is_empty() && !has_other_content {
         // A2: text is required unless there is media.
-        body.problem(
-            "text",
-            Value::Null,
-            "text is missing or empty, and nothing else is to be posted",
-        );
+        body.problem("text", Value::Null, "text is missing or empty, and nothing else is to be posted");
     }
     if let Some(character) = text::forbidden_character(&draft.text) {
         // A5: invalid characters.
-        body.problem(
-            "text",
-            Value::Null,
-            &format!(
-                "the character U+{:04X} is not allowed",
-                u32::from(character)
-            ),
-        );
+        body.problem("text", Value::Null, &format!("the character U+{:04X} is not allowed", u32::from(character)));
     }
     body.finish()?;
     if exclusive.len() > 1 {
@@ -127,15 +99,8 @@ fn poll(poll: &mut Reader) -> Option<Vec<String>> {
     }
     poll.whole("duration_minutes", 5, 10_080);
     let options = poll.texts("options", 2, 4)?;
-    if options
-        .iter()
-        .any(|option| !(1..=25).contains(&option.chars().count()))
-    {
-        poll.problem(
-            "options",
-            json!(options),
-            "each option must have from 1 to 25 characters",
-        );
+    if options.iter().any(|option| !(1..=25).contains(&option.chars().count())) {
+        poll.problem("options", json!(options), "each option must have from 1 to 25 characters");
         return None;
     }
     Some(options)
@@ -187,55 +152,19 @@ mod tests {
     fn what_the_schema_does_not_allow_is_refused() {
         let cases = [
             (json!({}), "text is missing"),
-            (
-                json!({"text": "a", "colour": "red"}),
-                "$.colour: is not defined",
-            ),
-            (
-                json!({"text": "a", "media": {"media_ids": []}}),
-                "from 1 to 4 items",
-            ),
-            (
-                json!({"text": "a", "media": {"media_ids": ["1", "2", "3", "4", "5"]}}),
-                "from 1 to 4 items",
-            ),
-            (
-                json!({"text": "a", "media": {"media_ids": ["3_17"]}}),
-                "regex pattern",
-            ),
-            (
-                json!({"text": "a", "media": {"media_ids": ["1", "1"]}}),
-                "unique",
-            ),
-            (
-                json!({"text": "a", "media": {"media_ids": [17]}}),
-                "array of strings expected",
-            ),
-            (
-                json!({"text": "a", "reply": {}}),
-                "reply.in_reply_to_tweet_id: is missing",
-            ),
-            (
-                json!({"text": "a", "poll": {"options": ["a"], "duration_minutes": 5}}),
-                "from 2 to 4 items",
-            ),
-            (
-                json!({"text": "a", "poll": {"options": ["a", "b"], "duration_minutes": 4}}),
-                "between 5 and 10080",
-            ),
-            (
-                json!({"text": "a", "poll": {"options": ["a", ""], "duration_minutes": 5}}),
-                "from 1 to 25 characters",
-            ),
-            (
-                json!({"text": "a", "reply_settings": "nobody"}),
-                "is not one of",
-            ),
+            (json!({"text": "a", "colour": "red"}), "$.colour: is not defined"),
+            (json!({"text": "a", "media": {"media_ids": []}}), "from 1 to 4 items"),
+            (json!({"text": "a", "media": {"media_ids": ["1", "2", "3", "4", "5"]}}), "from 1 to 4 items"),
+            (json!({"text": "a", "media": {"media_ids": ["3_17"]}}), "regex pattern"),
+            (json!({"text": "a", "media": {"media_ids": ["1", "1"]}}), "unique"),
+            (json!({"text": "a", "media": {"media_ids": [17]}}), "array of strings expected"),
+            (json!({"text": "a", "reply": {}}), "reply.in_reply_to_tweet_id: is missing"),
+            (json!({"text": "a", "poll": {"options": ["a"], "duration_minutes": 5}}), "from 2 to 4 items"),
+            (json!({"text": "a", "poll": {"options": ["a", "b"], "duration_minutes": 4}}), "between 5 and 10080"),
+            (json!({"text": "a", "poll": {"options": ["a", ""], "duration_minutes": 5}}), "from 1 to 25 characters"),
+            (json!({"text": "a", "reply_settings": "nobody"}), "is not one of"),
             (json!({"text": "a\u{feff}"}), "U+FEFF"),
-            (
-                json!({"text": "a", "card_uri": "c", "media": {"media_ids": ["1"]}}),
-                "mutually exclusive",
-            ),
+            (json!({"text": "a", "card_uri": "c", "media": {"media_ids": ["1"]}}), "mutually exclusive"),
         ];
         for (body, expected) in cases {
             let problem = draft(&body).expect_err("refused");

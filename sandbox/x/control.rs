@@ -14,13 +14,7 @@ use super::{
 use crate::{clock, control::read, faults::Complaint};
 
 /// A1: what a publisher asks for.
-const USUAL_SCOPES: [&str; 5] = [
-    "tweet.read",
-    "tweet.write",
-    "users.read",
-    "media.write",
-    "offline.access",
-];
+const USUAL_SCOPES: [&str; 5] = ["tweet.read", "tweet.write", "users.read", "media.write", "offline.access"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,9 +56,7 @@ pub fn create_account(x: &X, body: &Value) -> Result<Value, Complaint> {
     let new: NewAccount = read(body)?;
     let mut world = x.world();
     let id = world.snowflake().to_string();
-    let username = new
-        .username
-        .unwrap_or_else(|| format!("sandbox_{}", &id[id.len() - 6..]));
+    let username = new.username.unwrap_or_else(|| format!("sandbox_{}", &id[id.len() - 6..]));
     check_username(&world, &username)?;
     let scopes = scopes(new.scopes)?;
     let client_id = app(&world, new.client_id)?;
@@ -128,11 +120,7 @@ pub fn expire(x: &X, id: &str) -> Result<Value, Complaint> {
     let mut world = x.world();
     let id = known(&world, id)?;
     let mut expired = 0;
-    for grant in world
-        .access_tokens
-        .values_mut()
-        .filter(|grant| grant.account.as_deref() == Some(id.as_str()))
-    {
+    for grant in world.access_tokens.values_mut().filter(|grant| grant.account.as_deref() == Some(id.as_str())) {
         grant.expires_ms = 0;
         expired += 1;
     }
@@ -155,15 +143,11 @@ pub fn create_app(x: &X, body: &Value) -> Result<Value, Complaint> {
     if new.callback_urls.is_empty() || new.callback_urls.len() > 10 {
         return Err(Complaint::new("`callback_urls` has from 1 to 10 URLs")); // A1
     }
-    let client_id = new
-        .client_id
-        .unwrap_or_else(|| hex::encode(rand::random::<[u8; 12]>()));
+    let client_id = new.client_id.unwrap_or_else(|| hex::encode(rand::random::<[u8; 12]>()));
     let client_secret = (!new.public).then(|| hex::encode(rand::random::<[u8; 24]>()));
     let mut world = x.world();
     if world.apps.contains_key(&client_id) {
-        return Err(Complaint::new(format!(
-            "there is an app `{client_id}` already"
-        )));
+        return Err(Complaint::new(format!("there is an app `{client_id}` already")));
     }
     let body = json!({"client_id": client_id, "client_secret": client_secret, "callback_urls": new.callback_urls});
     let app = App {
@@ -198,19 +182,10 @@ pub fn posts(x: &X, filter: &Filter, origin: &str) -> Value {
     let world = x.world();
     let posts = world.posts.values().rev().filter(|post| {
         (filter.include_deleted || post.is_live())
-            && filter
-                .account
-                .as_ref()
-                .is_none_or(|account| *account == post.account)
-            && filter
-                .text_contains
-                .as_ref()
-                .is_none_or(|text| post.text.contains(text.as_str()))
+            && filter.account.as_ref().is_none_or(|account| *account == post.account)
+            && filter.text_contains.as_ref().is_none_or(|text| post.text.contains(text.as_str()))
     });
-    let mut found: Vec<Value> = posts
-        .take(filter.limit)
-        .map(|post| tweets::as_seen(&world, post, origin))
-        .collect();
+    let mut found: Vec<Value> = posts.take(filter.limit).map(|post| tweets::as_seen(&world, post, origin)).collect();
     found.reverse();
     Value::Array(found)
 }
@@ -231,9 +206,8 @@ pub fn count(x: &X) -> Value {
         *texts.entry((&post.account, &post.text)).or_default() += 1;
     }
     let repeated = texts.into_iter().filter(|(_, count)| *count > 1);
-    let repeated: Vec<Value> = repeated
-        .map(|((account, text), count)| json!({"account": account, "text": text, "count": count}))
-        .collect();
+    let repeated: Vec<Value> =
+        repeated.map(|((account, text), count)| json!({"account": account, "text": text, "count": count})).collect();
     json!({"total": total, "by_account": by_account, "repeated": repeated})
 }
 
@@ -243,34 +217,22 @@ pub fn settings(x: &X) -> Value {
 
 /// Changes the settings that are named and leaves the others.
 pub fn change_settings(x: &X, body: &Value) -> Result<Value, Complaint> {
-    let changes = body
-        .as_object()
-        .ok_or_else(|| Complaint::new("settings are a JSON object"))?;
+    let changes = body.as_object().ok_or_else(|| Complaint::new("settings are a JSON object"))?;
     let mut world = x.world();
-    let mut merged: Map<String, Value> = serde_json::to_value(&world.settings)
-        .ok()
-        .and_then(|value| value.as_object().cloned())
-        .unwrap_or_default();
+    let mut merged: Map<String, Value> =
+        serde_json::to_value(&world.settings).ok().and_then(|value| value.as_object().cloned()).unwrap_or_default();
     let known: Vec<String> = merged.keys().cloned().collect();
     if let Some(unknown) = changes.keys().find(|key| !known.contains(*key)) {
-        return Err(Complaint::with_valid(
-            format!("x has no setting `{unknown}`"),
-            known,
-        ));
+        return Err(Complaint::with_valid(format!("x has no setting `{unknown}`"), known));
     }
     merged.extend(changes.clone());
     let settings: super::Settings = serde_json::from_value(Value::Object(merged))
         .map_err(|error| Complaint::new(format!("x settings: {error}")))?;
-    if let Some(unknown) = settings
-        .rate_limits
-        .keys()
-        .find(|name| !super::OPERATIONS.iter().any(|op| op.name == **name))
+    if let Some(unknown) =
+        settings.rate_limits.keys().find(|name| !super::OPERATIONS.iter().any(|op| op.name == **name))
     {
         let valid = super::OPERATIONS.iter().map(|op| op.name);
-        return Err(Complaint::with_valid(
-            format!("rate_limits: x has no operation `{unknown}`"),
-            valid,
-        ));
+        return Err(Complaint::with_valid(format!("rate_limits: x has no operation `{unknown}`"), valid));
     }
     world.settings = settings;
     world.revision += 1;
@@ -281,19 +243,10 @@ pub fn change_settings(x: &X, body: &Value) -> Result<Value, Complaint> {
 pub fn reset(x: &X) {
     let mut world = x.world();
     let (revision, last_snowflake) = (world.revision + 1, world.last_snowflake);
-    *world = World {
-        revision,
-        last_snowflake,
-        ..World::default()
-    };
+    *world = World { revision, last_snowflake, ..World::default() };
 }
 
-fn tokens(
-    world: &mut World,
-    id: &str,
-    client_id: &str,
-    scopes: &[String],
-) -> Result<Value, Complaint> {
+fn tokens(world: &mut World, id: &str, client_id: &str, scopes: &[String]) -> Result<Value, Complaint> {
     let pair = world.grant(Some(id), client_id, scopes);
     let account = world.accounts.get(id).ok_or_else(|| no_account(id))?;
     Ok(json!({
@@ -308,40 +261,25 @@ fn no_account(id: &str) -> Complaint {
 }
 
 fn known(world: &World, id: &str) -> Result<String, Complaint> {
-    world
-        .account_named(id)
-        .map(|account| account.id.clone())
-        .ok_or_else(|| no_account(id))
+    world.account_named(id).map(|account| account.id.clone()).ok_or_else(|| no_account(id))
 }
 
 fn check_username(world: &World, username: &str) -> Result<(), Complaint> {
-    let well_formed = (1..=15).contains(&username.len())
-        && username
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let well_formed =
+        (1..=15).contains(&username.len()) && username.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if !well_formed {
-        return Err(Complaint::new(
-            "`username` has from 1 to 15 letters, digits and underscores",
-        ));
+        return Err(Complaint::new("`username` has from 1 to 15 letters, digits and underscores"));
     }
     if world.account_named(username).is_some() {
-        return Err(Complaint::new(format!(
-            "there is an account @{username} already"
-        )));
+        return Err(Complaint::new(format!("there is an account @{username} already")));
     }
     Ok(())
 }
 
 fn scopes(given: Option<Vec<String>>) -> Result<Vec<String>, Complaint> {
     let scopes = given.unwrap_or_else(|| USUAL_SCOPES.map(String::from).to_vec());
-    match scopes
-        .iter()
-        .find(|scope| !SCOPES.contains(&scope.as_str()))
-    {
-        Some(unknown) => Err(Complaint::with_valid(
-            format!("there is no scope `{unknown}`"),
-            SCOPES,
-        )),
+    match scopes.iter().find(|scope| !SCOPES.contains(&scope.as_str())) {
+        Some(unknown) => Err(Complaint::with_valid(format!("there is no scope `{unknown}`"), SCOPES)),
         None => Ok(scopes),
     }
 }
@@ -349,10 +287,7 @@ fn scopes(given: Option<Vec<String>>) -> Result<Vec<String>, Complaint> {
 fn app(world: &World, given: Option<String>) -> Result<String, Complaint> {
     let client_id = given.unwrap_or_else(|| String::from(DEFAULT_CLIENT_ID));
     if !world.apps.contains_key(&client_id) {
-        return Err(Complaint::with_valid(
-            format!("there is no app `{client_id}`"),
-            world.apps.keys().cloned(),
-        ));
+        return Err(Complaint::with_valid(format!("there is no app `{client_id}`"), world.apps.keys().cloned()));
     }
     Ok(client_id)
 }

@@ -3,12 +3,7 @@
 use super::image::Image;
 
 pub fn read(bytes: &[u8]) -> Option<Image> {
-    let two = |at: usize| {
-        Some(u32::from(u16::from_le_bytes([
-            *bytes.get(at)?,
-            *bytes.get(at + 1)?,
-        ])))
-    };
+    let two = |at: usize| Some(u32::from(u16::from_le_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])));
     let (width, height) = (two(6)?, two(8)?);
     let mut at = 13 + color_table(*bytes.get(10)?);
     let mut frames = 0;
@@ -25,20 +20,11 @@ pub fn read(bytes: &[u8]) -> Option<Image> {
             _ => return None,
         }
     }
-    (frames > 0).then_some(Image {
-        content_type: "image/gif",
-        width,
-        height,
-        frames,
-    })
+    (frames > 0).then_some(Image { content_type: "image/gif", width, height, frames })
 }
 
 fn color_table(flags: u8) -> usize {
-    if flags & 0x80 == 0 {
-        0
-    } else {
-        3 << ((flags & 0x07) + 1)
-    }
+    if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 0x07) + 1) }
 }
 
 /// The place after a run of data blocks.
@@ -69,12 +55,7 @@ mod tests {
 
     #[test]
     fn frames_are_counted() {
-        let image = Image {
-            content_type: "image/gif",
-            width: 10,
-            height: 20,
-            frames: 3,
-        };
+        let image = Image { content_type: "image/gif", width: 10, height: 20, frames: 3 };
         assert_eq!(read(&gif(3)), Some(image));
         assert_eq!(read(&gif(0)), None);
         let whole = gif(2);

@@ -31,26 +31,15 @@ pub fn read(bytes: &[u8]) -> Option<Image> {
 }
 
 fn still(content_type: &'static str, width: u32, height: u32) -> Image {
-    Image {
-        content_type,
-        width,
-        height,
-        frames: 1,
-    }
+    Image { content_type, width, height, frames: 1 }
 }
 
 fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..at + 4)
-        .and_then(|four| four.try_into().ok())
-        .map(u32::from_be_bytes)
+    bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map(u32::from_be_bytes)
 }
 
 fn le32(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..at + 4)
-        .and_then(|four| four.try_into().ok())
-        .map(u32::from_le_bytes)
+    bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map(u32::from_le_bytes)
 }
 
 /// Walks the chunks from IHDR to IEND; there must be pixel data between.
@@ -92,21 +81,13 @@ fn jpeg(bytes: &[u8]) -> Option<Image> {
             at += 1;
             continue;
         }
-        let length = usize::from(u16::from_be_bytes([
-            *bytes.get(at + 2)?,
-            *bytes.get(at + 3)?,
-        ]));
+        let length = usize::from(u16::from_be_bytes([*bytes.get(at + 2)?, *bytes.get(at + 3)?]));
         match marker {
             0xd8 | 0x01 | 0xd0..=0xd7 => at += 2,
             0xda | 0xd9 => return None,
             // The frame headers, all but the tables that share their range.
             0xc0..=0xcf if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => {
-                let two = |at: usize| {
-                    Some(u32::from(u16::from_be_bytes([
-                        *bytes.get(at)?,
-                        *bytes.get(at + 1)?,
-                    ])))
-                };
+                let two = |at: usize| Some(u32::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])));
                 return Some(still("image/jpeg", two(at + 7)?, two(at + 5)?));
             }
             _ => at += 2 + length.max(2),
@@ -143,11 +124,7 @@ fn bmp(bytes: &[u8]) -> Option<Image> {
     if stated > bytes.len() {
         return None;
     }
-    Some(still(
-        "image/bmp",
-        le32(bytes, 18)?,
-        le32(bytes, 22)?.cast_signed().unsigned_abs(),
-    ))
+    Some(still("image/bmp", le32(bytes, 18)?, le32(bytes, 22)?.cast_signed().unsigned_abs()))
 }
 
 #[cfg(test)]
@@ -192,14 +169,7 @@ pub mod tests {
 
     #[test]
     fn text_with_an_image_name_is_no_image() {
-        for bytes in [
-            &b"<svg/>"[..],
-            b"GIF89a",
-            b"BM",
-            b"RIFF\0\0\0\0WEBP",
-            b"\xff\xd8\xff",
-            b"",
-        ] {
+        for bytes in [&b"<svg/>"[..], b"GIF89a", b"BM", b"RIFF\0\0\0\0WEBP", b"\xff\xd8\xff", b""] {
             assert_eq!(read(bytes), None, "{bytes:?}");
         }
     }

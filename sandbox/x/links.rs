@@ -3,9 +3,7 @@
 use std::{collections::HashSet, ops::Range, sync::LazyLock};
 
 static TOP_LEVEL: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
-    let lines = include_str!("tlds.txt")
-        .lines()
-        .filter(|line| !line.starts_with('#'));
+    let lines = include_str!("tlds.txt").lines().filter(|line| !line.starts_with('#'));
     lines.flat_map(str::split_whitespace).collect()
 });
 
@@ -30,9 +28,7 @@ pub fn find(text: &[char]) -> Vec<Range<usize>> {
 /// The end of the link that starts exactly here.
 fn link_at(text: &[char], at: usize) -> Option<usize> {
     let before = at.checked_sub(1).map(|index| text[index]);
-    if before.is_some_and(|c| {
-        c.is_ascii_alphanumeric() || "@\u{ff20}$#\u{ff03}\u{fffe}\u{feff}\u{ffff}".contains(c)
-    }) {
+    if before.is_some_and(|c| c.is_ascii_alphanumeric() || "@\u{ff20}$#\u{ff03}\u{fffe}\u{feff}\u{ffff}".contains(c)) {
         return None;
     }
     for scheme in ["http://", "https://"] {
@@ -41,8 +37,7 @@ fn link_at(text: &[char], at: usize) -> Option<usize> {
             return Some(tail(text, host_end));
         }
     }
-    let starts_word =
-        text[at].is_ascii_alphanumeric() && !before.is_some_and(|c| "-_./".contains(c));
+    let starts_word = text[at].is_ascii_alphanumeric() && !before.is_some_and(|c| "-_./".contains(c));
     if !starts_word {
         return None;
     }
@@ -51,17 +46,13 @@ fn link_at(text: &[char], at: usize) -> Option<usize> {
 
 fn starts_with(text: &[char], at: usize, word: &str) -> bool {
     let mut rest = text[at..].iter();
-    word.chars()
-        .all(|wanted| rest.next().is_some_and(|c| c.eq_ignore_ascii_case(&wanted)))
+    word.chars().all(|wanted| rest.next().is_some_and(|c| c.eq_ignore_ascii_case(&wanted)))
 }
 
 /// The end of the longest host name from here; at least two labels, the last a top-level domain.
 fn host(text: &[char], start: usize, any_script: bool) -> Option<usize> {
     let belongs = |c: char| {
-        c.is_ascii_alphanumeric()
-            || c == '-'
-            || c == '_'
-            || (any_script && !c.is_ascii() && c.is_alphanumeric())
+        c.is_ascii_alphanumeric() || c == '-' || c == '_' || (any_script && !c.is_ascii() && c.is_alphanumeric())
     };
     let mut best = None;
     let mut labels: Vec<String> = Vec::new();
@@ -94,10 +85,7 @@ fn host(text: &[char], start: usize, any_script: bool) -> Option<usize> {
 fn tail(text: &[char], host_end: usize) -> usize {
     let mut end = host_end;
     if text.get(end) == Some(&':') {
-        let digits = text[end + 1..]
-            .iter()
-            .take_while(|c| c.is_ascii_digit())
-            .count();
+        let digits = text[end + 1..].iter().take_while(|c| c.is_ascii_digit()).count();
         if digits > 0 {
             end += 1 + digits;
         }
@@ -141,10 +129,7 @@ fn query(text: &[char], mark: usize) -> usize {
     let general = |c: char| c.is_ascii_alphanumeric() || "!?*'@();:&=+$/%#[]-_.,~|".contains(c);
     let closes = |c: char| c.is_ascii_alphanumeric() || "-_&=#/".contains(c);
     let run = text[mark + 1..].iter().take_while(|c| general(**c)).count();
-    match text[mark + 1..mark + 1 + run]
-        .iter()
-        .rposition(|c| closes(*c))
-    {
+    match text[mark + 1..mark + 1 + run].iter().rposition(|c| closes(*c)) {
         Some(last) => mark + 2 + last,
         None => mark,
     }
@@ -156,38 +141,23 @@ mod tests {
 
     fn links(text: &str) -> Vec<String> {
         let chars: Vec<char> = text.chars().collect();
-        find(&chars)
-            .into_iter()
-            .map(|range| chars[range].iter().collect())
-            .collect()
+        find(&chars).into_iter().map(|range| chars[range].iter().collect()).collect()
     }
 
     #[test]
     fn links_are_found_with_and_without_a_scheme() {
         assert_eq!(links("see example.com now"), ["example.com"]);
-        assert_eq!(
-            links("x.com/a, and HTTPS://Example.org/b?c=d."),
-            ["x.com/a", "HTTPS://Example.org/b?c=d"]
-        );
-        assert_eq!(
-            links("(https://en.wikipedia.org/wiki/Rust_(film))"),
-            ["https://en.wikipedia.org/wiki/Rust_(film)"]
-        );
+        assert_eq!(links("x.com/a, and HTTPS://Example.org/b?c=d."), ["x.com/a", "HTTPS://Example.org/b?c=d"]);
+        assert_eq!(links("(https://en.wikipedia.org/wiki/Rust_(film))"), ["https://en.wikipedia.org/wiki/Rust_(film)"]);
         assert_eq!(links("http://пример.рф/путь"), ["http://пример.рф/путь"]);
         assert_eq!(links("a.b.co.uk:8080/x!"), ["a.b.co.uk:8080/x"]);
     }
 
     #[test]
     fn what_only_looks_like_a_link_is_text() {
-        for text in [
-            "user@example.com",
-            "test.zzz/foo",
-            "http://localhost:3000/x",
-            "v1.2.3",
-            "end.Nothing",
-            "$a.com",
-            "-_.com",
-        ] {
+        for text in
+            ["user@example.com", "test.zzz/foo", "http://localhost:3000/x", "v1.2.3", "end.Nothing", "$a.com", "-_.com"]
+        {
             assert_eq!(links(text), Vec::<String>::new(), "{text}");
         }
     }

@@ -88,42 +88,23 @@ impl Twin for X {
     }
 
     fn refine(&self, operation: &'static Operation, call: &Call) -> &'static Operation {
-        let refreshes = || {
-            call.form()
-                .iter()
-                .any(|(name, value)| name == "grant_type" && value == "refresh_token")
-        };
-        if operation.name == "oauth2.token" && refreshes() {
-            &REFRESH
-        } else {
-            operation
-        }
+        let refreshes = || call.form().iter().any(|(name, value)| name == "grant_type" && value == "refresh_token");
+        if operation.name == "oauth2.token" && refreshes() { &REFRESH } else { operation }
     }
 
     fn account(&self, call: &Call) -> Option<String> {
         let world = self.world();
         if let Some(token) = call.bearer() {
-            return world
-                .access_tokens
-                .get(token)
-                .and_then(|grant| grant.account.clone());
+            return world.access_tokens.get(token).and_then(|grant| grant.account.clone());
         }
         if !call.path.starts_with("/2/oauth2/") {
             return None;
         }
         let form = call.form();
-        let value = |wanted: &str| {
-            form.iter()
-                .find(|(name, _)| name == wanted)
-                .map(|(_, value)| value.as_str())
-        };
-        let refresh = value("refresh_token")
-            .or(value("token"))
-            .and_then(|token| world.refresh_tokens.get(token));
+        let value = |wanted: &str| form.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let refresh = value("refresh_token").or(value("token")).and_then(|token| world.refresh_tokens.get(token));
         let code = value("code").and_then(|code| world.codes.get(code));
-        refresh
-            .and_then(|grant| grant.account.clone())
-            .or_else(|| code.map(|code| code.account.clone()))
+        refresh.and_then(|grant| grant.account.clone()).or_else(|| code.map(|code| code.account.clone()))
     }
 
     fn find_account(&self, id_or_name: &str) -> Option<String> {
@@ -132,19 +113,11 @@ impl Twin for X {
         account.map(|account| account.id.clone())
     }
 
-    fn serve(
-        &self,
-        operation: Option<&'static Operation>,
-        call: &Call,
-        twist: Option<&Twist>,
-    ) -> Answer {
+    fn serve(&self, operation: Option<&'static Operation>, call: &Call, twist: Option<&Twist>) -> Answer {
         let Some(operation) = operation else {
             return refusals::no_such_route(&call.path);
         };
-        let captured = operation
-            .captures(&call.path)
-            .and_then(|ids| ids.first().copied())
-            .unwrap_or_default();
+        let captured = operation.captures(&call.path).and_then(|ids| ids.first().copied()).unwrap_or_default();
         let result = match operation.name {
             "oauth2.authorize" => return authorize::page(self, call),
             "oauth2.token" => return oauth::exchange_code(self, call),
@@ -182,10 +155,7 @@ impl Twin for X {
     }
 
     fn error(&self, name: &str) -> Option<Answer> {
-        named::NAMED
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, answer)| answer())
+        named::NAMED.iter().find(|(known, _)| *known == name).map(|(_, answer)| answer())
     }
 
     fn rate_limited(&self, operation: &'static str, reset_in_s: u64) -> Answer {
@@ -207,9 +177,6 @@ impl Twin for X {
     fn common_headers(&self) -> Vec<(String, String)> {
         let transaction = hex::encode(rand::random::<[u8; 8]>());
         // A1: answers carry the version for information; A6: clients log the transaction id.
-        vec![
-            (String::from("api-version"), String::from("2.167")),
-            (String::from("x-transaction-id"), transaction),
-        ]
+        vec![(String::from("api-version"), String::from("2.167")), (String::from("x-transaction-id"), transaction)]
     }
 }

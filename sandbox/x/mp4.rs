@@ -25,11 +25,7 @@ pub fn read(bytes: &[u8]) -> Option<Video> {
     }
     let moov = find(bytes, b"moov")?;
     let header = find(moov, b"mvhd")?;
-    let mut video = Video {
-        sound_is_aac: true,
-        duration_ms: duration_ms(header)?,
-        ..Video::default()
-    };
+    let mut video = Video { sound_is_aac: true, duration_ms: duration_ms(header)?, ..Video::default() };
     let mut has_picture = false;
     for track in children(moov).filter(|part| part.name == *b"trak") {
         let media = find(track.body, b"mdia")?;
@@ -71,9 +67,7 @@ fn children(bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
             1 => (16, usize::try_from(be64(bytes, at + 8)?).ok()?),
             size => (8, size),
         };
-        let end = at
-            .checked_add(size)
-            .filter(|end| size >= head && *end <= bytes.len())?;
+        let end = at.checked_add(size).filter(|end| size >= head && *end <= bytes.len())?;
         let body = &bytes[at + head..end];
         at = end;
         Some(Part { name, body, end })
@@ -81,19 +75,13 @@ fn children(bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
 }
 
 fn find<'a>(bytes: &'a [u8], name: &[u8; 4]) -> Option<&'a [u8]> {
-    children(bytes)
-        .find(|part| part.name == *name)
-        .map(|part| part.body)
+    children(bytes).find(|part| part.name == *name).map(|part| part.body)
 }
 
 /// From `mvhd` or `mdhd`, which begin alike but for the width of their times.
 fn duration_ms(header: &[u8]) -> Option<u64> {
     let long = *header.first()? == 1;
-    let (scale_at, duration) = if long {
-        (20, be64(header, 24)?)
-    } else {
-        (12, u64::from(be32(header, 16)?))
-    };
+    let (scale_at, duration) = if long { (20, be64(header, 24)?) } else { (12, u64::from(be32(header, 16)?)) };
     let scale = u64::from(be32(header, scale_at)?);
     if scale == 0 {
         return None;
@@ -110,17 +98,11 @@ fn samples(table: &[u8]) -> Option<u64> {
 }
 
 fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..at.checked_add(4)?)
-        .and_then(|four| four.try_into().ok())
-        .map(u32::from_be_bytes)
+    bytes.get(at..at.checked_add(4)?).and_then(|four| four.try_into().ok()).map(u32::from_be_bytes)
 }
 
 fn be64(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes
-        .get(at..at.checked_add(8)?)
-        .and_then(|eight| eight.try_into().ok())
-        .map(u64::from_be_bytes)
+    bytes.get(at..at.checked_add(8)?).and_then(|eight| eight.try_into().ok()).map(u64::from_be_bytes)
 }
 
 #[cfg(test)]
@@ -128,10 +110,7 @@ pub mod tests {
     use super::*;
 
     fn part(name: &[u8; 4], body: &[u8]) -> Vec<u8> {
-        let mut bytes = u32::try_from(body.len() + 8)
-            .expect("short")
-            .to_be_bytes()
-            .to_vec();
+        let mut bytes = u32::try_from(body.len() + 8).expect("short").to_be_bytes().to_vec();
         bytes.extend(name);
         bytes.extend(body);
         bytes
@@ -152,24 +131,11 @@ pub mod tests {
         let mut stts = vec![0, 0, 0, 0, 0, 0, 0, 1];
         stts.extend(frames.to_be_bytes());
         stts.extend(1_u32.to_be_bytes());
-        let table = part(
-            b"stbl",
-            &[part(b"stsd", &description), part(b"stts", &stts)].concat(),
-        );
-        let media = [
-            part(b"mdhd", &times),
-            part(b"hdlr", &handler),
-            part(b"minf", &table),
-        ]
-        .concat();
+        let table = part(b"stbl", &[part(b"stsd", &description), part(b"stts", &stts)].concat());
+        let media = [part(b"mdhd", &times), part(b"hdlr", &handler), part(b"minf", &table)].concat();
         let track = [part(b"tkhd", &size), part(b"mdia", &media)].concat();
         let moov = [part(b"mvhd", &times), part(b"trak", &track)].concat();
-        [
-            part(b"ftyp", b"isom"),
-            part(b"moov", &moov),
-            part(b"mdat", &[0; 32]),
-        ]
-        .concat()
+        [part(b"ftyp", b"isom"), part(b"moov", &moov), part(b"mdat", &[0; 32])].concat()
     }
 
     #[test]
@@ -183,10 +149,7 @@ pub mod tests {
             sound_is_aac: true,
         };
         assert_eq!(read(&tiny_mp4(2_000, 60, b"avc1")), Some(expected));
-        assert_eq!(
-            read(&tiny_mp4(2_000, 60, b"hvc1")).map(|video| video.is_h264),
-            Some(false)
-        );
+        assert_eq!(read(&tiny_mp4(2_000, 60, b"hvc1")).map(|video| video.is_h264), Some(false));
     }
 
     #[test]

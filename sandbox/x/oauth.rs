@@ -55,11 +55,7 @@ pub fn exchange_code(x: &X, call: &Call) -> Answer {
         Err(refusal) => return refusal,
     };
     if form.value("grant_type") != Some("authorization_code") {
-        return refusals::oauth(
-            400,
-            "invalid_request",
-            "Value passed for the grant_type was invalid.",
-        );
+        return refusals::oauth(400, "invalid_request", "Value passed for the grant_type was invalid.");
     }
     // A1: a code is good once and for 30 seconds; taken before it is judged, so that nobody can try twice.
     let Some(code) = form.value("code").and_then(|code| world.codes.remove(code)) else {
@@ -95,10 +91,7 @@ pub fn refresh(x: &X, call: &Call) -> Answer {
         Err(refusal) => return refusal,
     };
     let token = form.value("refresh_token").unwrap_or_default();
-    let usable = world
-        .refresh_tokens
-        .get(token)
-        .is_some_and(|grant| grant.client_id == app.client_id);
+    let usable = world.refresh_tokens.get(token).is_some_and(|grant| grant.client_id == app.client_id);
     if !usable {
         return refusals::token_invalid(); // A1: dead, used or revoked
     }
@@ -142,32 +135,21 @@ impl World {
             expires_ms: now_ms + lifetime_s * 1000,
         };
         let access_token = secret("at");
-        self.access_tokens.insert(
-            access_token.clone(),
-            grant(self.settings.access_token_lifetime_s),
-        );
+        self.access_tokens.insert(access_token.clone(), grant(self.settings.access_token_lifetime_s));
         let offline = scopes.iter().any(|scope| scope == "offline.access");
         let refresh_token = offline.then(|| secret("rt"));
         if let Some(token) = &refresh_token {
-            self.refresh_tokens
-                .insert(token.clone(), grant(self.settings.refresh_token_lifetime_s));
+            self.refresh_tokens.insert(token.clone(), grant(self.settings.refresh_token_lifetime_s));
         }
         self.revision += 1;
-        Pair {
-            access_token,
-            refresh_token,
-            expires_in: self.settings.access_token_lifetime_s,
-            scope: scopes.join(" "),
-        }
+        Pair { access_token, refresh_token, expires_in: self.settings.access_token_lifetime_s, scope: scopes.join(" ") }
     }
 
     /// Ends every token of an account, as its owner does in the settings of X; gives how many there were.
     pub fn revoke_account(&mut self, account: &str) -> usize {
         let before = self.access_tokens.len() + self.refresh_tokens.len();
-        self.access_tokens
-            .retain(|_, grant| grant.account.as_deref() != Some(account));
-        self.refresh_tokens
-            .retain(|_, grant| grant.account.as_deref() != Some(account));
+        self.access_tokens.retain(|_, grant| grant.account.as_deref() != Some(account));
+        self.refresh_tokens.retain(|_, grant| grant.account.as_deref() != Some(account));
         self.codes.retain(|_, code| code.account != account);
         self.revision += 1;
         before - self.access_tokens.len() - self.refresh_tokens.len()
@@ -177,10 +159,7 @@ impl World {
 /// A random opaque text, as tokens and codes are.
 pub fn secret(kind: &str) -> String {
     let bytes: [u8; 36] = rand::rng().random();
-    format!(
-        "{}:1:{kind}",
-        general_purpose::URL_SAFE_NO_PAD.encode(bytes)
-    )
+    format!("{}:1:{kind}", general_purpose::URL_SAFE_NO_PAD.encode(bytes))
 }
 
 fn token_answer(pair: &Pair) -> Answer {
@@ -197,9 +176,7 @@ fn token_answer(pair: &Pair) -> Answer {
 fn verifier_fits(code: &Code, verifier: &str) -> bool {
     match code.method {
         Challenge::Plain => code.challenge == verifier,
-        Challenge::S256 => {
-            code.challenge == general_purpose::URL_SAFE_NO_PAD.encode(Sha256::digest(verifier))
-        }
+        Challenge::S256 => code.challenge == general_purpose::URL_SAFE_NO_PAD.encode(Sha256::digest(verifier)),
     }
 }
 
@@ -212,23 +189,13 @@ fn client(world: &World, call: &Call, form: &Form) -> Result<App, Answer> {
             "The content type must be application/x-www-form-urlencoded.",
         ));
     }
-    let basic = call
-        .header("authorization")
-        .and_then(|value| value.strip_prefix("Basic "));
+    let basic = call.header("authorization").and_then(|value| value.strip_prefix("Basic "));
     match basic {
         Some(encoded) => {
-            let decoded = general_purpose::STANDARD
-                .decode(encoded.trim())
-                .ok()
-                .and_then(|b| String::from_utf8(b).ok());
-            let (id, secret) = decoded
-                .as_deref()
-                .and_then(|pair| pair.split_once(':'))
-                .ok_or_else(refusals::unauthorized_client)?;
-            let app = world
-                .apps
-                .get(&unescaped(id))
-                .ok_or_else(refusals::invalid_client)?; // A1: CONFIG
+            let decoded = general_purpose::STANDARD.decode(encoded.trim()).ok().and_then(|b| String::from_utf8(b).ok());
+            let (id, secret) =
+                decoded.as_deref().and_then(|pair| pair.split_once(':')).ok_or_else(refusals::unauthorized_client)?;
+            let app = world.apps.get(&unescaped(id)).ok_or_else(refusals::invalid_client)?; // A1: CONFIG
             match &app.client_secret {
                 Some(known) if *known == unescaped(secret) => Ok(app.clone()),
                 Some(_) | None => Err(refusals::invalid_client()),
@@ -248,10 +215,7 @@ fn client(world: &World, call: &Call, form: &Form) -> Result<App, Answer> {
 /// RFC 6749 has both halves of the Basic header form-encoded; clients differ.
 fn unescaped(text: &str) -> String {
     let pair = format!("v={text}");
-    url::form_urlencoded::parse(pair.as_bytes())
-        .next()
-        .map(|(_, value)| value.into_owned())
-        .unwrap_or_default()
+    url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, value)| value.into_owned()).unwrap_or_default()
 }
 
 struct Form(Vec<(String, String)>);
@@ -262,10 +226,7 @@ impl Form {
     }
 
     fn value(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -288,18 +249,9 @@ mod tests {
     #[test]
     fn the_verifier_is_checked_by_either_method() {
         // The pair of RFC 7636, appendix B.
-        let s256 = code(
-            Challenge::S256,
-            "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",
-        );
-        assert!(verifier_fits(
-            &s256,
-            "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
-        ));
-        assert!(!verifier_fits(
-            &s256,
-            "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXl"
-        ));
+        let s256 = code(Challenge::S256, "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+        assert!(verifier_fits(&s256, "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"));
+        assert!(!verifier_fits(&s256, "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXl"));
         assert!(verifier_fits(&code(Challenge::Plain, "abc"), "abc"));
         assert!(!verifier_fits(&code(Challenge::Plain, "abc"), ""));
     }
@@ -308,19 +260,9 @@ mod tests {
     fn a_refresh_token_comes_only_with_offline_access() {
         let mut world = World::default();
         let scopes = [String::from("tweet.read")];
-        assert!(
-            world
-                .grant(Some("7"), "app", &scopes)
-                .refresh_token
-                .is_none()
-        );
+        assert!(world.grant(Some("7"), "app", &scopes).refresh_token.is_none());
         let scopes = [String::from("offline.access")];
-        assert!(
-            world
-                .grant(Some("7"), "app", &scopes)
-                .refresh_token
-                .is_some()
-        );
+        assert!(world.grant(Some("7"), "app", &scopes).refresh_token.is_some());
         assert_eq!(world.revoke_account("7"), 3);
         assert!(world.access_tokens.is_empty());
     }

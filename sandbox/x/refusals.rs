@@ -6,19 +6,13 @@ use crate::exchange::Answer;
 
 /// Shape (a): a problem object with `about:blank`.
 pub fn problem(status: u16, title: &str, detail: &str) -> Answer {
-    Answer::json(
-        status,
-        json!({"title": title, "detail": detail, "type": "about:blank", "status": status}),
-    )
+    Answer::json(status, json!({"title": title, "detail": detail, "type": "about:blank", "status": status}))
 }
 
 /// Shape (a) with a slug that clients match on.
 pub fn slugged(status: u16, slug: &str, title: &str, detail: &str) -> Answer {
     let kind = format!("https://api.x.com/2/problems/{slug}");
-    Answer::json(
-        status,
-        json!({"title": title, "detail": detail, "type": kind, "status": status}),
-    )
+    Answer::json(status, json!({"title": title, "detail": detail, "type": kind, "status": status}))
 }
 
 /// Shape (b): validation, one entry per problem.
@@ -26,11 +20,7 @@ pub fn invalid(errors: Vec<(String, Value, String)>) -> Answer {
     let errors: Vec<Value> = errors
         .into_iter()
         .map(|(parameter, values, message)| {
-            let parameters = if parameter.is_empty() {
-                json!({})
-            } else {
-                json!({ parameter: values })
-            };
+            let parameters = if parameter.is_empty() { json!({}) } else { json!({ parameter: values }) };
             json!({"parameters": parameters, "message": message})
         })
         .collect();
@@ -57,53 +47,31 @@ pub fn invalid_one(parameter: &str, value: impl Into<Value>, message: impl Into<
 
 /// Shape (c): the old style.
 pub fn coded(status: u16, code: u32, message: &str) -> Answer {
-    Answer::json(
-        status,
-        json!({"errors": [{"code": code, "message": message}]}),
-    )
+    Answer::json(status, json!({"errors": [{"code": code, "message": message}]}))
 }
 
 pub fn oauth(status: u16, error: &str, description: &str) -> Answer {
-    Answer::json(
-        status,
-        json!({"error": error, "error_description": description}),
-    )
+    Answer::json(status, json!({"error": error, "error_description": description}))
 }
 
 // A1, refresh table.
 pub fn token_invalid() -> Answer {
-    oauth(
-        400,
-        "invalid_request",
-        "Value passed for the token was invalid.",
-    )
+    oauth(400, "invalid_request", "Value passed for the token was invalid.")
 }
 
 // A1, refresh table.
 pub fn code_invalid() -> Answer {
-    oauth(
-        400,
-        "invalid_request",
-        "Value passed for the authorization code was invalid.",
-    )
+    oauth(400, "invalid_request", "Value passed for the authorization code was invalid.")
 }
 
 // A1, refresh table: the client secret is wrong or missing.
 pub fn unauthorized_client() -> Answer {
-    oauth(
-        401,
-        "unauthorized_client",
-        "Missing valid authorization header",
-    )
+    oauth(401, "unauthorized_client", "Missing valid authorization header")
 }
 
 // A1, refresh table.
 pub fn invalid_client() -> Answer {
-    oauth(
-        401,
-        "invalid_client",
-        "Value passed for the client credentials was invalid.",
-    )
+    oauth(401, "invalid_client", "Value passed for the client credentials was invalid.")
 }
 
 // A6: 401.
@@ -119,19 +87,12 @@ pub fn forbidden(detail: &str) -> Answer {
 pub fn unsupported_authentication() -> Answer {
     let detail = "Authenticating with OAuth 2.0 Application-Only is forbidden for this endpoint.  Supported authentication \
                   types are [OAuth 1.0a User Context, OAuth 2.0 User Context].";
-    slugged(
-        403,
-        "unsupported-authentication",
-        "Unsupported Authentication",
-        detail,
-    )
+    slugged(403, "unsupported-authentication", "Unsupported Authentication", detail)
 }
 
 // A6: 403 missing scope.
 pub fn missing_scope(scope: &str) -> Answer {
-    forbidden(&format!(
-        "The access token is missing the required scope: {scope}."
-    ))
+    forbidden(&format!("The access token is missing the required scope: {scope}."))
 }
 
 // A6: 403 user-suspended.
@@ -156,9 +117,7 @@ pub fn duplicate_content() -> Answer {
 
 // A6: 403 for a video that is longer than the account may post.
 pub fn video_too_long(minutes: u64) -> Answer {
-    forbidden(&format!(
-        "This user is not allowed to post a video longer than {minutes} minutes."
-    ))
+    forbidden(&format!("This user is not allowed to post a video longer than {minutes} minutes."))
 }
 
 // A6: 403, also seen for too long texts and anti-abuse.
@@ -212,11 +171,7 @@ pub fn media_ids_invalid(ids: &[String]) -> Answer {
 
 // A6: parent gone, as the 400 of the local emulator.
 pub fn reply_parent_invalid(id: &str) -> Answer {
-    invalid_one(
-        "reply.in_reply_to_tweet_id",
-        id,
-        "Your reply tweet ID is invalid.",
-    )
+    invalid_one("reply.in_reply_to_tweet_id", id, "Your reply tweet ID is invalid.")
 }
 
 // A6: 402.
@@ -263,9 +218,7 @@ mod tests {
 
     #[test]
     fn a_validation_error_has_the_documented_shape() {
-        let Payload::Json(body) = media_ids_invalid(&[String::from("17")]).payload else {
-            panic!("json")
-        };
+        let Payload::Json(body) = media_ids_invalid(&[String::from("17")]).payload else { panic!("json") };
         assert_eq!(
             body,
             json!({

@@ -67,18 +67,12 @@ pub fn post(world: &World, post: &Post, wanted: &Wanted) -> Value {
         }
     };
     // X tells whole seconds only, so a post can seem older than the request that made it.
-    put(
-        "created_at",
-        json!(clock::iso(post.created_ms / 1000 * 1000)),
-    );
+    put("created_at", json!(clock::iso(post.created_ms / 1000 * 1000)));
     put("author_id", json!(post.account));
     put("conversation_id", json!(post.conversation.to_string()));
     put("lang", json!("und"));
     put("possibly_sensitive", json!(false));
-    put(
-        "reply_settings",
-        json!(post.reply_settings.as_deref().unwrap_or("everyone")),
-    );
+    put("reply_settings", json!(post.reply_settings.as_deref().unwrap_or("everyone")));
     put("public_metrics", metrics(naming));
     let entities = entities(world, post, true);
     if !entities.is_empty() {
@@ -89,10 +83,7 @@ pub fn post(world: &World, post: &Post, wanted: &Wanted) -> Value {
         put("attachments", json!({"media_keys": keys}));
     }
     if let Some(parent) = post.reply_to {
-        put(
-            "referenced_tweets",
-            json!([{"type": "replied_to", "id": parent.to_string()}]),
-        );
+        put("referenced_tweets", json!([{"type": "replied_to", "id": parent.to_string()}]));
         if let Some(parent) = world.posts.get(&parent) {
             put("in_reply_to_user_id", json!(parent.account));
         }
@@ -147,11 +138,8 @@ fn entities(world: &World, post: &Post, cut: bool) -> Map<String, Value> {
 pub fn includes(world: &World, posts: &[&Post], wanted: &Wanted) -> Option<Value> {
     let mut includes = Map::new();
     if wanted.expands("attachments.media_keys") {
-        let media: Vec<Value> = posts
-            .iter()
-            .flat_map(|post| media_of(world, post))
-            .map(|one| media(one, wanted))
-            .collect();
+        let media: Vec<Value> =
+            posts.iter().flat_map(|post| media_of(world, post)).map(|one| media(one, wanted)).collect();
         if !media.is_empty() {
             includes.insert(String::from("media"), Value::Array(media));
         }
@@ -161,9 +149,8 @@ pub fn includes(world: &World, posts: &[&Post], wanted: &Wanted) -> Option<Value
         ids.sort_unstable();
         ids.dedup();
         let authors = ids.into_iter().filter_map(|id| world.accounts.get(id));
-        let authors: Vec<Value> = authors
-            .map(|user| json!({"id": user.id, "name": user.name, "username": user.username}))
-            .collect();
+        let authors: Vec<Value> =
+            authors.map(|user| json!({"id": user.id, "name": user.name, "username": user.username})).collect();
         includes.insert(String::from("users"), Value::Array(authors));
     }
     (!includes.is_empty()).then_some(Value::Object(includes))
@@ -203,32 +190,16 @@ fn is_long(post: &Post) -> bool {
 
 fn shown(world: &World, post: &Post, cut: bool) -> Shown {
     let chars: Vec<char> = post.text.chars().collect();
-    let end = if cut && is_long(post) {
-        cut_at(post, &chars)
-    } else {
-        chars.len()
-    };
+    let end = if cut && is_long(post) { cut_at(post, &chars) } else { chars.len() };
     let escape = world.settings.html_escape;
-    let mut shown = Shown {
-        text: String::new(),
-        urls: Vec::new(),
-    };
+    let mut shown = Shown { text: String::new(), urls: Vec::new() };
     let mut length = 0;
     let mut at = 0;
     for link in post.links.iter().filter(|link| link.end <= end) {
         length += push(&mut shown.text, &chars[at..link.start], escape);
-        let display: String = link
-            .expanded
-            .split_once("://")
-            .map_or("", |(_, rest)| rest)
-            .trim_start_matches("www.")
-            .into();
-        shown.urls.push(url_entity(
-            length,
-            &link.short,
-            &link.expanded,
-            &shortened(&display),
-        ));
+        let display: String =
+            link.expanded.split_once("://").map_or("", |(_, rest)| rest).trim_start_matches("www.").into();
+        shown.urls.push(url_entity(length, &link.short, &link.expanded, &shortened(&display)));
         shown.text.push_str(&link.short);
         length += link.short.chars().count();
         at = link.end;
@@ -245,12 +216,7 @@ fn shown(world: &World, post: &Post, cut: bool) -> Shown {
             length += 1;
         }
         for media in media_of(world, post) {
-            let mut entity = url_entity(
-                length,
-                link,
-                &media_page(world, post, media),
-                &picture_name(link),
-            );
+            let mut entity = url_entity(length, link, &media_page(world, post, media), &picture_name(link));
             entity["media_key"] = json!(media.key());
             shown.urls.push(entity);
         }
@@ -262,14 +228,10 @@ fn shown(world: &World, post: &Post, cut: bool) -> Shown {
 /// Where a long text is cut: never inside a link, and short enough to be an ordinary post.
 fn cut_at(post: &Post, chars: &[char]) -> usize {
     let mut end = chars.len().min(lengths::LIMIT - 1);
-    while end > 0 && lengths::weight(&chars[..end].iter().collect::<String>()) > lengths::LIMIT - 2
-    {
+    while end > 0 && lengths::weight(&chars[..end].iter().collect::<String>()) > lengths::LIMIT - 2 {
         end -= 1;
     }
-    post.links
-        .iter()
-        .find(|link| link.start < end && link.end > end)
-        .map_or(end, |link| link.start)
+    post.links.iter().find(|link| link.start < end && link.end > end).map_or(end, |link| link.start)
 }
 
 /// Appends a piece of the author's text; gives how many characters it became.
@@ -311,14 +273,7 @@ fn picture_name(link: &str) -> String {
 
 fn media_page(world: &World, post: &Post, media: &Media) -> String {
     use super::store::Kind;
-    let username = world
-        .accounts
-        .get(&post.account)
-        .map_or("i", |account| account.username.as_str());
-    let kind = if media.kind == Kind::Image {
-        "photo"
-    } else {
-        "video"
-    };
+    let username = world.accounts.get(&post.account).map_or("i", |account| account.username.as_str());
+    let kind = if media.kind == Kind::Image { "photo" } else { "video" };
     format!("https://x.com/{username}/status/{}/{kind}/1", post.id)
 }

@@ -16,33 +16,17 @@ pub struct Reader {
 impl Reader {
     pub fn of(call: &Call) -> Result<Self, Answer> {
         if call.content_type() != "application/json" {
-            return Err(refusals::invalid_one(
-                "",
-                Value::Null,
-                "The content type must be application/json.",
-            ));
+            return Err(refusals::invalid_one("", Value::Null, "The content type must be application/json."));
         }
         match call.json() {
             Some(Value::Object(fields)) => Ok(Self::root(fields)),
-            Some(_) => Err(refusals::invalid_one(
-                "",
-                Value::Null,
-                "$: an object is expected",
-            )),
-            None => Err(refusals::invalid_one(
-                "",
-                Value::Null,
-                "The request body is not valid JSON.",
-            )),
+            Some(_) => Err(refusals::invalid_one("", Value::Null, "$: an object is expected")),
+            None => Err(refusals::invalid_one("", Value::Null, "The request body is not valid JSON.")),
         }
     }
 
     fn root(fields: Map<String, Value>) -> Self {
-        Self {
-            fields,
-            path: String::from("$"),
-            problems: Vec::new(),
-        }
+        Self { fields, path: String::from("$"), problems: Vec::new() }
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -81,11 +65,7 @@ impl Reader {
         if words.contains(&word.as_str()) {
             return Some(word);
         }
-        self.problem(
-            name,
-            json!(word),
-            &format!("is not one of [{}]", words.join(",")),
-        );
+        self.problem(name, json!(word), &format!("is not one of [{}]", words.join(",")));
         None
     }
 
@@ -95,22 +75,14 @@ impl Reader {
         if is_id(&id) {
             return Some(id);
         }
-        self.problem(
-            name,
-            json!(id),
-            "does not match the regex pattern ^[0-9]{1,19}$",
-        );
+        self.problem(name, json!(id), "does not match the regex pattern ^[0-9]{1,19}$");
         None
     }
 
     pub fn ids(&mut self, name: &str, least: usize, most: usize) -> Option<Vec<String>> {
         let ids = self.texts(name, least, most)?;
         if let Some(wrong) = ids.iter().find(|id| !is_id(id)) {
-            self.problem(
-                name,
-                json!(wrong),
-                "does not match the regex pattern ^[0-9]{1,19}$",
-            );
+            self.problem(name, json!(wrong), "does not match the regex pattern ^[0-9]{1,19}$");
             return None;
         }
         Some(ids)
@@ -118,21 +90,13 @@ impl Reader {
 
     pub fn texts(&mut self, name: &str, least: usize, most: usize) -> Option<Vec<String>> {
         let value = self.fields.remove(name)?;
-        let texts = value.as_array().and_then(|items| {
-            items
-                .iter()
-                .map(|item| item.as_str().map(String::from))
-                .collect()
-        });
+        let texts =
+            value.as_array().and_then(|items| items.iter().map(|item| item.as_str().map(String::from)).collect());
         let Some(texts): Option<Vec<String>> = texts else {
             return self.wrong(name, &value, "array of strings");
         };
         if !(least..=most).contains(&texts.len()) {
-            self.problem(
-                name,
-                value,
-                &format!("must have from {least} to {most} items"),
-            );
+            self.problem(name, value, &format!("must have from {least} to {most} items"));
             return None;
         }
         Some(texts)
@@ -144,11 +108,7 @@ impl Reader {
         let Value::Object(fields) = value else {
             return self.wrong(name, &value, "object");
         };
-        let mut inner = Self {
-            fields,
-            path: format!("{}.{name}", self.path),
-            problems: Vec::new(),
-        };
+        let mut inner = Self { fields, path: format!("{}.{name}", self.path), problems: Vec::new() };
         let result = read(&mut inner);
         inner.refuse_the_rest();
         self.problems.append(&mut inner.problems);
@@ -163,8 +123,7 @@ impl Reader {
             Value::Array(items) => Value::Array(items),
             other => json!([other.to_string()]),
         };
-        self.problems
-            .push((parameter, shown, format!("{path}: {message}")));
+        self.problems.push((parameter, shown, format!("{path}: {message}")));
     }
 
     fn wrong<T>(&mut self, name: &str, value: &Value, expected: &str) -> Option<T> {
@@ -176,11 +135,7 @@ impl Reader {
             Value::Array(_) => "array",
             Value::Object(_) => "object",
         };
-        self.problem(
-            name,
-            value.clone(),
-            &format!("{found} found, {expected} expected"),
-        );
+        self.problem(name, value.clone(), &format!("{found} found, {expected} expected"));
         None
     }
 
@@ -188,8 +143,7 @@ impl Reader {
     fn refuse_the_rest(&mut self) {
         let unknown: Vec<(String, Value)> = std::mem::take(&mut self.fields).into_iter().collect();
         for (name, value) in unknown {
-            let message =
-                "is not defined in the schema and the schema does not allow additional properties";
+            let message = "is not defined in the schema and the schema does not allow additional properties";
             self.problem(&name, value, message);
         }
     }
@@ -197,11 +151,7 @@ impl Reader {
     /// Done reading: everything left over is unknown, and any problem refuses the call.
     pub fn finish(mut self) -> Result<(), Answer> {
         self.refuse_the_rest();
-        if self.problems.is_empty() {
-            Ok(())
-        } else {
-            Err(refusals::invalid(self.problems))
-        }
+        if self.problems.is_empty() { Ok(()) } else { Err(refusals::invalid(self.problems)) }
     }
 }
 
@@ -217,21 +167,13 @@ mod tests {
     #[test]
     fn all_that_is_wrong_is_told_at_once() {
         let body = json!({"text": 5, "media": {"media_ids": ["x"], "more": 1}, "extra": true});
-        let Value::Object(fields) = body else {
-            panic!("object")
-        };
+        let Value::Object(fields) = body else { panic!("object") };
         let mut reader = Reader::root(fields);
         reader.text("text");
         reader.inside("media", |media| media.ids("media_ids", 1, 4));
-        let Payload::Json(answer) = reader.finish().expect_err("refused").payload else {
-            panic!("json")
-        };
-        let messages: Vec<&str> = answer["errors"]
-            .as_array()
-            .expect("errors")
-            .iter()
-            .filter_map(|e| e["message"].as_str())
-            .collect();
+        let Payload::Json(answer) = reader.finish().expect_err("refused").payload else { panic!("json") };
+        let messages: Vec<&str> =
+            answer["errors"].as_array().expect("errors").iter().filter_map(|e| e["message"].as_str()).collect();
         assert_eq!(messages.len(), 4, "{messages:?}");
         assert!(messages[0].starts_with("$.text: number found"));
         assert!(messages[2].starts_with("$.media.more: is not defined"));

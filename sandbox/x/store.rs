@@ -162,11 +162,7 @@ pub struct Media {
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     Uploading,
-    Processing {
-        started_ms: u64,
-        ends_ms: Option<u64>,
-        failure: Option<Failure>,
-    },
+    Processing { started_ms: u64, ends_ms: Option<u64>, failure: Option<Failure> },
     Ready,
 }
 
@@ -215,10 +211,7 @@ impl World {
     }
 
     pub fn insert_post(&mut self, post: Post) {
-        self.by_account
-            .entry(post.account.clone())
-            .or_default()
-            .push(post.id);
+        self.by_account.entry(post.account.clone()).or_default().push(post.id);
         self.posts.insert(post.id, post);
         self.revision += 1;
     }
@@ -235,11 +228,7 @@ impl World {
             let Some(oldest) = self.kept.pop_front() else {
                 break;
             };
-            if let Some(dropped) = self
-                .media
-                .get_mut(&oldest)
-                .and_then(|media| media.bytes.take())
-            {
+            if let Some(dropped) = self.media.get_mut(&oldest).and_then(|media| media.bytes.take()) {
                 self.kept_bytes -= dropped.len();
             }
         }
@@ -250,19 +239,12 @@ impl World {
     pub fn index(&mut self) {
         self.by_account.clear();
         for (id, post) in &self.posts {
-            self.by_account
-                .entry(post.account.clone())
-                .or_default()
-                .push(*id);
+            self.by_account.entry(post.account.clone()).or_default().push(*id);
         }
     }
 
     pub fn account_named(&self, id_or_name: &str) -> Option<&Account> {
-        let by_name = || {
-            self.accounts
-                .values()
-                .find(|account| account.username.eq_ignore_ascii_case(id_or_name))
-        };
+        let by_name = || self.accounts.values().find(|account| account.username.eq_ignore_ascii_case(id_or_name));
         self.accounts.get(id_or_name).or_else(by_name)
     }
 }
@@ -283,9 +265,9 @@ impl Media {
         match &self.stage {
             Stage::Ready => true,
             Stage::Uploading => false,
-            Stage::Processing {
-                ends_ms, failure, ..
-            } => failure.is_none() && ends_ms.is_some_and(|ends_ms| ends_ms <= now_ms),
+            Stage::Processing { ends_ms, failure, .. } => {
+                failure.is_none() && ends_ms.is_some_and(|ends_ms| ends_ms <= now_ms)
+            }
         }
     }
 

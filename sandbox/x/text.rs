@@ -16,8 +16,7 @@ pub fn normalised(text: &str) -> String {
 
 /// A5: characters no post may have.
 pub fn forbidden_character(text: &str) -> Option<char> {
-    text.chars()
-        .find(|c| matches!(c, '\u{fffe}' | '\u{feff}' | '\u{ffff}'))
+    text.chars().find(|c| matches!(c, '\u{fffe}' | '\u{feff}' | '\u{ffff}'))
 }
 
 /// The weighted length of a normalised text.
@@ -89,11 +88,7 @@ fn pictograph_at(chars: &[char]) -> Option<usize> {
     if chars.get(1) == Some(&'\u{fe0e}') {
         return None;
     }
-    let toned = |index: usize| {
-        chars
-            .get(index)
-            .is_some_and(|c| matches!(c, '\u{1f3fb}'..='\u{1f3ff}'))
-    };
+    let toned = |index: usize| chars.get(index).is_some_and(|c| matches!(c, '\u{1f3fb}'..='\u{1f3ff}'));
     let length = if styled { 2 } else { 1 };
     Some(if toned(length) { length + 1 } else { length })
 }
@@ -119,13 +114,8 @@ pub fn cashtags(text: &str) -> usize {
     (0..chars.len())
         .filter(|&at| {
             let starts = at == 0 || chars[at - 1].is_whitespace();
-            let letters = chars[at + 1..]
-                .iter()
-                .take_while(|c| c.is_ascii_alphabetic())
-                .count();
-            let ends = !chars
-                .get(at + 1 + letters)
-                .is_some_and(|c| c.is_ascii_digit() || *c == '_');
+            let letters = chars[at + 1..].iter().take_while(|c| c.is_ascii_alphabetic()).count();
+            let ends = !chars.get(at + 1 + letters).is_some_and(|c| c.is_ascii_digit() || *c == '_');
             chars[at] == '$' && starts && (1..=6).contains(&letters) && ends
         })
         .count()
@@ -135,16 +125,8 @@ pub fn cashtags(text: &str) -> usize {
 pub fn mentions(text: &str) -> Vec<String> {
     let chars: Vec<char> = text.chars().collect();
     (0..chars.len())
-        .filter(|&at| {
-            chars[at] == '@'
-                && (at == 0 || !(chars[at - 1].is_alphanumeric() || chars[at - 1] == '_'))
-        })
-        .map(|at| {
-            chars[at + 1..]
-                .iter()
-                .take_while(|c| c.is_ascii_alphanumeric() || **c == '_')
-                .collect::<String>()
-        })
+        .filter(|&at| chars[at] == '@' && (at == 0 || !(chars[at - 1].is_alphanumeric() || chars[at - 1] == '_')))
+        .map(|at| chars[at + 1..].iter().take_while(|c| c.is_ascii_alphanumeric() || **c == '_').collect::<String>())
         .filter(|name| !name.is_empty())
         .map(|name| name.to_ascii_lowercase())
         .collect()
@@ -191,9 +173,6 @@ mod tests {
     #[test]
     fn cashtags_and_mentions_are_counted_as_words() {
         assert_eq!(cashtags("$A and $TSLA but not a$B, $5 or $TOOLONGNAME"), 2);
-        assert_eq!(
-            mentions("hi @Ada_L, mail me@example.com @bob!"),
-            ["ada_l", "bob"]
-        );
+        assert_eq!(mentions("hi @Ada_L, mail me@example.com @bob!"), ["ada_l", "bob"]);
     }
 }

@@ -87,13 +87,8 @@ const MEDIA_FIELDS: [&str; 10] = [
     "width",
 ];
 const USER_FIELDS: [&str; 5] = ["id", "name", "username", "verified", "profile_image_url"];
-const EXPANSIONS: [&str; 5] = [
-    "attachments.media_keys",
-    "author_id",
-    "in_reply_to_user_id",
-    "referenced_tweets.id",
-    "edit_history_tweet_ids",
-];
+const EXPANSIONS: [&str; 5] =
+    ["attachments.media_keys", "author_id", "in_reply_to_user_id", "referenced_tweets.id", "edit_history_tweet_ids"];
 
 /// `GET /2/users/:id/tweets`
 pub fn of_user(x: &X, call: &Call, id: &str) -> Result<Answer, Answer> {
@@ -113,16 +108,10 @@ pub fn of_user(x: &X, call: &Call, id: &str) -> Result<Answer, Answer> {
     let wanted = wanted(call, &world, &paging)?;
     let page = Page::of(call)?;
     if !is_id(id) {
-        return Err(refusals::invalid_one(
-            "id",
-            id,
-            format!("The `id` query parameter value [{id}] is not valid"),
-        ));
+        return Err(refusals::invalid_one("id", id, format!("The `id` query parameter value [{id}] is not valid")));
     }
     if !world.accounts.contains_key(id) {
-        return Ok(Answer::ok(
-            json!({"errors": [refusals::not_found("user", "id", id)]}),
-        )); // A6: 404 as a 200
+        return Ok(Answer::ok(json!({"errors": [refusals::not_found("user", "id", id)]}))); // A6: 404 as a 200
     }
     let found = page.select(&world, id);
     let more = found.len() > page.max_results;
@@ -137,10 +126,7 @@ pub fn of_user(x: &X, call: &Call, id: &str) -> Result<Answer, Answer> {
     }
     let mut body = json!({"meta": meta});
     if !posts.is_empty() {
-        body["data"] = posts
-            .iter()
-            .map(|post| render::post(&world, post, &wanted))
-            .collect();
+        body["data"] = posts.iter().map(|post| render::post(&world, post, &wanted)).collect();
         if let Some(includes) = render::includes(&world, &posts, &wanted) {
             body["includes"] = includes;
         }
@@ -157,28 +143,15 @@ pub fn of_user(x: &X, call: &Call, id: &str) -> Result<Answer, Answer> {
 /// `GET /2/tweets?ids=`
 pub fn lookup(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
     let mut world = x.world();
-    let mut wanted = wanted(
-        call,
-        &world,
-        &["ids", "expansions", "media.fields", "user.fields"],
-    )?;
+    let mut wanted = wanted(call, &world, &["ids", "expansions", "media.fields", "user.fields"])?;
     wanted.viewer = caller.account.as_ref().map(|account| account.id.clone());
-    let ids: Vec<&str> = call
-        .query("ids")
-        .unwrap_or_default()
-        .split(',')
-        .filter(|id| !id.is_empty())
-        .collect();
+    let ids: Vec<&str> = call.query("ids").unwrap_or_default().split(',').filter(|id| !id.is_empty()).collect();
     if ids.is_empty() || ids.len() > 100 {
-        let message = format!(
-            "The `ids` query parameter must have from 1 to 100 values, it has {}",
-            ids.len()
-        );
+        let message = format!("The `ids` query parameter must have from 1 to 100 values, it has {}", ids.len());
         return Err(refusals::invalid_one("ids", Value::Null, message)); // A8: at most 100
     }
     if let Some(wrong) = ids.iter().find(|id| !is_id(id)) {
-        let message =
-            format!("The `ids` query parameter value [{wrong}] does not match ^[0-9]{{1,19}}$");
+        let message = format!("The `ids` query parameter value [{wrong}] does not match ^[0-9]{{1,19}}$");
         return Err(refusals::invalid_one("ids", *wrong, message));
     }
     let (mut posts, mut missing) = (Vec::new(), Vec::new());
@@ -190,10 +163,7 @@ pub fn lookup(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
     }
     let mut body = json!({});
     if !posts.is_empty() {
-        body["data"] = posts
-            .iter()
-            .map(|post| render::post(&world, post, &wanted))
-            .collect();
+        body["data"] = posts.iter().map(|post| render::post(&world, post, &wanted)).collect();
     }
     if let Some(includes) = render::includes(&world, &posts, &wanted) {
         body["includes"] = includes;
@@ -227,10 +197,7 @@ pub fn get(x: &X, call: &Call, caller: &Caller, id: &str) -> Result<Answer, Answ
 
 fn existing<'a>(world: &'a World, id: &str) -> Option<&'a Post> {
     let id: u64 = id.parse().ok()?;
-    world
-        .posts
-        .get(&id)
-        .filter(|post| post.deleted_ms.is_none())
+    world.posts.get(&id).filter(|post| post.deleted_ms.is_none())
 }
 
 /// Which part of a timeline was asked for.
@@ -247,11 +214,7 @@ struct Page {
 impl Page {
     fn of(call: &Call) -> Result<Self, Answer> {
         let bad = |name: &str, value: &str, why: &str| {
-            refusals::invalid_one(
-                name,
-                value,
-                format!("The `{name}` query parameter value [{value}] {why}"),
-            )
+            refusals::invalid_one(name, value, format!("The `{name}` query parameter value [{value}] {why}"))
         };
         let max_results = match call.query("max_results") {
             None => 10,
@@ -268,26 +231,17 @@ impl Page {
         };
         let time = |name: &str| match call.query(name) {
             None => Ok(None),
-            Some(value) => clock::parse_iso(value)
-                .map(Some)
-                .ok_or_else(|| bad(name, value, "is not a valid RFC3339 timestamp")),
+            Some(value) => {
+                clock::parse_iso(value).map(Some).ok_or_else(|| bad(name, value, "is not a valid RFC3339 timestamp"))
+            }
         };
-        let excluded: Vec<&str> = call
-            .query("exclude")
-            .map(|list| list.split(',').collect())
-            .unwrap_or_default();
-        if let Some(wrong) = excluded
-            .iter()
-            .find(|word| !["retweets", "replies"].contains(*word))
-        {
+        let excluded: Vec<&str> = call.query("exclude").map(|list| list.split(',').collect()).unwrap_or_default();
+        if let Some(wrong) = excluded.iter().find(|word| !["retweets", "replies"].contains(*word)) {
             return Err(bad("exclude", wrong, "is not one of [replies,retweets]"));
         }
         let token = match call.query("pagination_token") {
             None => None,
-            Some(value) => Some(
-                read_page_token(value)
-                    .ok_or_else(|| bad("pagination_token", value, "is not valid"))?,
-            ),
+            Some(value) => Some(read_page_token(value).ok_or_else(|| bad("pagination_token", value, "is not valid"))?),
         };
         let until_id = id("until_id")?.unwrap_or(u64::MAX);
         Ok(Self {
@@ -304,20 +258,10 @@ impl Page {
     fn select<'a>(&self, world: &'a World, account: &str) -> Vec<&'a Post> {
         // A6: a new post may not be visible yet.
         let visible_ms = clock::now_ms().saturating_sub(world.settings.visibility_delay_ms);
-        let ids = world
-            .by_account
-            .get(account)
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        let posts = ids
-            .iter()
-            .rev()
-            .take(DEPTH)
-            .filter_map(|id| world.posts.get(id));
+        let ids = world.by_account.get(account).map(Vec::as_slice).unwrap_or_default();
+        let posts = ids.iter().rev().take(DEPTH).filter_map(|id| world.posts.get(id));
         posts
-            .filter(|post| {
-                post.deleted_ms.is_none() && !post.superseded && post.created_ms <= visible_ms
-            })
+            .filter(|post| post.deleted_ms.is_none() && !post.superseded && post.created_ms <= visible_ms)
             .filter(|post| post.id > self.above_id && post.id < self.below_id)
             .filter(|post| post.created_ms >= self.from_ms && post.created_ms < self.until_ms)
             .filter(|post| !self.without_replies || post.reply_to.is_none())
@@ -331,9 +275,7 @@ fn page_token(oldest: u64) -> String {
 }
 
 fn read_page_token(token: &str) -> Option<u64> {
-    let digits = token
-        .strip_prefix("7140")
-        .filter(|digits| digits.len() == 16)?;
+    let digits = token.strip_prefix("7140").filter(|digits| digits.len() == 16)?;
     u64::from_str_radix(digits, 16).ok()
 }
 
@@ -341,15 +283,10 @@ fn read_page_token(token: &str) -> Option<u64> {
 fn wanted(call: &Call, world: &World, also: &[&str]) -> Result<Wanted, Answer> {
     let naming = world.settings.naming;
     let fields_name = naming.fields_parameter();
-    if let Some((unknown, value)) = call
-        .query
-        .iter()
-        .find(|(name, _)| name != fields_name && !also.contains(&name.as_str()))
+    if let Some((unknown, value)) =
+        call.query.iter().find(|(name, _)| name != fields_name && !also.contains(&name.as_str()))
     {
-        let message = format!(
-            "The query parameter [{unknown}] is not one of [{},{fields_name}]",
-            also.join(",")
-        );
+        let message = format!("The query parameter [{unknown}] is not one of [{},{fields_name}]", also.join(","));
         return Err(refusals::invalid_one(unknown, value.as_str(), message));
     }
     let fields: &[&str] = match naming {
@@ -367,16 +304,11 @@ fn wanted(call: &Call, world: &World, also: &[&str]) -> Result<Wanted, Answer> {
 
 /// The words of a list parameter, each of which must be known.
 pub fn words(call: &Call, name: &str, known: &[&str]) -> Result<Vec<String>, Answer> {
-    let given: Vec<String> = call
-        .query(name)
-        .map(|list| list.split(',').map(String::from).collect())
-        .unwrap_or_default();
+    let given: Vec<String> =
+        call.query(name).map(|list| list.split(',').map(String::from).collect()).unwrap_or_default();
     match given.iter().find(|word| !known.contains(&word.as_str())) {
         Some(wrong) => {
-            let message = format!(
-                "The `{name}` query parameter value [{wrong}] is not one of [{}]",
-                known.join(",")
-            );
+            let message = format!("The `{name}` query parameter value [{wrong}] is not one of [{}]", known.join(","));
             Err(refusals::invalid_one(name, wrong.as_str(), message))
         }
         None => Ok(given),
@@ -389,10 +321,7 @@ mod tests {
 
     #[test]
     fn a_page_token_reads_back() {
-        assert_eq!(
-            read_page_token(&page_token(1_858_000_000_000_000_017)),
-            Some(1_858_000_000_000_000_017)
-        );
+        assert_eq!(read_page_token(&page_token(1_858_000_000_000_000_017)), Some(1_858_000_000_000_000_017));
         assert_eq!(read_page_token("7140"), None);
         assert_eq!(read_page_token("abc"), None);
     }

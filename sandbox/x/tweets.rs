@@ -38,11 +38,7 @@ pub fn create(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
     let previous = previous_version(&world, author, &draft)?;
     let content = content_key(author, &draft, world.settings.duplicate_considers_media);
     check_duplicate(&world, content.as_deref())?;
-    world.spend(if found.is_empty() {
-        COST
-    } else {
-        COST_WITH_LINK
-    })?;
+    world.spend(if found.is_empty() { COST } else { COST_WITH_LINK })?;
 
     // From here on nothing can fail: the post exists.
     let now_ms = clock::now_ms();
@@ -50,10 +46,7 @@ pub fn create(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
     if let Some(content) = content {
         world.recent.insert(content, now_ms);
     }
-    let mut history = previous
-        .as_ref()
-        .map(|post| post.history.clone())
-        .unwrap_or_default();
+    let mut history = previous.as_ref().map(|post| post.history.clone()).unwrap_or_default();
     history.push(id);
     if let Some(post) = previous.and_then(|post| world.posts.get_mut(&post.id)) {
         post.superseded = true;
@@ -90,11 +83,7 @@ pub fn create(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
 pub fn delete(x: &X, caller: &Caller, id: &str) -> Result<Answer, Answer> {
     let user = caller.user()?;
     if !is_id(id) {
-        return Err(refusals::invalid_one(
-            "id",
-            id,
-            format!("The `id` query parameter value [{id}] is not valid"),
-        ));
+        return Err(refusals::invalid_one("id", id, format!("The `id` query parameter value [{id}] is not valid")));
     }
     let mut world = x.world();
     let post = id.parse().ok().and_then(|id: u64| world.posts.get_mut(&id));
@@ -102,9 +91,7 @@ pub fn delete(x: &X, caller: &Caller, id: &str) -> Result<Answer, Answer> {
         return Err(Answer::json(404, refusals::not_found("tweet", "id", id)));
     }; // A6: 404
     if post.account != user.id {
-        return Err(refusals::forbidden(
-            "You are not authorized to delete this Tweet.",
-        )); // A8: own posts only
+        return Err(refusals::forbidden("You are not authorized to delete this Tweet.")); // A8: own posts only
     }
     post.deleted_ms.get_or_insert(clock::now_ms());
     world.revision += 1;
@@ -112,11 +99,7 @@ pub fn delete(x: &X, caller: &Caller, id: &str) -> Result<Answer, Answer> {
 }
 
 fn check_text(x: &X, author: &Account, draft: &Draft) -> Result<(), Answer> {
-    let limit = if author.premium {
-        text::PREMIUM_LIMIT
-    } else {
-        text::LIMIT
-    };
+    let limit = if author.premium { text::PREMIUM_LIMIT } else { text::LIMIT };
     if text::weight(&draft.text) > limit {
         // A5, A6: over-length, in one of the three answers seen.
         return Err(match x.world().settings.too_long {
@@ -137,34 +120,18 @@ fn attached(world: &World, author: &Account, draft: &Draft) -> Result<Vec<u64>, 
     let refused = || refusals::media_ids_invalid(&draft.media_ids); // A6: 400
     let mut media = Vec::new();
     for id in &draft.media_ids {
-        let known = id
-            .parse()
-            .ok()
-            .and_then(|id: u64| world.media.get(&id))
-            .ok_or_else(refused)?;
-        let usable =
-            known.owned_by(&author.id) && known.is_ready(now_ms) && known.expires_ms > now_ms;
-        if !usable
-            || known.refused_at_post
-            || known.category.starts_with("dm_")
-            || known.kind == Kind::Subtitles
-        {
+        let known = id.parse().ok().and_then(|id: u64| world.media.get(&id)).ok_or_else(refused)?;
+        let usable = known.owned_by(&author.id) && known.is_ready(now_ms) && known.expires_ms > now_ms;
+        if !usable || known.refused_at_post || known.category.starts_with("dm_") || known.kind == Kind::Subtitles {
             return Err(refused()); // A3: expired after 24 h, not ready, not one's own, or refused when posted
         }
-        let longest_s = if author.premium {
-            world.settings.premium_video_max_s
-        } else {
-            world.settings.video_max_s
-        };
+        let longest_s = if author.premium { world.settings.premium_video_max_s } else { world.settings.video_max_s };
         if known.kind == Kind::Video && known.duration_ms > longest_s * 1000 {
             return Err(refusals::video_too_long(longest_s / 60)); // A6: 403, longer than N minutes
         }
         media.push(known);
     }
-    let moving = media
-        .iter()
-        .filter(|known| known.kind != Kind::Image)
-        .count();
+    let moving = media.iter().filter(|known| known.kind != Kind::Image).count();
     if moving > 0 && media.len() > 1 {
         return Err(refused()); // A2: 4 photos, or 1 GIF, or 1 video
     }
@@ -172,11 +139,7 @@ fn attached(world: &World, author: &Account, draft: &Draft) -> Result<Vec<u64>, 
 }
 
 /// A2: one may answer oneself, and those who mentioned or quoted one.
-fn parent<'a>(
-    world: &'a World,
-    author: &Account,
-    draft: &Draft,
-) -> Result<Option<PostRef>, Answer> {
+fn parent<'a>(world: &'a World, author: &Account, draft: &Draft) -> Result<Option<PostRef>, Answer> {
     let Some(id) = &draft.reply_to else {
         return Ok(None);
     };
@@ -185,18 +148,11 @@ fn parent<'a>(
         return Err(refusals::reply_parent_invalid(id)); // A6: parent gone
     };
     let mentioned = text::mentions(&post.text).contains(&author.username.to_ascii_lowercase());
-    let quoted = post
-        .quote_of
-        .and_then(|id| world.posts.get(&id))
-        .is_some_and(|quoted| quoted.account == author.id);
+    let quoted = post.quote_of.and_then(|id| world.posts.get(&id)).is_some_and(|quoted| quoted.account == author.id);
     if post.account != author.id && !mentioned && !quoted {
         return Err(refusals::reply_not_allowed()); // A2, A6: 403
     }
-    Ok(Some(PostRef {
-        id: post.id,
-        conversation: post.conversation,
-        history: post.history.clone(),
-    }))
+    Ok(Some(PostRef { id: post.id, conversation: post.conversation, history: post.history.clone() }))
 }
 
 /// What is needed of another post once the world is borrowed for writing.
@@ -215,29 +171,20 @@ fn quoted(world: &World, draft: &Draft) -> Result<Option<u64>, Answer> {
     }
     let known = id.parse().ok().filter(|id| world.posts.contains_key(id));
     let message = "Your quote tweet ID is invalid.";
-    known
-        .map(Some)
-        .ok_or_else(|| refusals::invalid_one("quote_tweet_id", id.as_str(), message))
+    known.map(Some).ok_or_else(|| refusals::invalid_one("quote_tweet_id", id.as_str(), message))
 }
 
 /// A2: edits are for Premium users and their own posts.
-fn previous_version(
-    world: &World,
-    author: &Account,
-    draft: &Draft,
-) -> Result<Option<PostRef>, Answer> {
+fn previous_version(world: &World, author: &Account, draft: &Draft) -> Result<Option<PostRef>, Answer> {
     let Some(id) = &draft.previous_post else {
         return Ok(None);
     };
     let post = id.parse().ok().and_then(|id: u64| world.posts.get(&id));
-    let own = post
-        .filter(|post| post.account == author.id && post.deleted_ms.is_none() && !post.superseded);
+    let own = post.filter(|post| post.account == author.id && post.deleted_ms.is_none() && !post.superseded);
     match own {
-        Some(post) if author.premium => Ok(Some(PostRef {
-            id: post.id,
-            conversation: post.conversation,
-            history: post.history.clone(),
-        })),
+        Some(post) if author.premium => {
+            Ok(Some(PostRef { id: post.id, conversation: post.conversation, history: post.history.clone() }))
+        }
         Some(_) | None => Err(refusals::bare()),
     }
 }
@@ -248,11 +195,7 @@ fn content_key(author: &Account, draft: &Draft, considers_media: bool) -> Option
     if words.is_empty() || draft.previous_post.is_some() {
         return None;
     }
-    let media = if considers_media {
-        draft.media_ids.join(",")
-    } else {
-        String::new()
-    };
+    let media = if considers_media { draft.media_ids.join(",") } else { String::new() };
     let reply = draft.reply_to.as_deref().unwrap_or_default();
     Some(format!("{} {reply} {media} {words}", author.id))
 }
@@ -286,9 +229,7 @@ impl World {
 fn short_link() -> String {
     const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
     let mut rng = rand::rng();
-    let slug = (0..10)
-        .filter_map(|_| LETTERS.choose(&mut rng))
-        .map(|letter| char::from(*letter));
+    let slug = (0..10).filter_map(|_| LETTERS.choose(&mut rng)).map(|letter| char::from(*letter));
     format!("https://t.co/{}", slug.collect::<String>())
 }
 

@@ -30,9 +30,7 @@ const FIELDS: [&str; 16] = [
 pub fn me(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
     let user = caller.user()?;
     if let Some((unknown, value)) = call.query.iter().find(|(name, _)| name != "user.fields") {
-        let message = format!(
-            "The query parameter [{unknown}] is not one of [user.fields,expansions,tweet.fields]"
-        );
+        let message = format!("The query parameter [{unknown}] is not one of [user.fields,expansions,tweet.fields]");
         return Err(refusals::invalid_one(unknown, value.as_str(), message));
     }
     let fields = timeline::words(call, "user.fields", &FIELDS)?;
@@ -46,10 +44,7 @@ pub fn me(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
             "created_at" => json!(clock::iso(user.created_ms)),
             "protected" => json!(false),
             "description" => json!("An account of the sandbox."),
-            "profile_image_url" => json!(format!(
-                "{}/_sandbox/x/avatar/{}",
-                call.origin, user.username
-            )),
+            "profile_image_url" => json!(format!("{}/_sandbox/x/avatar/{}", call.origin, user.username)),
             "public_metrics" => {
                 let posts = x.world().by_account.get(&user.id).map_or(0, Vec::len);
                 json!({"followers_count": 0, "following_count": 0, "tweet_count": posts, "listed_count": 0})

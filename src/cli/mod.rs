@@ -13,6 +13,7 @@ use crate::config::{Config, ConfigError};
 pub mod api;
 pub mod bench;
 pub mod check;
+pub mod demo;
 pub mod health;
 pub mod jobs;
 pub mod migrate;
@@ -39,6 +40,8 @@ macro_rules! commands {
 commands! {
     /// Run everything on this machine, with a Postgres and a Redis of its own
     Up = up,
+    /// See all of it at work: everything on this machine, a job of every kind on a real clip
+    Demo = demo,
     /// Serve the HTTP API
     Api = api,
     /// Bring the database's schema up to date

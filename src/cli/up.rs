@@ -56,6 +56,7 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
         listen: arguments.listen,
         sandbox: arguments.sandbox,
         verbose: arguments.verbose,
+        defaults: Vec::new(),
     };
     let stack = Stack::start(options, &signals.stop, |doing| eprintln!("{doing} ...")).await;
     let stack = match stack {

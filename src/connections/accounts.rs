@@ -55,10 +55,14 @@ pub struct Accounts {
     connectors: Connectors,
 }
 
-/// Tokens of an account as its owner gives them.
-pub struct NewTokens {
-    pub access: SecretString,
-    pub refresh: Option<SecretString>,
+/// An account as its owner gives it.
+pub struct NewAccount<'a> {
+    pub platform: Platform,
+    pub remote_account_id: &'a str,
+    pub username: &'a str,
+    pub display_name: &'a str,
+    pub access_token: SecretString,
+    pub refresh_token: Option<SecretString>,
     pub expires: Expires,
 }
 
@@ -137,16 +141,14 @@ impl Accounts {
         engine: &Engine,
         tx: &mut sqlx::PgConnection,
         tenant: TenantId,
-        platform: Platform,
-        remote_account_id: &str,
-        names: (&str, &str),
-        tokens: &NewTokens,
+        new: &NewAccount<'_>,
     ) -> Result<ConnectionId, EnqueueError> {
-        let known = store::find_account(tx, tenant, platform, remote_account_id).await?;
+        let known = store::find_account(tx, tenant, new.platform, new.remote_account_id).await?;
         let id = known.unwrap_or_else(ConnectionId::new);
-        let sealed = self.seal(id, &tokens.access, tokens.refresh.as_ref(), tokens.expires);
-        let renewed = store::put(tx, id, tenant, platform, remote_account_id, names, &sealed).await?;
-        if tokens.refresh.is_some() {
+        let sealed = self.seal(id, &new.access_token, new.refresh_token.as_ref(), new.expires);
+        let names = (new.username, new.display_name);
+        let renewed = store::put(tx, id, tenant, new.platform, new.remote_account_id, names, &sealed).await?;
+        if new.refresh_token.is_some() {
             self.schedule_refresh(engine, tx, tenant, id, renewed).await?;
         }
         if known.is_some() {

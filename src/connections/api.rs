@@ -14,7 +14,7 @@ use secrecy::SecretString;
 
 use super::{
     Connection, ConnectionState,
-    accounts::NewTokens,
+    accounts::NewAccount,
     store::{self, Expires},
     wake_key,
 };
@@ -161,22 +161,17 @@ impl ConnectionsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let tokens = NewTokens {
-            access: SecretString::from(input.access_token.0),
-            refresh: input.refresh_token.map(|token| SecretString::from(token.0)),
+        let new = NewAccount {
+            platform,
+            remote_account_id: &input.remote_account_id,
+            username: &input.username,
+            display_name: input.display_name.as_deref().unwrap_or(&input.username),
+            access_token: SecretString::from(input.access_token.0),
+            refresh_token: input.refresh_token.map(|token| SecretString::from(token.0)),
             expires: input.expires_at.map_or(Expires::Never, Expires::At),
         };
-        let names = (input.username.as_str(), input.display_name.as_deref().unwrap_or(&input.username));
-        let connected = publisher.accounts.connect(
-            &app.engine,
-            &mut tx,
-            caller.tenant,
-            platform,
-            &input.remote_account_id,
-            names,
-            &tokens,
-        );
-        let id = connected.await.map_err(not_connected)?;
+        let connected = publisher.accounts.connect(&app.engine, &mut tx, caller.tenant, &new).await;
+        let id = connected.map_err(not_connected)?;
         let row = store::get(&mut *tx, caller.tenant, id).await?.ok_or_else(|| Problem::not_found("connection"))?;
         let location = format!("/api/v1/connections/{id}");
         let answer = claim.keep(&mut tx, Created::new(location, ConnectionView::from(row))).await?;

@@ -2,7 +2,7 @@
 //! push. While one batch commits the next gathers, so a lone job waits for nobody and a crowd pays for one.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -149,10 +149,10 @@ impl Lengths {
         let mut pushed = Vec::new();
         for job in jobs {
             let list = list_of(job);
-            if !places.contains_key(&list) {
-                places.insert(list, if self.is_short(list).await { SHORT } else { 0 });
-            }
-            let left = places.entry(list).or_default();
+            let left = match places.entry(list) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(if self.is_short(list).await { SHORT } else { 0 }),
+            };
             pushed.push(*left > 0);
             *left = left.saturating_sub(1);
         }

@@ -37,6 +37,8 @@ pub struct StackOptions {
     pub sandbox: bool,
     /// Show every program's log.
     pub verbose: bool,
+    /// Settings of this installation's own; the environment wins over them.
+    pub defaults: Vec<(String, String)>,
 }
 
 /// A running installation. [`Stack::stop`] ends it in order; dropping it ends it at once.
@@ -162,6 +164,7 @@ impl Setting {
             ("STORAGE_FOLDER".to_owned(), below("media")),
             ("MEDIA_SCRATCH_FOLDER".to_owned(), below("scratch")),
         ];
+        env.extend(options.defaults.iter().filter(|(name, _)| !Config::is_set(name)).cloned());
         let given = Config::from_env_with(&env)?;
         if given.encryption_keys.is_empty() {
             let key = servers.kept("encryption.key", || STANDARD.encode(rand::random::<[u8; 32]>()))?;

@@ -169,8 +169,7 @@ fn free_disk(path: &Path) -> Option<u64> {
         let mut stat: libc::statvfs = std::mem::zeroed();
         (libc::statvfs(path.as_ptr(), &mut stat) == 0).then_some(stat)?
     };
-    #[expect(clippy::unnecessary_cast, reason = "the fields are narrower on some systems")]
-    Some(stat.f_bavail as u64 * stat.f_frsize as u64)
+    Some(stat.f_bavail * stat.f_frsize)
 }
 
 #[cfg(test)]

@@ -249,21 +249,28 @@ async fn put_on_its_way(
     post: NewOrStored,
     options: Options,
 ) -> Result<Accepted<AcceptedView>, Problem> {
-    let mut tx = app.db.begin().await?;
-    let claim = match key.claim(&mut tx, caller, request).await? {
-        Turn::Replay(answer) => return Ok(answer),
-        Turn::New(claim) => claim,
-    };
+    // A repeat is answered before anything is checked: what it asked for may have changed since.
+    if key.is_given() {
+        let mut tx = app.db.begin().await?;
+        if let Turn::Replay(answer) = key.clone().claim(&mut tx, caller, request.clone()).await? {
+            return Ok(answer);
+        }
+    }
     let (post, is_new, text_field) = match post {
         NewOrStored::New(post) => (post, true, "text"),
         NewOrStored::Stored(post) => (post, false, "universal_content"),
     };
     let id = post.id;
     let wish = request::wish(app, publisher, caller, post, options, text_field).await?;
+    let mut tx = app.db.begin().await?;
+    let claim = match key.claim(&mut tx, caller, request).await? {
+        Turn::Replay(answer) => return Ok(answer),
+        Turn::New(claim) => claim,
+    };
     if is_new {
         posts::api::write(&mut tx, &wish.post).await?;
     }
-    let planned = plan::plan(&mut tx, &app.engine, publisher, caller.tenant, &wish).await.map_err(plan_problem)?;
+    let planned = plan::plan(&mut tx, &app.engine, caller.tenant, &wish).await.map_err(plan_problem)?;
     let location = format!("/api/v1/groups/{}", planned.group);
     let answer = claim.keep(&mut tx, Accepted::new(location, AcceptedView::new(id, &planned))).await?;
     tx.commit().await?;

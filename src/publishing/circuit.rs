@@ -43,7 +43,7 @@ pub async fn admit(db: &sqlx::PgPool, platform: Platform) -> sqlx::Result<Admiss
     if open != Some(true) || try_for_all(db, platform).await? {
         return Ok(Admission::Go);
     }
-    let held: Option<(Option<DateTime<Utc>>, Option<Json<Explanation>>)> = sqlx::query_as(
+    let held: Option<Held> = sqlx::query_as(
         "update platform_circuits set held = held + 1 where platform = $1 and open_until is not null \
          returning greatest(open_until, trying_until, now()) \
            + least(make_interval(secs => held * $2), make_interval(secs => $3)), problem",
@@ -59,6 +59,9 @@ pub async fn admit(db: &sqlx::PgPool, platform: Platform) -> sqlx::Result<Admiss
         Some((None, _)) | None => Admission::Go,
     })
 }
+
+/// Until when, and why.
+type Held = (Option<DateTime<Utc>>, Option<Json<Explanation>>);
 
 async fn try_for_all(db: impl PgExecutor<'_>, platform: Platform) -> sqlx::Result<bool> {
     let done = sqlx::query(

@@ -164,6 +164,18 @@ pub async fn close(
     Ok(())
 }
 
+/// Whatever of a settled publication is still open.
+pub async fn close_all(tx: &mut PgConnection, publication: PublicationId, outcome: Outcome) -> sqlx::Result<()> {
+    sqlx::query(
+        "update publication_intents set outcome = $2, settled_at = now() where publication_id = $1 and outcome = 'open'",
+    )
+    .bind(publication)
+    .bind(outcome.as_str())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// The platform says that the post exists: absence is no longer believed.
 pub async fn doubt(db: impl PgExecutor<'_>, publication: &Publication, attempt: i16, code: &str) -> sqlx::Result<()> {
     sqlx::query(

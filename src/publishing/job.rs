@@ -47,7 +47,7 @@ impl Job for Publish {
             return Err(Stop::failed("no_connector", text));
         };
         let mut run = Run { cx, publisher, connector, publication, seen: Seen::default(), renewed: false };
-        let outcome = run.to_the_end().await;
+        let outcome = run.finish().await;
         run.note_exchanges().await?;
         outcome
     }
@@ -79,7 +79,7 @@ pub struct Run<'a> {
 const TURNS: usize = 40;
 
 impl Run<'_> {
-    async fn to_the_end(&mut self) -> Result<Published, Stop> {
+    async fn finish(&mut self) -> Result<Published, Stop> {
         for _ in 0..TURNS {
             let step = match self.publication.phase {
                 Phase::Planned => prepare::prepare(self).await,
@@ -97,7 +97,7 @@ impl Run<'_> {
                 Err(Halt::Plain(stop)) => return Err(stop),
                 Err(Halt::Told { to, problem, stop }) => {
                     let told = match to {
-                        Some(to) => store::advance(self.cx.db(), &self.publication, to, Some(&problem)).await?,
+                        Some(to) => store::advance(self.cx.db(), &self.publication, to, Some(&*problem)).await?,
                         None => {
                             store::explain(self.cx.db(), &self.publication, &problem).await?;
                             true

@@ -33,6 +33,13 @@ pub struct Wish {
     pub max_lateness: Duration,
     /// The text is rewritten for each platform before it goes out.
     pub optimize: Option<Optimize>,
+    /// What has to be made of the post's files first: one for each file and preset, with the platforms that need it.
+    pub renditions: Vec<Rendition>,
+}
+
+pub struct Rendition {
+    pub job: NewJob,
+    pub platforms: Vec<Platform>,
 }
 
 pub struct Optimize {
@@ -61,8 +68,6 @@ pub struct PlannedJob {
 
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    #[error("a file of the post")]
-    Media(#[from] MediaTrouble),
     #[error("the jobs could not be written")]
     Enqueue(#[from] EnqueueError),
     #[error("the database failed")]
@@ -72,7 +77,6 @@ pub enum PlanError {
 impl From<PlanError> for Stop {
     fn from(error: PlanError) -> Self {
         match error {
-            PlanError::Media(trouble) => Self::retry("media", trouble.to_string()),
             PlanError::Enqueue(error) => enqueue_stop(error),
             PlanError::Database(error) => error.into(),
         }
@@ -80,23 +84,49 @@ impl From<PlanError> for Stop {
 }
 
 /// Writes publications and jobs: transforms and transcodes first, each publication after those it needs. They start
-/// at once, however far away the due time is.
-pub async fn plan(
-    tx: &mut PgConnection,
-    engine: &Engine,
-    publisher: &Publisher,
-    tenant: TenantId,
-    wish: &Wish,
-) -> Result<Planned, PlanError> {
+/// at once, however far away the due time is. Uses nothing but the caller's connection: a pool that many such
+/// transactions wait on would stand still.
+pub async fn plan(tx: &mut PgConnection, engine: &Engine, tenant: TenantId, wish: &Wish) -> Result<Planned, PlanError> {
     let group = engine.new_group(tx, tenant, "publish").await?;
     let mut planned = Planned { group, publications: Vec::new(), jobs: Vec::new(), tickets: Vec::new() };
     let variant_job = transform(tx, engine, tenant, wish, &mut planned).await?;
-    let mut making: BTreeMap<(uuid::Uuid, &'static str), Option<JobId>> = BTreeMap::new();
+    let mut made = Vec::with_capacity(wish.renditions.len());
+    for rendition in &wish.renditions {
+        let job = rendition.job.clone().group(planned.group);
+        made.push((enqueue(tx, engine, job, &mut planned).await?, &rendition.platforms));
+    }
     for connection in &wish.connections {
-        let parents = renditions(tx, engine, publisher, tenant, wish, connection, &mut making, &mut planned).await?;
+        let needed = made.iter().filter(|(_, platforms)| platforms.contains(&connection.platform)).map(|(job, _)| *job);
+        let parents: Vec<JobId> = variant_job.into_iter().chain(needed).collect();
         publication(tx, engine, tenant, wish, connection, variant_job, &parents, &mut planned).await?;
     }
     Ok(planned)
+}
+
+/// What has to be made for these platforms before the post can go out there. Looks outside of any transaction.
+pub async fn renditions(
+    publisher: &Publisher,
+    tenant: TenantId,
+    post: &Post,
+    platforms: &[Platform],
+) -> Result<Vec<Rendition>, MediaTrouble> {
+    let mut renditions = Vec::new();
+    for file in &post.media {
+        let facts = publisher.media.facts(tenant, file.media).await?;
+        let mut needed: BTreeMap<&'static str, Vec<Platform>> = BTreeMap::new();
+        for platform in platforms {
+            let connector = publisher.accounts.connectors().get(*platform);
+            if let Some(preset) = connector.and_then(|connector| connector.preset_for(facts.kind)) {
+                needed.entry(preset).or_default().push(*platform);
+            }
+        }
+        for (preset, platforms) in needed {
+            if let Making::Job(job) = publisher.media.make(tenant, file.media, preset).await? {
+                renditions.push(Rendition { job: *job, platforms });
+            }
+        }
+    }
+    Ok(renditions)
 }
 
 async fn transform(
@@ -122,40 +152,6 @@ pub fn transform_request(wish: &Wish, optimize: &Optimize) -> TransformRequest {
     request
 }
 
-/// The jobs that make what this connection's platform takes; one for each rendition, however many need it.
-#[expect(clippy::too_many_arguments, reason = "the state of one plan, passed along once")]
-async fn renditions(
-    tx: &mut PgConnection,
-    engine: &Engine,
-    publisher: &Publisher,
-    tenant: TenantId,
-    wish: &Wish,
-    connection: &Connection,
-    making: &mut BTreeMap<(uuid::Uuid, &'static str), Option<JobId>>,
-    planned: &mut Planned,
-) -> Result<Vec<JobId>, PlanError> {
-    let Some(connector) = publisher.accounts.connectors().get(connection.platform) else { return Ok(Vec::new()) };
-    let mut parents = Vec::new();
-    for file in &wish.post.media {
-        let facts = publisher.media.facts(tenant, file.media).await?;
-        let Some(preset) = connector.preset_for(facts.kind) else { continue };
-        let known = making.get(&(file.media.uuid(), preset)).copied();
-        let job = match known {
-            Some(job) => job,
-            None => {
-                let job = match publisher.media.make(tenant, file.media, preset).await? {
-                    Making::Made => None,
-                    Making::Job(job) => Some(enqueue(tx, engine, job.group(planned.group), planned).await?),
-                };
-                making.insert((file.media.uuid(), preset), job);
-                job
-            }
-        };
-        parents.extend(job);
-    }
-    Ok(parents)
-}
-
 #[expect(clippy::too_many_arguments, reason = "the state of one plan, passed along once")]
 async fn publication(
     tx: &mut PgConnection,
@@ -171,7 +167,7 @@ async fn publication(
     let [mut publish, reconcile] = Publish { publication: id }.jobs(tenant, connection.id, wish.max_lateness);
     publish = publish.group(planned.group);
     // A parent that failed does not silence the post: the run looks for itself what is there, and says so.
-    for parent in variant_job.iter().chain(parents) {
+    for parent in parents {
         publish = publish.after(*parent, OnParent::Run);
     }
     let new = NewPublication {

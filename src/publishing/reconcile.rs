@@ -134,6 +134,10 @@ impl Job for Reconcile {
 /// Nothing more happens by itself: the files are let go.
 async fn settled(cx: &JobContext, publication: &Publication, phase: Phase) -> Result<Settled, Stop> {
     let mut tx = cx.db().begin().await?;
+    if phase == Phase::Sent {
+        // Left open when its worker died right after the post was saved.
+        intents::close_all(&mut tx, publication.id, Outcome::Created).await?;
+    }
     files::release(&mut tx, publication.id).await?;
     tx.commit().await?;
     Ok(Settled { phase })
@@ -194,7 +198,7 @@ async fn resolve(run: &mut Run<'_>, cancelled: bool) -> Result<Phase, Halt> {
             let wake = connections::wake_key(run.publication.connection);
             let deadline = open.intended_at + RECONNECT_PATIENCE;
             let why = super::halt::why(&problem);
-            Err(Halt::Told { to: None, problem, stop: Stop::Reconnect { wake, deadline, why } })
+            Err(Halt::Told { to: None, problem: Box::new(problem), stop: Stop::Reconnect { wake, deadline, why } })
         }
         // Left to a person, with a link to look.
         Finding::Unknown | Finding::NeedsOwner(_) => {
@@ -237,7 +241,7 @@ async fn observe(run: &mut Run<'_>, intents: &[Intent], open: &Intent) -> Result
         run.renewed = true;
         match run.publisher.accounts.renew(&run.cx.engine, &account, &run.seen).await {
             Ok(renewed) => account = renewed,
-            Err(trouble) => return Ok(no_token(trouble)?),
+            Err(trouble) => return no_token(trouble),
         }
         seen = run.connector.find(&Call { account: &account, witness: &run.seen }, &search).await;
     }

@@ -6,7 +6,7 @@ use poem_openapi::Object;
 
 use super::{
     LatePolicy, Publisher, check, late,
-    plan::{Optimize, PlanError, Wish, transform_request},
+    plan::{self, Optimize, PlanError, Wish, transform_request},
     schedule,
     view::LatePolicyName,
 };
@@ -80,13 +80,14 @@ pub async fn wish(
     }
     let max_lateness =
         options.max_lateness_seconds.map_or(late::DEFAULT_MAX_LATENESS, |seconds| Duration::from_secs(seconds.into()));
-    let wish = Wish {
+    let mut wish = Wish {
         post,
         connections,
         schedule,
         late_policy: options.late_policy.map_or(LatePolicy::Ask, LatePolicy::from),
         max_lateness,
         optimize: options.optimize.then_some(Optimize { tone: options.tone }),
+        renditions: Vec::new(),
     };
     if let Some(optimize) = wish.optimize.as_ref().filter(|_| !wish.connections.is_empty()) {
         let problems = transform_request(&wish, optimize).problems();
@@ -95,7 +96,12 @@ pub async fn wish(
             FieldError::new(field, problem.message, problem.remedy)
         }));
     }
-    if errors.is_empty() { Ok(wish) } else { Err(Problem::invalid(errors)) }
+    if !errors.is_empty() {
+        return Err(Problem::invalid(errors));
+    }
+    wish.renditions =
+        plan::renditions(publisher, caller.tenant, &wish.post, &platforms).await.map_err(media_problem)?;
+    Ok(wish)
 }
 
 /// The accounts that were named, each once.
@@ -154,7 +160,6 @@ pub fn media_problem(trouble: MediaTrouble) -> Problem {
 
 pub fn plan_problem(error: PlanError) -> Problem {
     match error {
-        PlanError::Media(trouble) => media_problem(trouble),
         PlanError::Database(error) | PlanError::Enqueue(EnqueueError::Ledger(error)) => error.into(),
         PlanError::Enqueue(EnqueueError::Stopping) => Problem::unavailable(),
         PlanError::Enqueue(EnqueueError::Unstorable(what)) => {

@@ -21,7 +21,7 @@ use crate::{
 
 /// Between committing the intent and sending. A process that was stopped longer must not send any more: the
 /// certainty of those who look is counted from the intent.
-const DEPARTURE: Duration = Duration::from_secs(5);
+const DEPARTURE: Duration = Duration::from_secs(2);
 /// When a platform says "too often" and not until when.
 const UNSAID_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// The app or its bill is at fault.
@@ -286,5 +286,5 @@ fn reconnect(publication: &Publication, explanation: Explanation) -> Halt {
     let wake = connections::wake_key(publication.connection);
     let stop = Stop::Reconnect { wake, deadline, why: why(&explanation) };
     let to = (publication.phase != Phase::NeedsReconnect).then_some(Phase::NeedsReconnect);
-    Halt::Told { to, problem: explanation, stop }
+    Halt::Told { to, problem: Box::new(explanation), stop }
 }

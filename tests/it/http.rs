@@ -143,6 +143,7 @@ async fn problem(request: RequestBuilder) -> Value {
 async fn every_way_to_ask_wrongly_gets_a_problem_that_names_the_field() {
     let served = Served::new(&App::new().await).await;
     let get = |path: &str| served.request(Method::GET, path);
+    let typed = |kind| served.request(Method::POST, "/api/v1/echo").header("content-type", kind).body("{}");
     let cases = [
         (get("/api/v1/nothing"), 404, "no_such_path", None),
         (get("/nothing"), 404, "no_such_path", None),
@@ -166,7 +167,8 @@ async fn every_way_to_ask_wrongly_gets_a_problem_that_names_the_field() {
         (served.echo("{\"text\": \"a\\u0000\"}"), 422, "invalid", Some("text")),
         (served.echo("{\"text\": \"a\", \"job\": \"usr_1\"}"), 422, "invalid", Some("job")),
         (served.request(Method::POST, "/api/v1/echo").body("{}"), 415, "unsupported_media_type", Some("Content-Type")),
-        (served.echo("{}").header("content-type", "text/plain"), 415, "unsupported_media_type", Some("Content-Type")),
+        (typed("text/plain"), 415, "unsupported_media_type", Some("Content-Type")),
+        (typed("application/xml"), 415, "unsupported_media_type", Some("Content-Type")),
         (served.echo("x".repeat((1 << 20) + 1)), 413, "payload_too_large", None),
     ];
     for (number, (request, status, code, field)) in cases.into_iter().enumerate() {
@@ -384,7 +386,10 @@ async fn the_product_itself_is_described_and_open_only_where_it_should() {
             } else {
                 assert!(matches!(status, 200 | 503), "{method} {path}: {status}");
             }
-            let is_write = path.starts_with("/api/") && matches!(method.as_str(), "post" | "patch");
+            // A question that is too long for an address writes nothing.
+            let is_write = !path.ends_with("/validate")
+                && path.starts_with("/api/")
+                && matches!(method.as_str(), "post" | "patch");
             let takes_key = call["parameters"].to_string().contains("\"Idempotency-Key\"");
             assert_eq!(is_write, takes_key, "{method} {path} and the Idempotency-Key");
             assert!(call["operationId"].is_string(), "{method} {path} has no operationId");

@@ -20,4 +20,5 @@ mod media_jobs;
 mod media_process;
 mod media_render;
 mod media_stills;
+mod publish;
 mod settings;

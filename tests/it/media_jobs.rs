@@ -153,9 +153,9 @@ async fn a_file_that_cannot_be_made_right_fails_once_and_says_why() {
     let whole = std::fs::read(clips.make("whole.mp4", &words).await).unwrap();
     let media = id(&upload(&api, "half.mp4", whole[..whole.len() / 2].to_vec()).await.1);
     let failed = ended(&api, &transcode(&api, media, &["x_video"]).await[0]).await;
-    assert_eq!((&failed["state"], &failed["why"]["code"]), (&json!("failed"), &json!("media_damaged")), "{failed}");
+    assert_eq!((&failed["state"], &failed["error"]["code"]), (&json!("failed"), &json!("media_damaged")), "{failed}");
     let again = ended(&api, &transcode(&api, media, &["x_video"]).await[0]).await;
-    assert_eq!(again["why"]["code"], "media_refused", "{again}");
+    assert_eq!(again["error"]["code"], "media_refused", "{again}");
     let opened = service(&app).open_rendition(app.tenant, media, PresetName::XVideo).await;
     assert!(matches!(opened, Err(OpenError::Refused { .. })));
 }

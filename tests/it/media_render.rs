@@ -164,12 +164,10 @@ async fn where_and_with_what_it_was_made_does_not_go_out() {
     let clips = Clips::new();
     clips.clip("plain.mp4", "320x180", 0.6, "").await;
     clips.make("chapters.txt", "-i plain.mp4 -f ffmetadata").await;
-    let words = format!(
-        "-i plain.mp4 -vf format=yuv444p -c:v libx264 -preset ultrafast -c:a copy -movflags use_metadata_tags \
+    let words = "-i plain.mp4 -vf format=yuv444p -c:v libx264 -preset ultrafast -c:a copy -movflags use_metadata_tags \
          -metadata location=+48.1374+011.5755/ -metadata make=SecretPhone -metadata:s:v:0 handler_name=SecretHandler \
-         -metadata creation_time=2020-01-02T03:04:05Z -metadata title=SecretTitle"
-    );
-    let source = clips.make("private.mp4", &words).await;
+         -metadata creation_time=2020-01-02T03:04:05Z -metadata title=SecretTitle";
+    let source = clips.make("private.mp4", words).await;
     let (plan, rendered) = made(&clips, &source, PresetName::XVideo).await;
     assert!(plan.reasons.iter().any(|reason| reason.contains("making")), "{:?}", plan.reasons);
     let bytes = std::fs::read(&rendered.path).unwrap();

@@ -11,6 +11,7 @@ const SAMPLE: &str = include_str!("../../.env.sample");
 const APP_SPEC: &str = include_str!("../../app-spec.yaml");
 const COMPOSE: &str = include_str!("../../deploy/compose.yaml");
 const MANIFEST: &str = include_str!("../../Cargo.toml");
+const HAZARDS: &str = include_str!("../../docs/hazards.md");
 
 /// Between a worker's own grace time and its killing: for handing back what is not finished.
 const HAND_BACK_SECONDS: u64 = 10;
@@ -94,4 +95,30 @@ fn number_after(line: &str, word: &str) -> Option<u64> {
     let rest = &line[line.find(word)? + word.len()..];
     let digits: String = rest.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
     digits.parse().ok()
+}
+
+/// A rule whose test was renamed would be a rule that nobody proves.
+#[test]
+fn the_tests_that_prove_the_hazards_rules_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = String::new();
+    for folder in ["src", "tests", "sandbox"] {
+        read_all(&root.join(folder), &mut sources);
+    }
+    let rows = HAZARDS.lines().filter(|line| line.starts_with("| ") && line.ends_with(" |"));
+    let proofs = rows.filter_map(|row| row.trim_end_matches(" |").rsplit(" | ").next());
+    let names = proofs.flat_map(|proof| proof.split('`').skip(1).step_by(2)).filter(|name| !name.contains(' '));
+    let missing: Vec<_> = names.filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "docs/hazards.md names tests that do not exist: {missing:#?}");
+}
+
+fn read_all(folder: &std::path::Path, into: &mut String) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            read_all(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
 }

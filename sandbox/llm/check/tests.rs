@@ -26,47 +26,29 @@ fn checked(provider: Provider, extra: &Value) -> Result<String, (u16, String)> {
         parts: None,
         origin: String::new(),
     };
-    read(provider, &call)
-        .map(|request| request.effort)
-        .map_err(|answer| match answer.payload {
-            Payload::Json(body) => (answer.status, body.to_string()),
-            other => panic!("{other:?}"),
-        })
+    read(provider, &call).map(|request| request.effort).map_err(|answer| match answer.payload {
+        Payload::Json(body) => (answer.status, body.to_string()),
+        other => panic!("{other:?}"),
+    })
 }
 
 #[test]
 fn a_field_of_another_provider_is_refused() {
     let cases = [
         (Provider::Together, json!({"max_completion_tokens": 9}), 400),
-        (
-            Provider::Together,
-            json!({"stream_options": {"include_usage": true}}),
-            400,
-        ),
+        (Provider::Together, json!({"stream_options": {"include_usage": true}}), 400),
         (Provider::Together, json!({"temperature": 1.5}), 400),
         (Provider::Xai, json!({"stop": ["."]}), 400),
         (Provider::Xai, json!({"top_k": 3}), 400),
         (Provider::Xai, json!({"temperature": "hot"}), 422),
         (Provider::OpenAi, json!({"max_tokens": 9}), 400),
         (Provider::OpenAi, json!({"temperature": 0.3}), 400),
-        (
-            Provider::OpenAi,
-            json!({"stream_options": {"include_usage": true}}),
-            400,
-        ),
+        (Provider::OpenAi, json!({"stream_options": {"include_usage": true}}), 400),
         (Provider::OpenAi, json!({"logprobs": 3}), 400),
         (Provider::OpenAi, json!({"model": "gpt-4"}), 404),
-        (
-            Provider::Xai,
-            json!({"model": "grok-4.20-reasoning", "reasoning_effort": "low"}),
-            400,
-        ),
+        (Provider::Xai, json!({"model": "grok-4.20-reasoning", "reasoning_effort": "low"}), 400),
         (Provider::Xai, json!({"messages": []}), 400),
-        (
-            Provider::Xai,
-            json!({"messages": [{"role": "developer", "content": "x"}]}),
-            400,
-        ),
+        (Provider::Xai, json!({"messages": [{"role": "developer", "content": "x"}]}), 400),
         (Provider::Together, json!({"max_tokens": 200_000}), 403),
     ];
     for (provider, extra, status) in cases {
@@ -78,38 +60,19 @@ fn a_field_of_another_provider_is_refused() {
 #[test]
 fn what_each_takes_is_taken() {
     assert_eq!(
-        checked(
-            Provider::Xai,
-            &json!({"max_completion_tokens": 9, "temperature": 0.2})
-        ),
+        checked(Provider::Xai, &json!({"max_completion_tokens": 9, "temperature": 0.2})),
         Ok(String::from("low"))
     );
-    assert_eq!(
-        checked(Provider::Xai, &json!({"model": "grok-3"})),
-        Ok(String::from("none"))
-    );
-    assert!(
-        checked(
-            Provider::Together,
-            &json!({"max_tokens": 9, "temperature": 0.2})
-        )
-        .is_ok()
-    );
-    assert!(
-        checked(
-            Provider::OpenAi,
-            &json!({"max_completion_tokens": 9, "reasoning_effort": "minimal"})
-        )
-        .is_ok()
-    );
+    assert_eq!(checked(Provider::Xai, &json!({"model": "grok-3"})), Ok(String::from("none")));
+    assert!(checked(Provider::Together, &json!({"max_tokens": 9, "temperature": 0.2})).is_ok());
+    assert!(checked(Provider::OpenAi, &json!({"max_completion_tokens": 9, "reasoning_effort": "minimal"})).is_ok());
 }
 
 #[test]
 fn strict_schemas_must_require_everything() {
     let format = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": true, "schema": schema}}});
-    let loose = format(
-        json!({"type": "object", "properties": {"text": {"type": "string"}}, "additionalProperties": false}),
-    );
+    let loose =
+        format(json!({"type": "object", "properties": {"text": {"type": "string"}}, "additionalProperties": false}));
     assert!(checked(Provider::OpenAi, &loose).is_err());
     assert!(checked(Provider::Xai, &loose).is_ok());
     let strict = format(json!({

@@ -15,19 +15,11 @@ pub fn described(media: &Media, world: &World) -> Value {
         "expires_after_secs": media.expires_ms.saturating_sub(now_ms) / 1000,
     });
     match media.kind {
-        Kind::Image => {
-            data["image"] =
-                json!({"w": media.width, "h": media.height, "image_type": media.content_type})
-        }
+        Kind::Image => data["image"] = json!({"w": media.width, "h": media.height, "image_type": media.content_type}),
         Kind::Gif | Kind::Video => data["video"] = json!({"video_type": media.content_type}),
         Kind::Subtitles => {}
     }
-    if let Stage::Processing {
-        started_ms,
-        ends_ms,
-        failure,
-    } = &media.stage
-    {
+    if let Stage::Processing { started_ms, ends_ms, failure } = &media.stage {
         let elapsed_ms = now_ms.saturating_sub(*started_ms);
         let length_ms = ends_ms.map_or(u64::MAX, |ends_ms| ends_ms.saturating_sub(*started_ms));
         let check_after = world.settings.check_after_secs;

@@ -42,16 +42,8 @@ const TYPES: [&str; 13] = [
     "text/srt",
     "text/vtt",
 ];
-const CATEGORIES: [&str; 8] = [
-    "tweet_image",
-    "tweet_gif",
-    "tweet_video",
-    "amplify_video",
-    "dm_image",
-    "dm_gif",
-    "dm_video",
-    "subtitles",
-];
+const CATEGORIES: [&str; 8] =
+    ["tweet_image", "tweet_gif", "tweet_video", "amplify_video", "dm_image", "dm_gif", "dm_video", "subtitles"];
 /// A3: the largest `total_bytes` there is, and A5's limits by kind.
 const LARGEST: u64 = 17_179_869_184;
 const IMAGE_BYTES: u64 = 5 * 1024 * 1024;
@@ -78,11 +70,7 @@ pub fn initialize(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer>
     body.flag("shared");
     body.finish()?;
     let (Some(content_type), Some(total_bytes)) = (content_type, total_bytes) else {
-        return Err(refusals::invalid_one(
-            "media_type",
-            Value::Null,
-            "media_type and total_bytes are required",
-        ));
+        return Err(refusals::invalid_one("media_type", Value::Null, "media_type and total_bytes are required"));
     };
     let category = category.unwrap_or_else(|| default_category(&content_type));
     let kind = kind_of(&category, &content_type)?;
@@ -94,22 +82,10 @@ pub fn initialize(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer>
     };
     if total_bytes > most {
         // A5: sizes by kind.
-        return Err(refusals::invalid_one(
-            "total_bytes",
-            total_bytes,
-            format!("File size exceeds {most} bytes."),
-        ));
+        return Err(refusals::invalid_one("total_bytes", total_bytes, format!("File size exceeds {most} bytes.")));
     }
     let mut world = x.world();
-    let media = new_media(
-        &mut world,
-        &user.id,
-        additional_owners,
-        kind,
-        category,
-        content_type,
-        total_bytes,
-    );
+    let media = new_media(&mut world, &user.id, additional_owners, kind, category, content_type, total_bytes);
     let body = json!({"data": {
         "id": media.id.to_string(), "media_key": media.key(), "expires_after_secs": world.settings.media_lifetime_s,
     }});
@@ -128,24 +104,12 @@ pub fn append(x: &X, call: &Call, caller: &Caller, id: &str) -> Result<Answer, A
     }
     let media = own_media(&mut world, &user.id, id)?;
     if media.stage != Stage::Uploading {
-        return Err(refusals::invalid_one(
-            "id",
-            id,
-            "The upload was finalized already.",
-        ));
+        return Err(refusals::invalid_one("id", id, "The upload was finalized already."));
     }
-    let others: u64 = media
-        .segments
-        .iter()
-        .filter(|(known, _)| **known != index)
-        .map(|(_, part)| part.len() as u64)
-        .sum();
+    let others: u64 =
+        media.segments.iter().filter(|(known, _)| **known != index).map(|(_, part)| part.len() as u64).sum();
     if others + chunk.len() as u64 > media.total_bytes {
-        return Err(refusals::invalid_one(
-            "media",
-            Value::Null,
-            "The segments exceed the total_bytes of the upload.",
-        ));
+        return Err(refusals::invalid_one("media", Value::Null, "The segments exceed the total_bytes of the upload."));
     }
     // A3: sending a segment again is the documented recovery.
     media.segments.insert(index, chunk);
@@ -162,20 +126,11 @@ pub fn finalize(x: &X, caller: &Caller, id: &str, twist: Option<&Twist>) -> Resu
     let (media_id, kind, total_bytes, segments) = {
         let mut world = x.world();
         own_media(&mut world, &user.id, id)?;
-        let media = id
-            .parse()
-            .ok()
-            .and_then(|id: u64| world.media.get(&id))
-            .ok_or_else(|| unknown(id))?;
+        let media = id.parse().ok().and_then(|id: u64| world.media.get(&id)).ok_or_else(|| unknown(id))?;
         if media.stage != Stage::Uploading {
             return Ok(Answer::ok(json!({"data": described(media, &world)})));
         }
-        (
-            media.id,
-            media.kind,
-            media.total_bytes,
-            media.segments.clone(),
-        )
+        (media.id, media.kind, media.total_bytes, media.segments.clone())
     };
     // Joining and judging may take a while for a large video, so nobody else is kept waiting for it.
     let bytes = joined(&segments, total_bytes)?;
@@ -202,58 +157,25 @@ pub fn one_shot(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
             "The command parameter is only supported for STATUS, with GET.",
         ));
     }
-    const FIELDS: [&str; 5] = [
-        "media",
-        "media_category",
-        "media_type",
-        "shared",
-        "additional_owners",
-    ];
-    if let Some(unknown) = parts
-        .iter()
-        .find(|part| !FIELDS.contains(&part.name.as_str()))
-    {
-        return Err(refusals::invalid_one(
-            &unknown.name,
-            Value::Null,
-            "is not a field of this upload",
-        ));
+    const FIELDS: [&str; 5] = ["media", "media_category", "media_type", "shared", "additional_owners"];
+    if let Some(unknown) = parts.iter().find(|part| !FIELDS.contains(&part.name.as_str())) {
+        return Err(refusals::invalid_one(&unknown.name, Value::Null, "is not a field of this upload"));
     }
     let (Some(media), Some(category)) = (call.part("media"), call.part("media_category")) else {
-        return Err(refusals::invalid_one(
-            "media",
-            Value::Null,
-            "media and media_category are required.",
-        )); // A3: both required
+        return Err(refusals::invalid_one("media", Value::Null, "media and media_category are required.")); // A3: both required
     };
     let category = word(category);
     if !["tweet_image", "dm_image"].contains(&category.as_str()) {
-        return Err(refusals::invalid_one(
-            "media_category",
-            category,
-            "Only images can be uploaded at once.",
-        ));
+        return Err(refusals::invalid_one("media_category", category, "Only images can be uploaded at once."));
     }
     let total_bytes = media.bytes.len() as u64;
     if total_bytes > IMAGE_BYTES {
-        return Err(refusals::invalid_one(
-            "media",
-            Value::Null,
-            format!("File size exceeds {IMAGE_BYTES} bytes."),
-        )); // A5
+        return Err(refusals::invalid_one("media", Value::Null, format!("File size exceeds {IMAGE_BYTES} bytes."))); // A5
     }
     let verdict = judge::judge(Kind::Image, &media.bytes)?;
     let mut world = x.world();
     let content_type = verdict.content_type.clone();
-    let made = new_media(
-        &mut world,
-        &user.id,
-        Vec::new(),
-        Kind::Image,
-        category,
-        content_type,
-        total_bytes,
-    );
+    let made = new_media(&mut world, &user.id, Vec::new(), Kind::Image, category, content_type, total_bytes);
     let id = made.id;
     world.media.insert(id, made);
     settle(&mut world, id, verdict, media.bytes.clone(), None)
@@ -273,9 +195,7 @@ pub fn status(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
     let id = call.query("media_id").unwrap_or_default();
     own_media(&mut world, &user.id, id)?;
     let media = id.parse().ok().and_then(|id: u64| world.media.get(&id));
-    media
-        .map(|media| Answer::ok(json!({"data": described(media, &world)})))
-        .ok_or_else(|| unknown(id))
+    media.map(|media| Answer::ok(json!({"data": described(media, &world)}))).ok_or_else(|| unknown(id))
 }
 
 /// `POST /2/media/metadata`: alt text, after finalize and before the post.
@@ -286,12 +206,8 @@ pub fn metadata(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
         body.problem("id", Value::Null, "is missing but it is required");
     }
     let id = body.id("id");
-    let text = body
-        .inside("metadata", |metadata| {
-            metadata.inside("alt_text", |alt| alt.text("text"))
-        })
-        .flatten()
-        .flatten();
+    let text =
+        body.inside("metadata", |metadata| metadata.inside("alt_text", |alt| alt.text("text"))).flatten().flatten();
     let text = text.unwrap_or_default();
     if text.is_empty() || text.chars().count() > ALT_TEXT_CHARS {
         // A3: at most 1000 characters.
@@ -308,9 +224,7 @@ pub fn metadata(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
     world.spend(ALT_TEXT_COST)?;
     world.revision += 1;
     own_media(&mut world, &user.id, &id)?.alt_text = Some(text.clone());
-    Ok(Answer::ok(
-        json!({"data": {"id": id, "associated_metadata": {"alt_text": {"text": text}}}}),
-    ))
+    Ok(Answer::ok(json!({"data": {"id": id, "associated_metadata": {"alt_text": {"text": text}}}})))
 }
 
 pub fn check_twist(name: &str, value: &Value) -> Result<(), String> {
@@ -319,9 +233,9 @@ pub fn check_twist(name: &str, value: &Value) -> Result<(), String> {
         ("processing_failed", Value::Object(fields)) => {
             let known = ["code", "name", "message"];
             match fields.keys().find(|key| !known.contains(&key.as_str())) {
-                Some(unknown) => Err(format!(
-                    "`processing_failed` has no field `{unknown}`; it takes code, name and message"
-                )),
+                Some(unknown) => {
+                    Err(format!("`processing_failed` has no field `{unknown}`; it takes code, name and message"))
+                }
                 None => Ok(()),
             }
         }
@@ -347,8 +261,7 @@ fn kind_of(category: &str, content_type: &str) -> Result<Kind, Answer> {
         _ => (Kind::Video, content_type.starts_with("video/")),
     };
     if !fits {
-        let message =
-            format!("The media_category {category} does not take the media_type {content_type}.");
+        let message = format!("The media_category {category} does not take the media_type {content_type}.");
         return Err(refusals::invalid_one("media_category", category, message));
     }
     Ok(kind)
@@ -390,52 +303,28 @@ fn unknown(id: &str) -> Answer {
 /// A3: one's own media that has not expired.
 fn own_media<'a>(world: &'a mut World, user: &str, id: &str) -> Result<&'a mut Media, Answer> {
     let now_ms = clock::now_ms();
-    let media = id
-        .parse()
-        .ok()
-        .filter(|_| is_id(id))
-        .and_then(|id: u64| world.media.get_mut(&id));
-    media
-        .filter(|media| media.owned_by(user) && media.expires_ms > now_ms)
-        .ok_or_else(|| unknown(id))
+    let media = id.parse().ok().filter(|_| is_id(id)).and_then(|id: u64| world.media.get_mut(&id));
+    media.filter(|media| media.owned_by(user) && media.expires_ms > now_ms).ok_or_else(|| unknown(id))
 }
 
 /// Writes the verdict down and answers with what the media is now.
-fn settle(
-    world: &mut World,
-    id: u64,
-    verdict: Verdict,
-    bytes: Bytes,
-    twist: Option<&Twist>,
-) -> Result<Answer, Answer> {
+fn settle(world: &mut World, id: u64, verdict: Verdict, bytes: Bytes, twist: Option<&Twist>) -> Result<Answer, Answer> {
     world.spend(UPLOAD_COST)?;
     let now_ms = clock::now_ms();
     let ends_ms = now_ms + world.settings.processing_ms;
-    let media = world
-        .media
-        .get_mut(&id)
-        .ok_or_else(|| unknown(&id.to_string()))?;
+    let media = world.media.get_mut(&id).ok_or_else(|| unknown(&id.to_string()))?;
     media.stage = match twist.map(|twist| (twist.name.as_str(), &twist.value)) {
-        Some(("processing_failed", value)) => Stage::Processing {
-            started_ms: now_ms,
-            ends_ms: Some(ends_ms),
-            failure: Some(failure(value)),
-        },
-        Some(_) => Stage::Processing {
-            started_ms: now_ms,
-            ends_ms: None,
-            failure: None,
-        },
-        None if matches!(media.kind, Kind::Gif | Kind::Video) => Stage::Processing {
-            started_ms: now_ms,
-            ends_ms: Some(ends_ms),
-            failure: verdict.failure,
-        },
+        Some(("processing_failed", value)) => {
+            Stage::Processing { started_ms: now_ms, ends_ms: Some(ends_ms), failure: Some(failure(value)) }
+        }
+        Some(_) => Stage::Processing { started_ms: now_ms, ends_ms: None, failure: None },
+        None if matches!(media.kind, Kind::Gif | Kind::Video) => {
+            Stage::Processing { started_ms: now_ms, ends_ms: Some(ends_ms), failure: verdict.failure }
+        }
         None => Stage::Ready,
     };
     media.content_type = verdict.content_type;
-    (media.width, media.height, media.duration_ms) =
-        (verdict.width, verdict.height, verdict.duration_ms);
+    (media.width, media.height, media.duration_ms) = (verdict.width, verdict.height, verdict.duration_ms);
     media.refused_at_post = verdict.refused_at_post;
     media.segments.clear();
     world.keep_bytes(id, bytes);

@@ -3,6 +3,8 @@
 mod show;
 mod stats;
 
+pub(super) use show::duration;
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
 

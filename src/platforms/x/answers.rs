@@ -52,7 +52,7 @@ pub fn meaning(effect: Effect, status: u16, headers: &HeaderMap, body: &[u8]) ->
         }
         429 if said.is("usage-capped") => ConnectorError::CreditGone { platform: X },
         429 => ConnectorError::RateLimited { platform: X, until: reset_at(headers) },
-        400..500 => said.refused("refused"),
+        _ if (400..500).contains(&status) => said.refused("refused"),
         500..600 if effect == Effect::Creates || effect == Effect::Trades => {
             ConnectorError::AnswerUnclear { platform: X, status }
         }

@@ -29,8 +29,6 @@ use super::{
 };
 use crate::config::XConfig;
 
-/// Enough for X to answer in a bad hour, short enough to fit within a lease with room to spare.
-const CREATE_DEADLINE: Duration = Duration::from_secs(20);
 const READ_DEADLINE: Duration = Duration::from_secs(20);
 const TOKEN_DEADLINE: Duration = Duration::from_secs(20);
 const LOOKS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
@@ -44,7 +42,7 @@ pub struct X {
 
 impl X {
     pub fn new(config: &XConfig, client: Client) -> Self {
-        let timing = Timing { request: CREATE_DEADLINE, visibility: config.visibility, looks: &LOOKS };
+        let timing = Timing { request: config.create_deadline, visibility: config.visibility, looks: &LOOKS };
         Self { wire: Wire::new(config, client), timing }
     }
 }

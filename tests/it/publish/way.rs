@@ -1,0 +1,281 @@
+//! The ordinary way: from a request to a post, in order, once; and stopping before it is too late.
+
+use std::time::Duration;
+
+use multivio::{
+    ids::MediaId,
+    jobs::Queue,
+    media::{MediaService, store as media_store},
+};
+use serde_json::{Value, json};
+
+use super::{SOON, Stage};
+use crate::harness::eventually;
+
+#[tokio::test]
+async fn one_call_puts_one_post_on_the_platform() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker().await;
+    let request = json!({ "text": "hello, world", "platforms": ["x"] });
+    let (status, accepted) = stage.api.post("/api/v1/publish", request).await;
+    assert_eq!(status, 202, "{accepted}");
+    let job = accepted["publications"][0]["job_id"].as_str().unwrap();
+    let (_, done) = stage.api.get(&format!("/api/v1/jobs/{job}?wait=30")).await;
+    assert_eq!(done["state"], "succeeded", "{done}");
+
+    let posts = stage.posts().await;
+    assert_eq!(posts.len(), 1, "{posts:?}");
+    let publication = stage.publication(accepted["publications"][0]["id"].as_str().unwrap()).await;
+    assert_eq!(publication["phase"], "sent");
+    assert_eq!(publication["remote_id"], posts[0]["id"]);
+    assert_eq!(done["result"]["permalink"], publication["permalink"]);
+    assert!(publication["permalink"].as_str().unwrap().ends_with(posts[0]["id"].as_str().unwrap()));
+    assert_eq!(stage.creates().await, 1);
+
+    let group = accepted["group_id"].as_str().unwrap();
+    let (_, group) = stage.api.get(&format!("/api/v1/groups/{group}?wait=30")).await;
+    assert_eq!(group["jobs"].as_array().map(Vec::len), Some(1), "{group}");
+    // The job that settles what is left behind has nothing to do here, and says so.
+    eventually(SOON, "the reconcile job", || async {
+        let state: Option<(String, Value)> =
+            sqlx::query_as("select state::text, result from jobs where kind = 'reconcile' and result is not null")
+                .fetch_optional(&stage.app.pool)
+                .await
+                .ok()?;
+        state.filter(|(state, result)| state == "succeeded" && result["phase"] == "sent")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn p6_posts_of_one_account_go_out_in_the_order_they_were_due() {
+    let stage = Stage::new().await;
+    // Queued before anybody works, so that the order is not an accident.
+    let mut ids = Vec::new();
+    for n in 0..6 {
+        ids.push(stage.publish(&format!("number {n}")).await);
+    }
+    let _worker = stage.worker().await;
+    for id in &ids {
+        stage.until(id, "sent").await;
+    }
+    let texts: Vec<_> = stage.posts().await.iter().map(|post| post["text"].as_str().unwrap().to_owned()).collect();
+    let expected: Vec<_> = (0..6).map(|n| format!("number {n}")).collect();
+    assert_eq!(texts, expected);
+}
+
+#[tokio::test]
+async fn an_image_goes_out_with_its_description() {
+    let stage = Stage::new().await;
+    let media = upload_picture(&stage).await;
+    let _workers = (stage.worker().await, stage.app.worker(Queue::Media).await);
+    let request = json!({ "text": "look", "media": [{ "media_id": media, "alt_text": "a test picture" }] });
+    let id = stage.publish_with(request).await;
+    stage.until(&id, "sent").await;
+    let posts = stage.posts().await;
+    assert_eq!(posts.len(), 1);
+    assert_eq!(stage.calls("media.metadata").await, 1);
+    assert!(posts[0].to_string().contains("a test picture"), "{}", posts[0]);
+    // Held while it was needed, and let go when it was done.
+    eventually(SOON, "the file to be let go", || async {
+        let held: i64 = sqlx::query_scalar("select count(*) from media_references where holder_kind = 'publication'")
+            .fetch_one(&stage.app.pool)
+            .await
+            .ok()?;
+        (held == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn media_that_the_platform_has_forgotten_is_uploaded_again() {
+    let stage = Stage::new().await;
+    stage.fault("tweets.create", json!({ "refuse": "invalid_media_ids" })).await;
+    let media = upload_picture(&stage).await;
+    let _workers = (stage.worker().await, stage.app.worker(Queue::Media).await);
+    let id = stage.publish_with(json!({ "text": "look", "media": [{ "media_id": media }] })).await;
+    stage.until(&id, "sent").await;
+    assert_eq!(stage.calls("media.upload").await, 2);
+    assert_eq!(stage.outcomes(&id).await, ["refused", "created"]);
+    assert_eq!(stage.posts().await.len(), 1);
+}
+
+#[tokio::test]
+async fn p5_editing_a_post_reaches_what_is_not_frozen_and_nothing_after() {
+    let stage = Stage::new().await;
+    let (_, post) = stage.api.post("/api/v1/posts", json!({ "universal_content": "first words" })).await;
+    let path = format!("/api/v1/posts/{}", post["id"].as_str().unwrap());
+    let publish = async || {
+        let (status, accepted) = stage.api.post(&format!("{path}/publish"), json!({ "platforms": ["x"] })).await;
+        assert_eq!(status, 202, "{accepted}");
+        accepted["publications"][0]["id"].as_str().unwrap().to_owned()
+    };
+    let edit = async |text: &str| {
+        let (status, _) = stage.api.call(reqwest::Method::PUT, &path, Some(json!({ "universal_content": text }))).await;
+        assert_eq!(status, 200);
+    };
+    let id = publish().await;
+    edit("better words").await;
+    // The platform holds up the request, so that the edit comes after the intent.
+    stage.fault("tweets.create", json!({ "delay_ms": 800 })).await;
+    let _worker = stage.worker().await;
+    stage.until(&id, "sending").await;
+    edit("too late").await;
+    stage.until(&id, "sent").await;
+    let texts: Vec<_> = stage.posts().await.iter().map(|post| post["text"].clone()).collect();
+    assert_eq!(texts, ["better words"]);
+    // And what is sent is never sent again by an edit.
+    edit("again").await;
+    assert_eq!(stage.creates().await, 1);
+}
+
+#[tokio::test]
+async fn p4_cancel_before_the_intent_stops_it_and_after_it_is_too_late() {
+    let stage = Stage::new().await;
+    let early = stage.publish("never to be seen").await;
+    let (status, cancelled) = stage.api.post(&format!("/api/v1/publications/{early}/cancel"), json!({})).await;
+    assert_eq!((status, &cancelled["phase"]), (200, &json!("cancelled")), "{cancelled}");
+
+    stage.fault("tweets.create", json!({ "delay_ms": 1000 })).await;
+    let late = stage.publish("on its way").await;
+    let _worker = stage.worker().await;
+    stage.until(&late, "sending").await;
+    let (status, problem) = stage.api.post(&format!("/api/v1/publications/{late}/cancel"), json!({})).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("too_late")), "{problem}");
+    stage.until(&late, "sent").await;
+    let (status, problem) = stage.api.post(&format!("/api/v1/publications/{late}/cancel"), json!({})).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("too_late")), "{problem}");
+    assert_eq!(stage.publication(&early).await["phase"], "cancelled");
+    assert_eq!(stage.posts().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_cancelled_job_cancels_its_publication() {
+    let stage = Stage::new().await;
+    let id = stage.publish("not to go out").await;
+    let job = stage.publication(&id).await["job_id"].as_str().unwrap().to_owned();
+    let (status, _) = stage.api.post(&format!("/api/v1/jobs/{job}/cancel"), json!({})).await;
+    assert_eq!(status, 200);
+    let _worker = stage.worker().await;
+    stage.until(&id, "cancelled").await;
+    assert_eq!(stage.creates().await, 0);
+}
+
+#[tokio::test]
+async fn a_refused_post_says_why_and_a_retry_of_its_job_tries_again() {
+    let stage = Stage::new().await;
+    stage.fault("tweets.create", json!({ "refuse": "invalid_url" })).await;
+    let _worker = stage.worker().await;
+    let id = stage.publish("refused once").await;
+    let failed = stage.until(&id, "failed").await;
+    assert_eq!(failed["problem"]["turn"], "user", "{failed}");
+    assert!(failed["problem"]["message"].as_str().unwrap().contains("invalid URL"), "{failed}");
+
+    let job = failed["job_id"].as_str().unwrap();
+    eventually(SOON, "the job to have failed", || async {
+        let (_, job) = stage.api.get(&format!("/api/v1/jobs/{job}")).await;
+        (job["state"] == "failed").then_some(())
+    })
+    .await;
+    let (status, answer) = stage.api.post(&format!("/api/v1/jobs/{job}/retry"), json!({})).await;
+    assert_eq!(status, 200, "{answer}");
+    stage.until(&id, "sent").await;
+    assert_eq!(stage.posts().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_post_that_could_not_go_out_in_time_follows_its_policy() {
+    let stage = Stage::new().await;
+    let past = (chrono::Utc::now() - Duration::from_secs(600)).to_rfc3339();
+    let late = |policy: &str| {
+        json!({ "text": format!("late with {policy}"), "scheduled_at": past, "late_policy": policy,
+            "max_lateness_seconds": 60 })
+    };
+    let [publish, skip, ask] = ["publish", "skip", "ask"].map(late);
+    let publish = stage.publish_with(publish).await;
+    let skip = stage.publish_with(skip).await;
+    let ask = stage.publish_with(ask).await;
+    let _worker = stage.worker().await;
+    stage.until(&publish, "sent").await;
+    assert_eq!(stage.until(&skip, "failed").await["problem"]["code"], "skipped_late");
+    eventually(SOON, "the question", || async {
+        (stage.publication(&ask).await["problem"]["code"] == "late").then_some(())
+    })
+    .await;
+    assert_eq!(stage.creates().await, 1);
+    // Its job is parked by now, or about to be: the word of the user reaches it either way.
+    let (status, answer) = stage.api.post(&format!("/api/v1/publications/{ask}/send-late"), json!({})).await;
+    assert_eq!(status, 200, "{answer}");
+    stage.until(&ask, "sent").await;
+}
+
+#[tokio::test]
+async fn a_variant_and_a_rendition_are_made_first_and_go_out_together() {
+    let stage = Stage::new().await;
+    let media = upload_picture(&stage).await;
+    let text = "We have rebuilt our little workshop and would love to show you around. ".repeat(6);
+    let request = json!({ "text": text, "platforms": ["x"], "optimize": true, "media": [{ "media_id": media }] });
+    let (status, accepted) = stage.api.post("/api/v1/publish", request).await;
+    assert_eq!(status, 202, "{accepted}");
+    let kinds: Vec<_> = accepted["jobs"].as_array().unwrap().iter().map(|job| job["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["transform", "transcode", "publish"]);
+    let queues = [Queue::Publish, Queue::Ai, Queue::Media];
+    let mut workers = Vec::new();
+    for queue in queues {
+        workers.push(stage.app.worker(queue).await);
+    }
+    let id = accepted["publications"][0]["id"].as_str().unwrap();
+    stage.until(id, "sent").await;
+    let transform = accepted["jobs"][0]["id"].as_str().unwrap();
+    let (_, transform) = stage.api.get(&format!("/api/v1/jobs/{transform}")).await;
+    let variant = transform["result"]["variants"][0]["text"].as_str().unwrap().to_owned();
+    let posts = stage.posts().await;
+    assert_eq!(posts.len(), 1);
+    let words = |text: &str| text.split_whitespace().take(5).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(posts[0]["text"].as_str().unwrap()), words(&variant));
+}
+
+#[tokio::test]
+async fn when_no_variant_could_be_written_the_users_own_words_go_out() {
+    let stage = Stage::new().await;
+    let request = json!({ "text": "my own words", "platforms": ["x"], "optimize": true });
+    let (status, accepted) = stage.api.post("/api/v1/publish", request).await;
+    assert_eq!(status, 202, "{accepted}");
+    let transform = accepted["jobs"][0]["id"].as_str().unwrap();
+    stage.api.post(&format!("/api/v1/jobs/{transform}/cancel"), json!({})).await;
+    let _worker = stage.worker().await;
+    stage.until(accepted["publications"][0]["id"].as_str().unwrap(), "sent").await;
+    assert_eq!(stage.posts().await[0]["text"], "my own words");
+}
+
+/// A real picture, uploaded as the media domain would.
+async fn upload_picture(stage: &Stage) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("picture.png");
+    let made = std::process::Command::new("ffmpeg")
+        .args(["-v", "error", "-f", "lavfi", "-i", "testsrc2=s=640x360", "-frames:v", "1"])
+        .arg(&path)
+        .status()
+        .expect("ffmpeg runs");
+    assert!(made.success());
+    let service = MediaService::new(&stage.app.config(), stage.app.pool.clone()).expect("the storage folder is made");
+    let file = tokio::fs::File::open(&path).await.expect("the picture is there");
+    let (arrived, probe) = service.receive(stage.app.tenant, file).await.expect("it is a picture");
+    let mut tx = stage.app.pool.begin().await.expect("the database answers");
+    let id = keep(&mut tx, stage, &arrived, &probe).await;
+    tx.commit().await.expect("it is kept");
+    id.to_string()
+}
+
+async fn keep(
+    tx: &mut sqlx::PgConnection,
+    stage: &Stage,
+    arrived: &multivio::media::upload::Arrived,
+    probe: &multivio::media::probe::Probe,
+) -> MediaId {
+    let content =
+        media_store::Content { sha256: &arrived.sha256, size_bytes: arrived.size_bytes, mime: arrived.kind.mime() };
+    let object = media_store::keep(tx, stage.app.tenant, arrived.object, content).await.expect("it is kept");
+    let row = media_store::insert_media(tx, stage.app.tenant, object.id, "picture.png", arrived.kind, probe).await;
+    row.expect("it is listed").0
+}
