@@ -17,14 +17,13 @@ use crate::harness::wait_until;
 const SOON: Duration = Duration::from_secs(20);
 
 fn every_second(catch_up: CatchUp) -> Timetable {
-    let (name, cron, timezone) = ("tick".into(), "* * * * * *".into(), "UTC".into());
-    Timetable { name, cron, timezone, catch_up, exclusive: false }
+    Timetable { name: "tick".into(), cron: "* * * * * *".into(), timezone: "UTC".into(), catch_up, exclusive: false }
 }
 
-async fn add(stage: &Stage, timetable: Timetable) {
+async fn add(stage: &Stage, timetable: &Timetable) {
     let act = stage.witnessed(Act::of([Step::Tell("tick".into())]));
-    let job = NewJob::of(&act, TenantId::SYSTEM);
-    Schedule { timetable, job }.save(&mut *stage.db().await).await.unwrap();
+    let schedule = Schedule { timetable: timetable.clone(), job: NewJob::of(&act, TenantId::SYSTEM) };
+    schedule.save(&mut *stage.db().await).await.unwrap();
 }
 
 async fn fires(stage: &Stage) -> Vec<(DateTime<Utc>, multivio::ids::JobId)> {
@@ -39,7 +38,7 @@ async fn a_schedule_fires_once_each_time_with_several_relays_and_a_change_of_lea
     let stage = Stage::new().await;
     let mut first = stage.worker(4).await;
     let _second = stage.worker(4).await;
-    add(&stage, every_second(CatchUp::Latest)).await;
+    add(&stage, &every_second(CatchUp::Latest)).await;
     wait_until(SOON, "some fires", || async { fires(&stage).await.len() >= 3 }).await;
     first.vanish().await;
     let before = fires(&stage).await.len();
@@ -65,7 +64,7 @@ async fn a_schedule_fires_once_each_time_with_several_relays_and_a_change_of_lea
 async fn two_leaders_that_fire_the_same_schedule_at_once_make_one_job() {
     use multivio::jobs::ledger;
     let stage = Stage::new().await;
-    add(&stage, every_second(CatchUp::Latest)).await;
+    add(&stage, &every_second(CatchUp::Latest)).await;
     sqlx::query("update schedules set next_at = now() - interval '1 second'").execute(&stage.app.pool).await.unwrap();
     let (rows, now) = ledger::due_schedules(&mut *stage.db().await).await.unwrap();
     let fire = async || {
@@ -86,7 +85,7 @@ async fn of_the_fires_missed_while_nobody_led_the_latest_runs_and_no_other() {
     let hourly = |catch_up| Timetable { cron: "0 * * * *".into(), ..every_second(catch_up) };
     for (catch_up, expected) in [(CatchUp::Latest, 1), (CatchUp::Skip, 0)] {
         sqlx::query("delete from schedules where name = 'tick'").execute(&stage.app.pool).await.unwrap();
-        add(&stage, hourly(catch_up)).await;
+        add(&stage, &hourly(catch_up)).await;
         // Down since yesterday. An hour's change is ours to avoid: within its first minute nothing would be "missed".
         let asked = "update schedules set next_at = date_trunc('hour', now()) - interval '1 day' where name = 'tick'";
         sqlx::query(asked).execute(&stage.app.pool).await.unwrap();
@@ -109,7 +108,7 @@ async fn of_the_fires_missed_while_nobody_led_the_latest_runs_and_no_other() {
 #[tokio::test]
 async fn a_fire_that_meets_its_unfinished_predecessor_is_left_out_when_it_shall_be() {
     let stage = Stage::new().await;
-    add(&stage, Timetable { exclusive: true, ..every_second(CatchUp::Latest) }).await;
+    add(&stage, &Timetable { exclusive: true, ..every_second(CatchUp::Latest) }).await;
     stage.engine.pause(Queue::Ops, "so that none finishes").await.unwrap();
     let _worker = stage.worker(2).await;
     wait_until(SOON, "several fires", || async { fires(&stage).await.len() >= 3 }).await;

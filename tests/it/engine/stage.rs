@@ -254,9 +254,5 @@ impl Witness {
 
 fn parse(line: &str, at: Instant) -> Option<Said> {
     let mut parts = line.trim_end().splitn(2, ' ');
-    Some(Said {
-        job: parts.next()?.parse().ok()?,
-        what: parts.next()?.to_owned(),
-        at,
-    })
+    Some(Said { job: parts.next()?.parse().ok()?, what: parts.next()?.to_owned(), at })
 }
