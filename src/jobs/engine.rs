@@ -19,7 +19,10 @@ use crate::{
 };
 
 #[derive(Debug, Clone)]
-pub struct Engine {
+pub struct Engine(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     db: PgPool,
     belt: Belt,
     hub: Arc<Hub>,
@@ -58,38 +61,38 @@ impl Engine {
         let hub = Arc::new(Hub::default());
         tokio::spawn(Arc::clone(&hub).listen(belt.clone()));
         let batcher = Batcher::start(db.clone(), belt.clone());
-        Self { db, belt, hub, batcher }
+        Self(Arc::new(Parts { db, belt, hub, batcher }))
     }
 
     pub fn db(&self) -> &PgPool {
-        &self.db
+        &self.0.db
     }
 
     pub fn belt(&self) -> &Belt {
-        &self.belt
+        &self.0.belt
     }
 
     pub(super) fn hub(&self) -> &Arc<Hub> {
-        &self.hub
+        &self.0.hub
     }
 
     /// Writes one job on its own, sharing a commit with whatever else is being enqueued at this moment, and rings.
     pub async fn enqueue(&self, job: NewJob) -> Result<JobId, EnqueueError> {
         check(&job)?;
         if !job.parents.is_empty() {
-            let mut tx = self.db.begin().await?;
+            let mut tx = self.0.db.begin().await?;
             let tickets = self.enqueue_in(&mut tx, std::slice::from_ref(&job)).await?;
             tx.commit().await?;
             self.ring(&tickets).await;
             return Ok(job.id);
         }
-        self.batcher.enqueue(job).await
+        self.0.batcher.enqueue(job).await
     }
 
     /// Writes jobs within the caller's transaction, so that the business rows and the jobs commit together.
     pub async fn enqueue_in(&self, tx: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Ticket>, EnqueueError> {
         jobs.iter().try_for_each(check)?;
-        let pushed = self.batcher.pushed_directly(jobs).await;
+        let pushed = self.0.batcher.pushed_directly(jobs).await;
         let jobs: Vec<(&NewJob, bool)> = jobs.iter().zip(pushed).collect();
         let mut tickets = Vec::with_capacity(jobs.len());
         // A child may come right after its parents: what waits for nobody goes in batches, in order.
@@ -106,8 +109,8 @@ impl Engine {
         let ours = tickets.iter().filter(|ticket| ticket.state == State::Queued && ticket.pushed);
         let runnable: Vec<_> = ours.map(|ticket| Runnable { job: ticket.job, list: ticket.list }).collect();
         if !runnable.is_empty() {
-            match self.belt.push(&runnable).await {
-                Ok(longest) => self.batcher.learn(&runnable, longest),
+            match self.0.belt.push(&runnable).await {
+                Ok(longest) => self.0.batcher.learn(&runnable, longest),
                 Err(error) => debug!(error = %chain(&error), "left to the relay"),
             }
         }
@@ -139,24 +142,24 @@ impl Engine {
 
     /// `tenant`: `None` for operators.
     pub async fn job(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<Option<JobRow>> {
-        ledger::get(&self.db, tenant, job).await
+        ledger::get(&self.0.db, tenant, job).await
     }
 
     pub async fn jobs(&self, filter: &JobFilter, before: Option<JobId>, limit: i64) -> sqlx::Result<Vec<JobRow>> {
-        ledger::list(&self.db, filter, before, limit).await
+        ledger::list(&self.0.db, filter, before, limit).await
     }
 
     pub async fn group(&self, tenant: TenantId, group: GroupId) -> sqlx::Result<Option<GroupStatus>> {
-        ledger::group(&mut *self.db.acquire().await?, tenant, group).await
+        ledger::group(&mut *self.0.db.acquire().await?, tenant, group).await
     }
 
     pub async fn timeline(&self, job: &JobRow) -> sqlx::Result<Vec<Entry>> {
-        ledger::timeline(&mut *self.db.acquire().await?, job).await
+        ledger::timeline(&mut *self.0.db.acquire().await?, job).await
     }
 
     /// News of a job from now on. Take it before looking, so that nothing falls between.
     pub fn follow(&self, job: JobId) -> Follower {
-        self.hub.follow(job)
+        self.0.hub.follow(job)
     }
 
     /// The job once it has ended, or as it is after `longest`. Works without Redis, a little later.
@@ -179,16 +182,16 @@ impl Engine {
 
     /// A job's events after `after` (`"0"`: from the start).
     pub async fn events(&self, job: JobId, after: &str) -> Result<Vec<Event>, super::belt::BeltError> {
-        self.belt.events(job, after, 500).await
+        self.0.belt.events(job, after, 500).await
     }
 
     /// The latest `{fraction, phase}` a running job told; `None` without Redis.
     pub async fn progress(&self, job: JobId) -> Option<Value> {
-        self.belt.latest_event(job, "progress").await.ok().flatten().map(|event| event.data)
+        self.0.belt.latest_event(job, "progress").await.ok().flatten().map(|event| event.data)
     }
 
     pub async fn cancel(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<CancelOutcome> {
-        let outcome = ledger::cancel(&mut *self.db.acquire().await?, tenant, job).await?;
+        let outcome = ledger::cancel(&mut *self.0.db.acquire().await?, tenant, job).await?;
         if outcome == CancelOutcome::Cancelled {
             self.release(vec![job]).await?;
             self.tell(&[job]).await;
@@ -198,7 +201,7 @@ impl Engine {
 
     /// Runs a failed or cancelled job once more; `false` when it is in neither state.
     pub async fn retry(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<bool> {
-        let retried = ledger::request_retry(&self.db, tenant, job).await?.is_some();
+        let retried = ledger::request_retry(&self.0.db, tenant, job).await?.is_some();
         if retried {
             self.ring_relay().await;
             self.tell(&[job]).await;
@@ -207,17 +210,17 @@ impl Engine {
     }
 
     pub async fn retry_failed(&self, queue: Queue, kind: Option<&str>, limit: i64) -> sqlx::Result<u64> {
-        let retried = ledger::retry_failed(&self.db, queue, kind, limit).await?;
+        let retried = ledger::retry_failed(&self.0.db, queue, kind, limit).await?;
         self.ring_relay().await;
         Ok(retried)
     }
 
     pub async fn pause(&self, queue: Queue, by: &str) -> sqlx::Result<()> {
-        ledger::pause(&self.db, queue, by).await
+        ledger::pause(&self.0.db, queue, by).await
     }
 
     pub async fn resume(&self, queue: Queue) -> sqlx::Result<bool> {
-        let resumed = ledger::resume(&self.db, queue).await?;
+        let resumed = ledger::resume(&self.0.db, queue).await?;
         self.ring_relay().await;
         Ok(resumed)
     }
@@ -225,9 +228,9 @@ impl Engine {
     /// Settles the children of jobs that ended, and theirs, until nothing is left to do.
     pub(super) async fn release(&self, mut ended: Vec<JobId>) -> sqlx::Result<()> {
         while !ended.is_empty() {
-            let freed = ledger::release_children(&self.db, &ended).await?;
+            let freed = ledger::release_children(&self.0.db, &ended).await?;
             if !freed.runnable.is_empty()
-                && let Err(error) = self.belt.push(&freed.runnable).await
+                && let Err(error) = self.0.belt.push(&freed.runnable).await
             {
                 debug!(error = %chain(&error), "left to the relay");
             }
@@ -237,14 +240,14 @@ impl Engine {
     }
 
     pub(super) async fn ring_relay(&self) {
-        self.hub.ring();
-        if let Err(error) = self.belt.ring_relay().await {
+        self.0.hub.ring();
+        if let Err(error) = self.0.belt.ring_relay().await {
             debug!(error = %chain(&error), "the relay comes by itself");
         }
     }
 
     async fn tell(&self, jobs: &[JobId]) {
-        if let Err(error) = self.belt.tell_news(jobs).await {
+        if let Err(error) = self.0.belt.tell_news(jobs).await {
             debug!(error = %chain(&error), "followers will look by themselves");
         }
     }

@@ -39,15 +39,16 @@ pub struct Claim {
 /// How long past its time limit a run may still be settling before it is taken from its worker.
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(10);
 
+/// The rows are locked in order first, then written where they stand: by `ctid`, which saves finding each again.
 macro_rules! claiming {
     ($candidates:literal) => {
         concat!(
             "with picked as (",
             $candidates,
-            " for update skip locked) \
+            " for no key update skip locked) \
              update jobs j set state = 'running', run = j.run + 1, worker_id = $1, claimed_at = now(), why = null, \
                     deadline_at = now() + (j.timeout_ms + $2) * interval '1 millisecond', pushed = false \
-             from picked where j.id = picked.id \
+             from picked where j.ctid = picked.place \
              returning j.id, j.run, j.tenant_id, j.group_id, j.kind, j.attempt, j.max_attempts, j.timeout_ms, \
                        j.args, j.checkpoint, j.suspect, j.created_at, j.due_at, j.claimed_at"
         )
@@ -65,7 +66,7 @@ pub async fn claim(
     suspects: bool,
 ) -> sqlx::Result<Vec<Claim>> {
     let rows = sqlx::query(claiming!(
-        "select id from jobs where id = any($3) and state = 'queued' and suspect = $4 and kind = any($5) \
+        "select ctid as place from jobs where id = any($3) and state = 'queued' and suspect = $4 and kind = any($5) \
          and not exists (select from queue_controls where queue = $6 and paused_at is not null) order by id"
     ))
     .bind(worker)
@@ -90,7 +91,7 @@ pub async fn claim_from_ledger(
     limit: usize,
 ) -> sqlx::Result<Vec<Claim>> {
     let rows = sqlx::query(claiming!(
-        "select id from jobs where state = 'queued' and suspect = $4 and queue = $6 and lane = $7 \
+        "select ctid as place from jobs where state = 'queued' and suspect = $4 and queue = $6 and lane = $7 \
          and kind = any($5) and not exists (select from queue_controls where queue = $6 and paused_at is not null) \
          order by priority, seq limit $3"
     ))

@@ -210,7 +210,8 @@ pub async fn fill(db: impl PgExecutor<'_>, list: List, turns: &[Turn]) -> sqlx::
 }
 
 /// Queued rows of a list that should be on the belt: pushed by whoever made them, or passed by the relay's
-/// `cursors`; oldest first. The audit compares these with what the belt really holds (E5, E6).
+/// `cursors`; oldest first. The audit compares these with what the belt really holds (E5, E6). Looks at the first
+/// `limit` rows of each tenant, so that a million waiting rows cost no more: one behind them comes to the front.
 pub async fn expected_on_belt(
     db: impl PgExecutor<'_>,
     list: List,
@@ -232,9 +233,10 @@ pub async fn expected_on_belt(
         Slot::Priority(priority) => {
             sqlx::query_scalar(
                 "select j.id from unnest($4::uuid[], $5::bigint[]) as t (tenant_id, upto) \
-                 cross join lateral (select id from jobs where state = 'queued' and not suspect and queue = $1 \
-                     and lane = $2 and priority = $3 and tenant_id = t.tenant_id and (pushed or seq <= t.upto) \
-                     order by seq limit $6) j limit $6",
+                 cross join lateral (select id, pushed, seq from jobs where state = 'queued' and not suspect \
+                     and queue = $1 and lane = $2 and priority = $3 and tenant_id = t.tenant_id \
+                     order by seq limit $6) j \
+                 where j.pushed or j.seq <= t.upto limit $6",
             )
             .bind(list.queue.as_str())
             .bind(list.lane.as_str())

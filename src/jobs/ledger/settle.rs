@@ -113,16 +113,20 @@ macro_rules! releasing {
 }
 
 /// Writes successes, the common end, by the cheapest statement.
+///
+/// A run is under way while its row names a worker. Saying `state = 'running'` instead would offer the planner the
+/// index of running jobs, and while it believes that few run it compares each of them with each of the batch.
 pub async fn settle_succeeded(db: impl PgExecutor<'_>, batch: &[(JobId, i32, &Value)]) -> sqlx::Result<Freed> {
     let rows = sqlx::query(releasing!(
         "with ended as ( \
-            select j.id, s.result from unnest($1::uuid[], $2::integer[], $3::text[]) as s (id, run, result) \
+            select j.ctid as place, s.result \
+            from unnest($1::uuid[], $2::integer[], $3::text[]) as s (id, run, result) \
             join jobs j on j.id = s.id and j.run = s.run \
-            where j.state = 'running' order by j.id for update of j skip locked \
+            where j.worker_id is not null order by j.id for no key update of j skip locked \
         ), moved as ( \
             update jobs j set state = 'succeeded', result = ended.result::jsonb, finished_at = now(), \
                    worker_id = null, suspect = false, checkpoint = null, wake_key = null, parked = false \
-            from ended where j.id = ended.id returning j.id, j.state, j.has_children \
+            from ended where j.ctid = ended.place returning j.id, j.state, j.has_children \
         )"
     ))
     .bind(batch.iter().map(|(id, ..)| id.uuid()).collect::<Vec<Uuid>>())
@@ -144,14 +148,14 @@ pub async fn settle(db: impl PgExecutor<'_>, batch: &[Settlement]) -> sqlx::Resu
     }
     let rows = sqlx::query(releasing!(
         "with ended as ( \
-            select j.id, j.run, j.worker_id, j.claimed_at, s.state, s.result, s.charged, s.after_ms, s.until, s.why, \
+            select j.ctid as place, j.id, j.run, j.worker_id, j.claimed_at, s.state, s.result, s.charged, s.after_ms, s.until, s.why, \
                    s.wake, s.class, coalesce(w.at >= j.claimed_at - interval '1 second', false) as woken \
             from unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::boolean[], $6::bigint[], \
                         $7::timestamptz[], $8::text[], $9::text[], $10::text[]) \
                  as s (id, run, state, result, charged, after_ms, until, why, wake, class) \
             join jobs j on j.id = s.id and j.run = s.run \
             left join job_wakes w on w.wake_key = s.wake \
-            where j.state = 'running' order by j.id for update of j skip locked \
+            where j.worker_id is not null order by j.id for no key update of j skip locked \
         ), logged as ( \
             insert into job_attempts (job_id, run, worker_id, started_at, class, code, message) \
             select id, run, worker_id, claimed_at, class, why::jsonb ->> 'code', why::jsonb ->> 'message' \
@@ -171,7 +175,7 @@ pub async fn settle(db: impl PgExecutor<'_>, batch: &[Settlement]) -> sqlx::Resu
                 seq = case when s.state = 'queued' then nextval('job_seq') else j.seq end, \
                 parked = s.wake is not null and not s.woken, wake_key = case when not s.woken then s.wake end, \
                 result = s.result::jsonb, why = s.why::jsonb, worker_id = null, suspect = false \
-            from ended s where j.id = s.id returning j.id, j.state, j.has_children \
+            from ended s where j.ctid = s.place returning j.id, j.state, j.has_children \
         )"
     ))
     .bind(batch.iter().map(|row| row.job.uuid()).collect::<Vec<Uuid>>())

@@ -27,6 +27,11 @@ const LARGEST: usize = 10_000;
 const GROUPS: i64 = 10_000;
 /// Sequence numbers are given before their rows commit: rows may still appear this long below what was seen.
 const LATE_COMMITS: Duration = Duration::from_millis(300);
+/// Between looks back for such rows; the other rounds read only what is new.
+const LOOK_BACK_EVERY: Duration = Duration::from_millis(150);
+/// While there is more than fits, who else waits is asked this often: the answer walks over what was claimed since
+/// the last vacuum, and another tenant's job may wait a second (E18).
+const LOOK_AROUND_EVERY: Duration = Duration::from_millis(250);
 
 /// What this leader knows of every list.
 #[derive(Debug, Default)]
@@ -34,6 +39,8 @@ pub struct Windows {
     windows: HashMap<List, Window>,
     /// Where the next round's turns begin, so that no tenant is first for ever.
     rotation: usize,
+    /// Who waited at the last look around, while more waits than fits.
+    around: Option<(Instant, Vec<Waiting>)>,
 }
 
 #[derive(Debug)]
@@ -51,7 +58,12 @@ struct Window {
 struct Pushed {
     /// Everything up to here was pushed long enough ago for late commits to have shown.
     upto: i64,
-    recent: VecDeque<(Instant, JobId, i64)>,
+    /// Nothing beyond here was pushed.
+    newest: i64,
+    /// Pushed since `upto`, by sequence number: a job that comes back has a new one.
+    recent: VecDeque<(Instant, i64)>,
+    known: HashSet<i64>,
+    looked_back_at: Option<Instant>,
 }
 
 impl Windows {
@@ -75,8 +87,7 @@ impl Windows {
     /// For the audit: which tenants of a list have rows that should be there, and up to which.
     pub fn cursors(&self) -> Vec<(List, Vec<(TenantId, i64)>)> {
         let of = |(list, window): (&List, &Window)| {
-            let newest = |pushed: &Pushed| pushed.recent.back().map_or(pushed.upto, |(.., seq)| *seq);
-            let tenants = window.tenants.iter().map(|(tenant, pushed)| (*tenant, newest(pushed)));
+            let tenants = window.tenants.iter().map(|(tenant, pushed)| (*tenant, pushed.newest));
             (*list, tenants.collect())
         };
         self.windows.iter().map(of).collect()
@@ -84,7 +95,10 @@ impl Windows {
 
     /// Fills what has room; `true` when more waits than was pushed.
     pub async fn fill(&mut self, db: &mut PgConnection, belt: &Belt) -> sqlx::Result<bool> {
-        let waiting = ledger::waiting(&mut *db, GROUPS).await?;
+        let (looked_at, waiting) = match self.around.take() {
+            Some((at, waiting)) if at.elapsed() < LOOK_AROUND_EVERY => (at, waiting),
+            _ => (Instant::now(), ledger::waiting(&mut *db, GROUPS).await?),
+        };
         let mut lists: Vec<List> = waiting.iter().map(|group| group.list).collect();
         lists.dedup();
         self.forget_what_is_empty(&waiting);
@@ -105,6 +119,7 @@ impl Windows {
                 Err(error) => debug!(error = %chain(&error), "the audit pushes them again"),
             }
         }
+        self.around = more.then_some((looked_at, waiting));
         Ok(more)
     }
 
@@ -123,9 +138,10 @@ impl Windows {
         if room < window.size / 2 {
             return Ok(Ok(window.was_filled));
         }
-        let turns = window.turns(tenants, room, rotation);
+        let now = Instant::now();
+        let turns = window.turns(tenants, room, rotation, now);
         let rows = ledger::fill(&mut *db, list, &turns).await?;
-        let chosen = window.choose(rows, room);
+        let chosen = window.choose(rows, room, now);
         window.was_filled = chosen.len() >= room;
         window.length = length + chosen.len();
         if chosen.is_empty() {
@@ -135,9 +151,9 @@ impl Windows {
         if let Err(error) = belt.push(&runnable).await {
             return Ok(Err(error));
         }
-        let now = Instant::now();
-        for (tenant, job, seq) in chosen {
-            window.tenants.entry(tenant).or_default().recent.push_back((now, job, seq));
+        let pushed_at = Instant::now();
+        for (tenant, _, seq) in chosen {
+            window.tenants.entry(tenant).or_default().remember(pushed_at, seq);
         }
         Ok(Ok(window.was_filled))
     }
@@ -177,7 +193,7 @@ impl Window {
         self.length = length;
     }
 
-    fn turns(&mut self, tenants: &[TenantId], room: usize, rotation: usize) -> Vec<Turn> {
+    fn turns(&mut self, tenants: &[TenantId], room: usize, rotation: usize, now: Instant) -> Vec<Turn> {
         let mut order: Vec<TenantId> = tenants.to_vec();
         order.rotate_left(rotation % tenants.len().max(1));
         order.truncate(room);
@@ -186,22 +202,25 @@ impl Window {
             .into_iter()
             .map(|tenant| {
                 let pushed = self.tenants.entry(tenant).or_default();
-                pushed.settle();
                 // A tenant alone takes all the room; in company it may still, if the others do not need theirs.
-                let limit = if tenants.len() > 100 { share } else { room } + pushed.recent.len();
-                Turn { tenant, after_seq: pushed.upto, limit: i64::try_from(limit).unwrap_or(i64::MAX) }
+                let turn = if tenants.len() > 100 { share } else { room };
+                let (after_seq, known) = pushed.begin(now);
+                Turn { tenant, after_seq, limit: i64::try_from(turn + known).unwrap_or(i64::MAX) }
             })
             .collect()
     }
 
     /// One of each tenant, then the next of each, until the room is used up.
-    fn choose(&mut self, rows: Vec<(TenantId, JobId, i64)>, room: usize) -> Vec<(TenantId, JobId, i64)> {
+    fn choose(&mut self, rows: Vec<(TenantId, JobId, i64)>, room: usize, now: Instant) -> Vec<(TenantId, JobId, i64)> {
         let mut queues: Vec<VecDeque<(TenantId, JobId, i64)>> = Vec::new();
         for row in rows {
-            let (tenant, job, _) = row;
-            let is_known =
-                self.tenants.get(&tenant).is_some_and(|pushed| pushed.recent.iter().any(|(_, id, _)| *id == job));
-            if is_known || self.found.remove(&job) {
+            let (tenant, job, seq) = row;
+            let pushed = self.tenants.entry(tenant).or_default();
+            if pushed.known.contains(&seq) {
+                continue;
+            }
+            if self.found.remove(&job) {
+                pushed.remember(now, seq);
                 continue;
             }
             match queues.last_mut() {
@@ -223,11 +242,90 @@ impl Window {
 }
 
 impl Pushed {
-    fn settle(&mut self) {
-        while self.recent.front().is_some_and(|(at, ..)| at.elapsed() > LATE_COMMITS) {
-            if let Some((.., seq)) = self.recent.pop_front() {
-                self.upto = self.upto.max(seq);
-            }
+    /// Where to read on, and how many of the rows there are known. Looks back now and then to what the last look
+    /// cannot have seen: it settles what had been pushed long enough before that look, and reads on from there.
+    fn begin(&mut self, now: Instant) -> (i64, usize) {
+        match self.looked_back_at {
+            Some(at) if now - at < LOOK_BACK_EVERY => return (self.newest, 0),
+            Some(looked) => self.settle(looked),
+            None => {}
+        }
+        self.looked_back_at = Some(now);
+        (self.upto, self.recent.len())
+    }
+
+    fn settle(&mut self, looked: Instant) {
+        while let Some((at, seq)) = self.recent.front().copied()
+            && at + LATE_COMMITS < looked
+        {
+            self.recent.pop_front();
+            self.known.remove(&seq);
+            self.upto = self.upto.max(seq);
+        }
+    }
+
+    fn remember(&mut self, now: Instant, seq: i64) {
+        self.recent.push_back((now, seq));
+        self.known.insert(seq);
+        self.newest = self.newest.max(seq);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: usize = 10;
+
+    fn window() -> Window {
+        Window { size: ROOM, tenants: HashMap::new(), found: HashSet::new(), was_filled: false, length: 0 }
+    }
+
+    /// One round of one tenant, from rows that are queued in the ledger; returns what it pushes.
+    fn round(window: &mut Window, now: Instant, ledger: &[i64]) -> Vec<i64> {
+        let tenant = TenantId::SYSTEM;
+        let turn = window.turns(&[tenant], ROOM, 0, now)[0];
+        let rows = ledger.iter().copied().filter(|seq| *seq > turn.after_seq);
+        let rows = rows.take(usize::try_from(turn.limit).unwrap()).map(|seq| (tenant, JobId::new(), seq)).collect();
+        let chosen = window.choose(rows, ROOM, now);
+        for (tenant, _, seq) in &chosen {
+            window.tenants.get_mut(tenant).unwrap().remember(now, *seq);
+        }
+        chosen.into_iter().map(|(.., seq)| seq).collect()
+    }
+
+    #[test]
+    fn a_row_that_commits_late_is_found_and_none_is_pushed_twice() {
+        let (mut window, mut now) = (window(), Instant::now());
+        assert_eq!(round(&mut window, now, &[5, 6, 8]), [5, 6, 8]);
+        let mut late = Vec::new();
+        for _ in 0..40 {
+            now += Duration::from_millis(25);
+            late.extend(round(&mut window, now, &[5, 6, 7, 8]));
+        }
+        assert_eq!(late, [7]);
+    }
+
+    #[test]
+    fn a_look_back_reads_past_all_that_is_known() {
+        let (mut window, mut now) = (window(), Instant::now());
+        let ledger: Vec<i64> = (1..=40).collect();
+        let mut pushed = Vec::new();
+        for _ in 0..8 {
+            pushed.extend(round(&mut window, now, &ledger));
+            now += LOOK_BACK_EVERY;
+        }
+        assert_eq!(pushed, ledger);
+    }
+
+    #[test]
+    fn what_a_former_leader_pushed_is_not_pushed_again() {
+        let (mut window, mut now, tenant, job) = (window(), Instant::now(), TenantId::SYSTEM, JobId::new());
+        window.found.insert(job);
+        for _ in 0..3 {
+            window.turns(&[tenant], ROOM, 0, now);
+            assert!(window.choose(vec![(tenant, job, 1)], ROOM, now).is_empty());
+            now += Duration::from_millis(25);
         }
     }
 }
