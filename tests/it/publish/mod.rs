@@ -122,21 +122,14 @@ impl Stage {
         self.sandbox.post(&format!("/_sandbox/x/accounts/{id}/revoke"), json!({})).await;
     }
 
-    /// The outcomes of a publication's intents, in order, once none is open: `sent` commits in a statement of its own,
-    /// before the intent is closed (P10).
+    /// The outcomes of a publication's intents, in order.
     pub async fn outcomes(&self, id: &str) -> Vec<String> {
         let id: multivio::ids::PublicationId = id.parse().expect("an id");
-        eventually(SOON, "every intent to be closed", || async move {
-            let outcomes: Vec<String> = sqlx::query_scalar(
-                "select outcome from publication_intents where publication_id = $1 order by attempt",
-            )
+        sqlx::query_scalar("select outcome from publication_intents where publication_id = $1 order by attempt")
             .bind(id)
             .fetch_all(&self.app.pool)
             .await
-            .expect("the database answers");
-            outcomes.iter().all(|outcome| outcome != "open").then_some(outcomes)
-        })
-        .await
+            .expect("the database answers")
     }
 }
 
