@@ -264,16 +264,18 @@ impl From<sqlx::Error> for Problem {
 /// Whether the database could not be reached or could not answer now, as against answering with an error.
 fn is_away(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_)
+        // A connection that breaks in the middle of an answer is read as one that breaks the protocol.
+        sqlx::Error::Protocol(_)
+        | sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // 08 connection, 53 resources, 57P0x shutting down or starting, 57014 and 55P03 our own time limits,
+        // 08 connection, 53 resources, 57P0x shutting down or starting, 57014, 55P03 and 25P03 our own time limits,
         // 25006 a standby that was not promoted yet, 40 a lost race that asks to be tried again.
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
             ["08", "53", "57P0", "40"].iter().any(|class| code.starts_with(class))
-                || matches!(code.as_ref(), "57014" | "55P03" | "25006")
+                || matches!(code.as_ref(), "57014" | "55P03" | "25P03" | "25006")
         }),
         _ => false,
     }
@@ -376,7 +378,7 @@ mod tests {
 
     #[test]
     fn another_database_error_is_ours_and_leaks_nothing() {
-        let problem = Problem::from(sqlx::Error::Protocol("secret detail".into()));
+        let problem = Problem::from(sqlx::Error::ColumnNotFound("secret detail".into()));
         assert_eq!((problem.status().as_u16(), problem.code()), (500, "internal"));
         assert!(!json(&problem).to_string().contains("secret detail"));
     }

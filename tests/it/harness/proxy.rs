@@ -1,4 +1,5 @@
-//! A wire that can be cut, held, or made to lose one answer, between a program and its Postgres or Redis.
+//! A wire that can be cut, held, made to lose one answer, or hung with a [`Tripwire`], between a program and its
+//! Postgres, its Redis or the sandbox.
 
 use std::{
     collections::HashMap,
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use super::tripwire::{Side, Tripwire};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -64,10 +66,19 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn to(server_port: u16) -> Self {
+        Self::through(server_port, None).await
+    }
+
+    /// Every request that passes is shown to the wire.
+    pub async fn hung_with(server_port: u16, tripwire: &Arc<Tripwire>) -> Self {
+        Self::through(server_port, Some(Arc::clone(tripwire))).await
+    }
+
+    async fn through(server_port: u16, tripwire: Option<Arc<Tripwire>>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
         let (state, loss, lost) = (watch::Sender::new(State::Whole), watch::Sender::default(), Arc::default());
-        let wire = Wire { state: state.subscribe(), loss: loss.clone(), lost: Arc::clone(&lost) };
+        let wire = Wire { state: state.subscribe(), loss: loss.clone(), lost: Arc::clone(&lost), tripwire };
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let wire = wire.clone();
@@ -129,6 +140,15 @@ struct Wire {
     state: watch::Receiver<State>,
     loss: watch::Sender<Loss>,
     lost: Arc<AtomicUsize>,
+    tripwire: Option<Arc<Tripwire>>,
+}
+
+/// What becomes of the answer to the request that has just passed.
+enum Answer {
+    /// Lost, unless it is this.
+    Lost { but_not: &'static [u8] },
+    /// Kept back for ever: whoever waits for it is about to be killed.
+    Withheld,
 }
 
 impl Wire {
@@ -156,7 +176,7 @@ impl Wire {
         mut self,
         mut from: OwnedReadHalf,
         mut to: OwnedWriteHalf,
-        armed: mpsc::UnboundedSender<&'static [u8]>,
+        armed: mpsc::UnboundedSender<Answer>,
     ) -> io::Result<()> {
         let mut reader = Statements::default();
         let mut bytes = vec![0; 64 * 1024];
@@ -170,9 +190,15 @@ impl Wire {
             let Loss { words, but_not, .. } = self.loss.borrow().clone();
             if let Some(words) = words
                 && executed.iter().any(|text| text.contains(&*words))
-                && armed.send(but_not).is_err()
+                && armed.send(Answer::Lost { but_not }).is_err()
             {
                 return Ok(());
+            }
+            match self.tripwire.as_ref().and_then(|tripwire| tripwire.met(&executed)) {
+                None => {}
+                Some(Side::Before) => return until_closed(&mut from, &mut bytes).await,
+                Some(Side::After) if armed.send(Answer::Withheld).is_err() => return Ok(()),
+                Some(Side::After) => {}
             }
             to.write_all(&bytes[..read]).await?;
         }
@@ -182,7 +208,7 @@ impl Wire {
         mut self,
         mut from: OwnedReadHalf,
         mut to: OwnedWriteHalf,
-        mut arm: mpsc::UnboundedReceiver<&'static [u8]>,
+        mut arm: mpsc::UnboundedReceiver<Answer>,
     ) -> io::Result<()> {
         let mut bytes = vec![0; 64 * 1024];
         loop {
@@ -191,14 +217,28 @@ impl Wire {
                 return Ok(());
             }
             self.passable().await;
-            if let Ok(but_not) = arm.try_recv()
-                && (but_not.is_empty() || &bytes[..read] != but_not)
-                && self.loss.send_if_modified(Loss::count_down)
-            {
+            let is_done = async |from: &mut OwnedReadHalf, bytes: &mut [u8]| {
                 // Until it is certain that the server has done it: nothing more comes.
-                while let Ok(Ok(1..)) = tokio::time::timeout(Duration::from_millis(50), from.read(&mut bytes)).await {}
-                self.lost.fetch_add(1, Ordering::SeqCst);
-                return Ok(());
+                while let Ok(Ok(1..)) = tokio::time::timeout(Duration::from_millis(50), from.read(bytes)).await {}
+            };
+            match arm.try_recv() {
+                Ok(Answer::Lost { but_not })
+                    if (but_not.is_empty() || &bytes[..read] != but_not)
+                        && self.loss.send_if_modified(Loss::count_down) =>
+                {
+                    is_done(&mut from, &mut bytes).await;
+                    self.lost.fetch_add(1, Ordering::SeqCst);
+                    return Ok(());
+                }
+                Ok(Answer::Withheld) => {
+                    is_done(&mut from, &mut bytes).await;
+                    if let Some(tripwire) = &self.tripwire {
+                        tripwire.spring();
+                    }
+                    // The other direction ends with the process.
+                    return std::future::pending().await;
+                }
+                Ok(Answer::Lost { .. }) | Err(_) => {}
             }
             to.write_all(&bytes[..read]).await?;
         }
@@ -210,21 +250,35 @@ impl Wire {
     }
 }
 
+/// Nothing passes any more until the client is gone.
+async fn until_closed(from: &mut OwnedReadHalf, bytes: &mut [u8]) -> io::Result<()> {
+    while from.read(bytes).await? > 0 {}
+    Ok(())
+}
+
 /// Follows a connection's requests far enough to know which statements it executes.
 #[derive(Default)]
 struct Statements {
     pending: Vec<u8>,
     /// Startup messages carry no type; everything after them does.
     is_started: bool,
+    is_http: bool,
     by_name: HashMap<Vec<u8>, String>,
 }
 
 impl Statements {
-    /// The texts of what these bytes execute: Redis's commands as they stand, Postgres's by the statement that a
-    /// Bind names.
+    /// The texts of what these bytes execute: Redis's commands as they stand, HTTP's first line, Postgres's by the
+    /// statement that a Bind names.
     fn executed(&mut self, bytes: &[u8]) -> Vec<String> {
         if !self.is_started && self.pending.is_empty() && bytes.first() == Some(&b'*') {
             return vec![String::from_utf8_lossy(bytes).into_owned()];
+        }
+        if !self.is_started && let Some(line) = http_request_line(bytes) {
+            self.is_http = true;
+            return vec![line];
+        }
+        if self.is_http {
+            return Vec::new();
         }
         self.pending.extend_from_slice(bytes);
         let mut executed = Vec::new();
@@ -263,4 +317,13 @@ impl Statements {
         self.is_started = body.starts_with(&PROTOCOL_3);
         Some((0, body))
     }
+}
+
+/// Heads are written in one piece by our client, with a body behind them or in pieces of its own.
+fn http_request_line(bytes: &[u8]) -> Option<String> {
+    const METHODS: [&[u8]; 5] = [b"GET ", b"POST ", b"PUT ", b"PATCH ", b"DELETE "];
+    METHODS.iter().any(|method| bytes.starts_with(method)).then(|| {
+        let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
+        String::from_utf8_lossy(line).into_owned()
+    })
 }
