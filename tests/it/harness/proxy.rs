@@ -32,10 +32,10 @@ enum State {
     Cut,
 }
 
-/// What is to be lost: the answer to the next request that contains the words.
+/// What is to be lost: the answer to the next request that contains all of the words.
 #[derive(Debug, Clone, Default)]
 struct Loss {
-    words: Option<Arc<str>>,
+    words: Option<Arc<[String]>>,
     /// How many in a row.
     times: usize,
     /// Answers of this kind are of no interest, such as the nothing of a blocking pop.
@@ -61,6 +61,8 @@ pub struct Proxy {
     state: watch::Sender<State>,
     loss: watch::Sender<Loss>,
     lost: Arc<AtomicUsize>,
+    /// Requests met whose answer is to be lost.
+    armed: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
 
@@ -77,8 +79,15 @@ impl Proxy {
     async fn through(server_port: u16, tripwire: Option<Arc<Tripwire>>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
-        let (state, loss, lost) = (watch::Sender::new(State::Whole), watch::Sender::default(), Arc::default());
-        let wire = Wire { state: state.subscribe(), loss: loss.clone(), lost: Arc::clone(&lost), tripwire };
+        let (state, loss) = (watch::Sender::new(State::Whole), watch::Sender::default());
+        let (lost, armed) = (Arc::default(), Arc::default());
+        let wire = Wire {
+            state: state.subscribe(),
+            loss: loss.clone(),
+            lost: Arc::clone(&lost),
+            armed: Arc::clone(&armed),
+            tripwire,
+        };
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let wire = wire.clone();
@@ -88,7 +97,7 @@ impl Proxy {
                 });
             }
         });
-        Self { port, state, loss, lost, accepting }
+        Self { port, state, loss, lost, armed, accepting }
     }
 
     pub fn port(&self) -> u16 {
@@ -102,12 +111,17 @@ impl Proxy {
     }
 
     pub fn lose_answers_to(&self, words: &str, times: usize) {
-        self.loss.send_replace(Loss { words: Some(words.into()), times, but_not: b"" });
+        self.loss.send_replace(Loss { words: Some([words.to_owned()].into()), times, but_not: b"" });
     }
 
-    /// The next ids that a blocking pop takes off a list never arrive.
-    pub fn lose_popped_ids(&self) {
-        self.loss.send_replace(Loss { words: Some("BLMPOP".into()), times: 1, but_not: b"*-1\r\n" });
+    /// The next ids that a blocking pop takes off the lists of this lane never arrive. A pop that waits already when
+    /// this is called would still get its answer: this returns once the next has been asked.
+    pub async fn lose_popped_ids(&self, lane: &str) {
+        let armed = self.armed.load(Ordering::SeqCst);
+        let words = ["BLMPOP".to_owned(), format!(":{lane}:")].into();
+        self.loss.send_replace(Loss { words: Some(words), times: 1, but_not: b"*-1\r\n" });
+        let asked = || async { self.armed.load(Ordering::SeqCst) > armed };
+        super::wait_until(Duration::from_secs(20), "a pop whose answer is to be lost", asked).await;
     }
 
     /// How many answers were lost so far.
@@ -140,6 +154,7 @@ struct Wire {
     state: watch::Receiver<State>,
     loss: watch::Sender<Loss>,
     lost: Arc<AtomicUsize>,
+    armed: Arc<AtomicUsize>,
     tripwire: Option<Arc<Tripwire>>,
 }
 
@@ -189,10 +204,12 @@ impl Wire {
             let executed = reader.executed(&bytes[..read]);
             let Loss { words, but_not, .. } = self.loss.borrow().clone();
             if let Some(words) = words
-                && executed.iter().any(|text| text.contains(&*words))
-                && armed.send(Answer::Lost { but_not }).is_err()
+                && executed.iter().any(|text| words.iter().all(|word| text.contains(word)))
             {
-                return Ok(());
+                if armed.send(Answer::Lost { but_not }).is_err() {
+                    return Ok(());
+                }
+                self.armed.fetch_add(1, Ordering::SeqCst);
             }
             match self.tripwire.as_ref().and_then(|tripwire| tripwire.met(&executed)) {
                 None => {}
