@@ -106,12 +106,13 @@ impl JobContext {
         }
         *told_at = Some(Instant::now());
         let data = json!({ "fraction": fraction.clamp(0.0, 1.0), "phase": phase });
-        self.emitter.emit(self.job, "progress", &data);
+        self.emitter.emit(self.job, "progress", data);
     }
 
-    /// Sends an event to whoever follows the job, such as a streamed token. Lossy like [`Self::progress`].
+    /// Sends an event to whoever follows the job, such as a streamed token. Lossy like [`Self::progress`]. Events that
+    /// differ only in a `text` and come within a moment arrive as one, with the texts joined.
     pub fn emit(&self, event: &'static str, data: impl Serialize) {
-        self.emitter.emit(self.job, event, &json!(data));
+        self.emitter.emit(self.job, event, json!(data));
     }
 
     /// Adds a line to the job's timeline. `what` is a stable name; `detail` is written as it is, so never pass a
