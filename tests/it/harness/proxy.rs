@@ -59,6 +59,7 @@ pub struct Proxy {
     state: watch::Sender<State>,
     loss: watch::Sender<Loss>,
     lost: Arc<AtomicUsize>,
+    strandings: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
 
@@ -67,17 +68,25 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
         let (state, loss, lost) = (watch::Sender::new(State::Whole), watch::Sender::default(), Arc::default());
-        let wire = Wire { state: state.subscribe(), loss: loss.clone(), lost: Arc::clone(&lost) };
+        let wire = Wire {
+            state: state.subscribe(),
+            loss: loss.clone(),
+            lost: Arc::clone(&lost),
+            strandings: Arc::default(),
+            made_at: 0,
+        };
+        let strandings = Arc::<AtomicUsize>::default();
+        let now = Arc::clone(&strandings);
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let wire = wire.clone();
+                let wire = Wire { strandings: Arc::clone(&now), made_at: now.load(Ordering::SeqCst), ..wire.clone() };
                 tokio::spawn(async move {
                     // Either end may break the connection at any time: that is what this is for.
                     let _broken = wire.serve(client, server_port).await;
                 });
             }
         });
-        Self { port, state, loss, lost, accepting }
+        Self { port, state, loss, lost, strandings, accepting }
     }
 
     pub fn port(&self) -> u16 {
@@ -108,6 +117,12 @@ impl Proxy {
         self.state.send_replace(State::Held);
     }
 
+    /// A failover without a farewell: over the connections that are there nothing passes any more, and nobody closes
+    /// them; new ones are whole.
+    pub fn strand(&self) {
+        self.strandings.fetch_add(1, Ordering::SeqCst);
+    }
+
     pub fn cut(&self) {
         self.state.send_replace(State::Cut);
     }
@@ -129,6 +144,9 @@ struct Wire {
     state: watch::Receiver<State>,
     loss: watch::Sender<Loss>,
     lost: Arc<AtomicUsize>,
+    strandings: Arc<AtomicUsize>,
+    /// How many strandings there had been by then.
+    made_at: usize,
 }
 
 impl Wire {
@@ -206,7 +224,10 @@ impl Wire {
 
     async fn passable(&mut self) {
         // An error means that the proxy is gone; the connection ends with it.
-        let _gone = self.state.wait_for(|state| *state != State::Held).await;
+        let _gone = self.state.wait_for(|state| *state != State::Held).await.map(drop);
+        if self.made_at < self.strandings.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
