@@ -60,16 +60,18 @@ async fn within<T>(longest: Duration, statement: impl Future<Output = sqlx::Resu
 /// fault, and worth asking again.
 pub fn is_away(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_)
+        // A connection that breaks in the middle of an answer is read as one that breaks the protocol.
+        sqlx::Error::Protocol(_)
+        | sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // 08 connection, 53 resources, 57P0x shutting down or starting, 57014 and 55P03 our own time limits,
+        // 08 connection, 53 resources, 57P0x shutting down or starting, 57014, 55P03 and 25P03 our own time limits,
         // 25006 a standby that was not promoted yet, 40 a lost race that asks to be tried again.
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
             ["08", "53", "57P0", "40"].iter().any(|class| code.starts_with(class))
-                || matches!(code.as_ref(), "57014" | "55P03" | "25006")
+                || matches!(code.as_ref(), "57014" | "55P03" | "25P03" | "25006")
         }),
         _ => false,
     }

@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     fn another_database_error_is_ours_and_leaks_nothing() {
-        let problem = Problem::from(sqlx::Error::Protocol("secret detail".into()));
+        let problem = Problem::from(sqlx::Error::ColumnNotFound("secret detail".into()));
         assert_eq!((problem.status().as_u16(), problem.code()), (500, "internal"));
         assert!(!json(&problem).to_string().contains("secret detail"));
     }
