@@ -16,7 +16,10 @@ use super::{
     hand::{Grip, Hand},
     ledger::{self, Claim},
 };
-use crate::ids::{GroupId, JobId, TenantId, WorkerId};
+use crate::{
+    db,
+    ids::{GroupId, JobId, TenantId, WorkerId},
+};
 
 pub use super::lease_guard::LeaseGuard;
 
@@ -118,7 +121,7 @@ impl JobContext {
     /// Adds a line to the job's timeline. `what` is a stable name; `detail` is written as it is, so never pass a
     /// secret, a signed address or a post's text.
     pub async fn note(&self, what: &'static str, detail: Value) -> sqlx::Result<()> {
-        ledger::note(self.db(), self.job, what, &detail).await
+        db::answer(ledger::note(self.db(), self.job, what, &detail)).await
     }
 
     /// What an earlier run saved with [`Self::save_checkpoint`].
@@ -128,7 +131,7 @@ impl JobContext {
 
     /// Keeps how far the work is, for the run after a hand-back or a crash.
     pub async fn save_checkpoint(&self, state: Value) -> Result<(), Stop> {
-        if ledger::save_checkpoint(self.db(), self.job, self.run, self.worker, &state).await? {
+        if db::answer(ledger::save_checkpoint(self.db(), self.job, self.run, self.worker, &state)).await? {
             return Ok(());
         }
         self.hand.stop(self.job, self.run, super::hand::StopReason::LeaseLost);
@@ -138,13 +141,11 @@ impl JobContext {
 
     /// Results of the parents that succeeded, by id.
     pub async fn parent_results(&self) -> sqlx::Result<Vec<(JobId, Value)>> {
-        sqlx::query_as(
+        let results = sqlx::query_as(
             "select p.id, p.result from job_edges e join jobs p on p.id = e.parent_id \
              where e.child_id = $1 and p.state = 'succeeded' and p.result is not null order by p.id",
-        )
-        .bind(self.job)
-        .fetch_all(self.db())
-        .await
+        );
+        db::answer(results.bind(self.job).fetch_all(self.db())).await
     }
 
     /// Lease this run certainly has left, by a clock that also runs while the machine sleeps.

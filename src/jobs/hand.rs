@@ -277,3 +277,100 @@ fn end(entry: &Entry, reason: StopReason) {
     entry.reason.lock().expect("never poisoned").get_or_insert(reason);
     entry.stop.cancel();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::Future, pin::pin, task::Poll};
+
+    use futures::poll;
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(8);
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn leased(worker: WorkerId) -> Arc<Hand> {
+        let hand = Hand::new();
+        hand.become_worker(worker);
+        hand.renewed(lease_guard::boottime_ns(), LEASE);
+        hand
+    }
+
+    fn claim_of(worker: WorkerId) -> Claim {
+        Claim {
+            job: JobId::new(),
+            run: 1,
+            worker,
+            tenant: crate::ids::TenantId::SYSTEM,
+            group: None,
+            kind: "any".into(),
+            failed_attempts: 0,
+            max_attempts: 1,
+            timeout: LONG,
+            args: serde_json::value::RawValue::from_string("null".into()).unwrap(),
+            checkpoint: None,
+            suspect: false,
+            created_at: chrono::Utc::now(),
+            due_at: chrono::Utc::now(),
+            claimed_at: chrono::Utc::now(),
+        }
+    }
+
+    async fn take(hand: &Hand, claim: &Claim) -> Option<Grip> {
+        let slots = Arc::new(tokio::sync::Semaphore::new(1));
+        hand.take(claim, slots.acquire_owned().await.unwrap())
+    }
+
+    async fn waits(future: impl Future) -> bool {
+        poll!(pin!(future)).is_pending()
+    }
+
+    #[tokio::test]
+    async fn nothing_is_claimed_for_a_worker_that_the_ledger_does_not_know() {
+        let hand = Hand::new();
+        assert!(waits(hand.claim_under_way()).await, "it is not registered");
+        let first = WorkerId::new();
+        hand.become_worker(first);
+        assert!(waits(hand.claim_under_way()).await, "it has no lease");
+        hand.renewed(lease_guard::boottime_ns(), LEASE);
+        assert_eq!(hand.claim_under_way().await.worker, first);
+
+        let (running, late) = (claim_of(first), claim_of(first));
+        let grip = take(&hand, &running).await.unwrap();
+        hand.lose_lease();
+        assert!(grip.stop.is_cancelled() && grip.reason() == StopReason::LeaseLost);
+        let mut claims = pin!(hand.claim_under_way());
+        assert!(poll!(claims.as_mut()).is_pending(), "it is nobody until it has registered anew");
+        assert!(take(&hand, &late).await.is_none(), "what was claimed before is another's");
+
+        let second = WorkerId::new();
+        hand.become_worker(second);
+        hand.renewed(lease_guard::boottime_ns(), LEASE);
+        let Poll::Ready(claims) = poll!(claims.as_mut()) else { panic!("it may claim again") };
+        assert_eq!(claims.worker, second);
+        assert!(take(&hand, &late).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn who_waited_for_a_suspect_goes_before_the_next() {
+        let hand = leased(WorkerId::new());
+        let alone = hand.be_alone(LONG).await.unwrap();
+        let mut claims = pin!(hand.claim_under_way());
+        assert!(poll!(claims.as_mut()).is_pending());
+        drop(alone);
+        assert!(hand.be_alone(LONG).await.is_none());
+        let Poll::Ready(claims) = poll!(claims.as_mut()) else { panic!("the suspect is done") };
+        assert!(waits(hand.be_alone(LONG)).await, "a claim is on its way");
+        drop(claims);
+        assert!(hand.be_alone(LONG).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_suspect_that_gives_up_lets_the_others_claim() {
+        let worker = WorkerId::new();
+        let hand = leased(worker);
+        let _grip = take(&hand, &claim_of(worker)).await.unwrap();
+        assert!(hand.be_alone(Duration::from_millis(5)).await.is_none());
+        assert!(!waits(hand.claim_under_way()).await);
+    }
+}

@@ -51,7 +51,7 @@ pub fn main(
         Some(process) => {
             let concurrency = args.concurrency.or(config.worker.concurrency).unwrap_or(concurrency).max(1);
             let options = worker::Options { queue, concurrency, grace: config.worker.grace, process };
-            supervisor::die_with_parent(args.parent).map_err(Into::into).and_then(|()| run(&config, options, wire))
+            run(&config, args.parent, options, wire)
         }
     };
     match outcome {
@@ -65,9 +65,12 @@ pub fn main(
 
 fn run(
     config: &Config,
+    parent: Option<u32>,
     options: worker::Options,
     wire: impl FnOnce(&Config, sqlx::PgPool) -> anyhow::Result<Registry>,
 ) -> anyhow::Result<()> {
+    supervisor::die_with_parent()?;
+    supervisor::is_there(parent)?;
     tokio::runtime::Builder::new_multi_thread().worker_threads(threads()).enable_all().build()?.block_on(async {
         let pool = crate::db::pool(&config.database, &format!("multivio-{}-jobs", options.queue))?;
         let registry = wire(config, pool)?;

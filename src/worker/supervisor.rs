@@ -42,12 +42,16 @@ pub fn run(config: &Config, queue: Queue) -> anyhow::Result<()> {
 }
 
 /// The worker dies with its parent, however that ends.
-pub fn die_with_parent(parent: Option<u32>) -> io::Result<()> {
+pub fn die_with_parent() -> io::Result<()> {
     // SAFETY: the call takes numbers only.
-    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
-        return Err(io::Error::last_os_error());
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    // It may have died before that: then nobody sends the signal any more.
+}
+
+/// A parent that died before the worker asked to die with it sends no signal any more.
+pub fn is_there(parent: Option<u32>) -> io::Result<()> {
     if parent.is_some_and(|parent| parent != std::os::unix::process::parent_id()) {
         return Err(io::Error::other("the parent of this worker is gone"));
     }
