@@ -3,7 +3,13 @@
 //! Nothing below `main` reads the environment. A missing or malformed value is reported together with all the
 //! others, each with the variable's name and what it needs. Secrets are [`SecretString`]: they cannot be printed.
 
-use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use secrecy::SecretString;
 use url::Url;
@@ -63,6 +69,8 @@ pub struct WorkerConfig {
     pub concurrency: Option<usize>,
     /// How long a stopping worker lets its jobs finish before it hands them back.
     pub grace: Duration,
+    /// Where a worker shows its figures at `/metrics`; nowhere unless set.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone)]
@@ -188,6 +196,7 @@ impl Config {
             worker: WorkerConfig {
                 concurrency: read.optional("WORKER_CONCURRENCY", "a whole number, 1 or more", |n: &usize| *n > 0),
                 grace: read.seconds("WORKER_GRACE_SECONDS", 25),
+                metrics_listen: read.optional("WORKER_METRICS_LISTEN", "an address and a port: 0.0.0.0:9090", |_| true),
             },
             encryption_keys: read
                 .list("ENCRYPTION_KEY")

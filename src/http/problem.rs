@@ -253,31 +253,11 @@ impl Error for Problem {}
 /// The database away is the client's cue to come back; anything else is ours to look into.
 impl From<sqlx::Error> for Problem {
     fn from(error: sqlx::Error) -> Self {
-        if !is_away(&error) {
+        if !crate::db::is_away(&error) {
             return Self::internal(&error);
         }
         tracing::warn!(cause = chain(&error), "the database cannot be reached");
         Self::unavailable()
-    }
-}
-
-/// Whether the database could not be reached or could not answer now, as against answering with an error.
-fn is_away(error: &sqlx::Error) -> bool {
-    match error {
-        // A connection that breaks in the middle of an answer is read as one that breaks the protocol.
-        sqlx::Error::Protocol(_)
-        | sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        // 08 connection, 53 resources, 57P0x shutting down or starting, 57014, 55P03 and 25P03 our own time limits,
-        // 25006 a standby that was not promoted yet, 40 a lost race that asks to be tried again.
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            ["08", "53", "57P0", "40"].iter().any(|class| code.starts_with(class))
-                || matches!(code.as_ref(), "57014" | "55P03" | "25P03" | "25006")
-        }),
-        _ => false,
     }
 }
 

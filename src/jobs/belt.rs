@@ -93,6 +93,8 @@ const REST: Duration = Duration::from_millis(500);
 const EVENTS_KEPT: Duration = Duration::from_secs(60 * 60);
 /// Newest events kept for a job.
 const EVENTS_PER_JOB: usize = 2_000;
+/// Most events that one call reads; who gets as many asks again.
+pub const EVENTS_AT_ONCE: usize = 500;
 
 #[derive(Clone)]
 pub struct Belt {
@@ -240,11 +242,11 @@ impl Belt {
         self.tell_news(&jobs).await
     }
 
-    /// A job's events after `after` (`"0"`: all that are kept), oldest first.
-    pub async fn events(&self, job: JobId, after: &str, limit: usize) -> Result<Vec<Event>, BeltError> {
+    /// A job's events after `after` (`"0"`: all that are kept), oldest first, at most [`EVENTS_AT_ONCE`].
+    pub async fn events(&self, job: JobId, after: &str) -> Result<Vec<Event>, BeltError> {
         let key = format!("{}:events:{}", self.prefix().await?, job.uuid().simple());
         let mut command = redis::cmd("XRANGE");
-        command.arg(key).arg(format!("({after}")).arg("+").arg("COUNT").arg(limit);
+        command.arg(key).arg(format!("({after}")).arg("+").arg("COUNT").arg(EVENTS_AT_ONCE);
         self.events_by(command).await
     }
 
@@ -294,7 +296,13 @@ impl Belt {
         let outcome = tokio::time::timeout(ANSWER_DEADLINE * 2, command).await.map_err(|_| BeltError::Away);
         let outcome = outcome.and_then(|answer| answer.map_err(BeltError::Redis));
         let rest = u64::try_from(REST.as_millis()).unwrap_or(0);
-        let away_until_ms = if outcome.is_err() { now_ms() + rest } else { 0 };
+        // A server that refuses a command is there, whatever the next caller wants of it.
+        let is_away = match &outcome {
+            Ok(_) => false,
+            Err(BeltError::Redis(error)) => error.is_io_error() || error.is_timeout() || error.is_connection_dropped(),
+            Err(_) => true,
+        };
+        let away_until_ms = if is_away { now_ms() + rest } else { 0 };
         self.away_until_ms.store(away_until_ms, Ordering::Relaxed);
         outcome
     }

@@ -17,7 +17,7 @@ use super::{
     job::{State, Why},
     ledger::{self, End, Freed, Settlement},
 };
-use crate::{ids::JobId, jobs::EnqueueError, telemetry::chain};
+use crate::{db, ids::JobId, jobs::EnqueueError, telemetry::chain};
 
 /// Most in one statement.
 const BATCH: usize = 512;
@@ -109,7 +109,7 @@ impl Completion {
     }
 
     async fn write_others(&self, rows: &[Settlement], freed: &mut Vec<Freed>) -> sqlx::Result<()> {
-        match ledger::settle(&self.db, rows).await.map_err(unstorable) {
+        match db::answer(ledger::settle(&self.db, rows)).await.map_err(unstorable) {
             Ok(written) => freed.push(written),
             Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
                 let (left, right) = rows.split_at(rows.len() / 2);
@@ -130,11 +130,11 @@ impl Completion {
     async fn fail(&self, job: JobId, run: i32, code: &str, refusal: &str) -> sqlx::Result<Freed> {
         let why = Why::new(code, format!("what it came to cannot be stored: {refusal}"));
         let end = End::Failed { why, class: "permanent" };
-        ledger::settle(&self.db, &[Settlement { job, run, end }]).await
+        db::answer(ledger::settle(&self.db, &[Settlement { job, run, end }])).await
     }
 
     async fn write_succeeded(&self, rows: &[(JobId, i32, &Value)], freed: &mut Vec<Freed>) -> sqlx::Result<()> {
-        match ledger::settle_succeeded(&self.db, rows).await.map_err(unstorable) {
+        match db::answer(ledger::settle_succeeded(&self.db, rows)).await.map_err(unstorable) {
             Ok(written) => freed.push(written),
             Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
                 let (left, right) = rows.split_at(rows.len() / 2);
@@ -163,7 +163,7 @@ impl Completion {
         }
         if settled.len() < batch.len() {
             let missed: Vec<_> = batch.iter().filter(|row| !settled.contains(&row.job)).map(|row| row.job).collect();
-            match ledger::get_many(&self.db, &missed).await {
+            match db::answer(ledger::get_many(&self.db, &missed)).await {
                 // Still this very run: its row was locked by another. Anything else: settled before, the lease was
                 // lost, or the next run is under way in this same process (E2).
                 Ok(rows) => {
@@ -190,7 +190,7 @@ impl Completion {
             debug!(error = %chain(&error), "followers will look by themselves");
         }
         if !cancelled.is_empty()
-            && let Err(error) = self.engine.release(cancelled).await
+            && let Err(error) = db::answer(self.engine.release(cancelled)).await
         {
             debug!(error = %chain(&error), "left to the relay's sweep");
         }

@@ -16,7 +16,10 @@ use super::{
     hand::{Grip, Hand},
     ledger::{self, Claim},
 };
-use crate::ids::{GroupId, JobId, TenantId, WorkerId};
+use crate::{
+    db,
+    ids::{GroupId, JobId, TenantId, WorkerId},
+};
 
 pub use super::lease_guard::LeaseGuard;
 
@@ -106,18 +109,19 @@ impl JobContext {
         }
         *told_at = Some(Instant::now());
         let data = json!({ "fraction": fraction.clamp(0.0, 1.0), "phase": phase });
-        self.emitter.emit(self.job, "progress", &data);
+        self.emitter.emit(self.job, "progress", data);
     }
 
-    /// Sends an event to whoever follows the job, such as a streamed token. Lossy like [`Self::progress`].
+    /// Sends an event to whoever follows the job, such as a streamed token. Lossy like [`Self::progress`]. Events that
+    /// differ only in a `text` and come within a moment arrive as one, with the texts joined.
     pub fn emit(&self, event: &'static str, data: impl Serialize) {
-        self.emitter.emit(self.job, event, &json!(data));
+        self.emitter.emit(self.job, event, json!(data));
     }
 
     /// Adds a line to the job's timeline. `what` is a stable name; `detail` is written as it is, so never pass a
     /// secret, a signed address or a post's text.
     pub async fn note(&self, what: &'static str, detail: Value) -> sqlx::Result<()> {
-        ledger::note(self.db(), self.job, what, &detail).await
+        db::answer(ledger::note(self.db(), self.job, what, &detail)).await
     }
 
     /// What an earlier run saved with [`Self::save_checkpoint`].
@@ -127,7 +131,7 @@ impl JobContext {
 
     /// Keeps how far the work is, for the run after a hand-back or a crash.
     pub async fn save_checkpoint(&self, state: Value) -> Result<(), Stop> {
-        if ledger::save_checkpoint(self.db(), self.job, self.run, self.worker, &state).await? {
+        if db::answer(ledger::save_checkpoint(self.db(), self.job, self.run, self.worker, &state)).await? {
             return Ok(());
         }
         self.hand.stop(self.job, self.run, super::hand::StopReason::LeaseLost);
@@ -137,13 +141,11 @@ impl JobContext {
 
     /// Results of the parents that succeeded, by id.
     pub async fn parent_results(&self) -> sqlx::Result<Vec<(JobId, Value)>> {
-        sqlx::query_as(
+        let results = sqlx::query_as(
             "select p.id, p.result from job_edges e join jobs p on p.id = e.parent_id \
              where e.child_id = $1 and p.state = 'succeeded' and p.result is not null order by p.id",
-        )
-        .bind(self.job)
-        .fetch_all(self.db())
-        .await
+        );
+        db::answer(results.bind(self.job).fetch_all(self.db())).await
     }
 
     /// Lease this run certainly has left, by a clock that also runs while the machine sleeps.

@@ -180,9 +180,9 @@ impl Engine {
         }
     }
 
-    /// A job's events after `after` (`"0"`: from the start).
+    /// A job's events after `after` (`"0"`: from the start), at most [`super::belt::EVENTS_AT_ONCE`].
     pub async fn events(&self, job: JobId, after: &str) -> Result<Vec<Event>, super::belt::BeltError> {
-        self.0.belt.events(job, after, 500).await
+        self.0.belt.events(job, after).await
     }
 
     /// The latest `{fraction, phase}` a running job told; `None` without Redis.

@@ -17,7 +17,7 @@ use super::{
     job::{NewJob, State},
     ledger::{self, Insert, Runnable},
 };
-use crate::{ids::JobId, telemetry::chain};
+use crate::{db, ids::JobId, telemetry::chain};
 
 /// Most rows in one statement.
 pub const BATCH: usize = 512;
@@ -119,7 +119,7 @@ async fn write(db: &PgPool, rows: &[Insert<'_>]) -> Vec<Entered> {
         }
         Ok(answers)
     };
-    match attempt.await.map_err(unstorable) {
+    match db::answer(attempt).await.map_err(unstorable) {
         Ok(answers) => answers,
         Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
             let (left, right) = rows.split_at(rows.len() / 2);

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use sqlx::PgPool;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -11,11 +14,11 @@ use super::{
     backend::Handed,
     belt::{Belt, List, Popper, Slot},
     engine::Engine,
-    hand::Hand,
+    hand::{ClaimUnderWay, Hand},
     job::{Lane, Priority, Queue},
     ledger::{self, Claim, Runnable},
 };
-use crate::{ids::JobId, telemetry::chain};
+use crate::{db, ids::JobId, telemetry::chain};
 
 /// Claiming whenever a single slot frees makes a convoy of one-row commits: wait for a share of the slots ...
 const SHARE: usize = 8;
@@ -27,6 +30,10 @@ const BATCH: usize = 256;
 const LOOK: Duration = Duration::from_millis(500);
 /// Every so many fetches begin with another priority than the highest, so that none starves.
 const TURN: u64 = 8;
+/// How long a suspect first waits for what runs beside it, while nothing else is claimed ...
+const FIRST_PATIENCE: Duration = Duration::from_secs(5);
+/// ... and at most, after it has waited in vain again and again.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(10 * 60);
 
 pub struct Fetcher {
     pub queue: Queue,
@@ -46,30 +53,23 @@ impl Fetcher {
     pub async fn run(self) {
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let mut popper = None;
+        let mut patience = Patience::new();
         let mut fetches = 0_u64;
         while !self.stopping.is_cancelled() {
             let Some(permits) = self.free_slots(&slots).await else { return };
             fetches += 1;
-            let popped = match self.pop(&mut popper, fetches, permits.num_permits()).await {
+            let suspects = if !patience.is_due() { Suspects::Not } else { Suspects::by_turns(fetches) };
+            let popped = match self.pop(&mut popper, &self.lists(fetches, suspects), permits.num_permits()).await {
                 Some(popped) => popped,
-                None => self.claim_directly(&permits).await,
+                None => self.claim_directly(suspects, permits.num_permits()).await,
             };
             match popped {
                 Popped::Nothing => {}
-                Popped::Ids(ids) if self.stopping.is_cancelled() => {
-                    self.give_back(Slot::Priority(Priority::Normal), &ids).await
-                }
-                Popped::Ids(ids) => {
-                    let _announced = self.hand.claim_under_way().await;
-                    match ledger::claim(&self.claims, self.hand.worker(), self.queue, &self.kinds, &ids, false).await {
-                        Ok(claims) => self.start(claims, permits).await,
-                        Err(error) => self.wait_out(&error).await,
-                    }
-                }
-                Popped::Claims(claims) => self.start(claims, permits).await,
+                Popped::Ids(list, ids) => self.claim(list, &ids, permits).await,
+                Popped::Claims(claims, _announced) => self.start(claims, permits).await,
                 Popped::Suspects(ids) => {
                     drop(permits);
-                    self.run_alone(&slots, &ids).await;
+                    self.run_alone(&slots, &ids, &mut patience).await;
                 }
             }
         }
@@ -96,7 +96,7 @@ impl Fetcher {
     }
 
     /// `None`: Redis is away.
-    async fn pop(&self, popper: &mut Option<Popper>, fetches: u64, limit: usize) -> Option<Popped> {
+    async fn pop(&self, popper: &mut Option<Popper>, lists: &[List], limit: usize) -> Option<Popped<'_>> {
         if popper.is_none() {
             *popper = match self.belt().popper().await {
                 Ok(popper) => Some(popper),
@@ -107,10 +107,12 @@ impl Fetcher {
             };
         }
         // Not raced against anything: dropping a pop that waits may lose ids.
-        match popper.as_mut()?.pop(&self.lists(fetches), limit).await {
+        match popper.as_mut()?.pop(lists, limit).await {
             Ok(None) => Some(Popped::Nothing),
+            // What stood on the list was no id at all.
+            Ok(Some((_, ids))) if ids.is_empty() => Some(Popped::Nothing),
             Ok(Some((List { slot: Slot::Suspects, .. }, ids))) => Some(Popped::Suspects(ids)),
-            Ok(Some((_, ids))) => Some(Popped::Ids(ids)),
+            Ok(Some((list, ids))) => Some(Popped::Ids(list, ids)),
             Err(error) => {
                 warn!(error = %chain(&error), "the belt was lost; claiming from the ledger");
                 *popper = None;
@@ -119,73 +121,106 @@ impl Fetcher {
         }
     }
 
-    /// Suspects first, else they would wait behind a busy queue for ever; then the priorities by turns.
-    fn lists(&self, fetches: u64) -> [List; 4] {
+    /// The priorities by turns, and the suspects first or last, so that neither waits behind the other for ever.
+    fn lists(&self, fetches: u64, suspects: Suspects) -> Vec<List> {
         let order = match fetches % TURN {
             3 => [Priority::Normal, Priority::High, Priority::Low],
             7 => [Priority::Low, Priority::High, Priority::Normal],
             _ => [Priority::High, Priority::Normal, Priority::Low],
         };
-        let list = |slot| List { queue: self.queue, lane: self.lane, slot };
-        let [first, second, third] = order.map(|priority| list(Slot::Priority(priority)));
-        [list(Slot::Suspects), first, second, third]
+        let slots = order.map(Slot::Priority);
+        let slots = match suspects {
+            Suspects::Not => slots.to_vec(),
+            Suspects::First => [&[Slot::Suspects], &slots[..]].concat(),
+            Suspects::Last => [&slots[..], &[Slot::Suspects]].concat(),
+        };
+        slots.into_iter().map(|slot| List { queue: self.queue, lane: self.lane, slot }).collect()
     }
 
-    async fn claim_directly(&self, permits: &OwnedSemaphorePermit) -> Popped {
-        let worker = self.hand.worker();
-        let claim = |suspects, limit| {
-            ledger::claim_from_ledger(&self.claims, worker, self.queue, self.lane, &self.kinds, suspects, limit)
+    async fn claim(&self, list: List, ids: &[JobId], permits: OwnedSemaphorePermit) {
+        // A worker that stops claims nothing more.
+        let Some(announced) = self.unless_stopping(self.hand.claim_under_way()).await else {
+            return self.give_back(list, ids).await;
         };
-        let announced = self.hand.claim_under_way().await;
-        let claims = claim(false, permits.num_permits()).await;
-        drop(announced);
-        match claims {
-            Ok(claims) if !claims.is_empty() => return Popped::Claims(claims),
-            Ok(_) => {}
+        match db::answer(ledger::claim(&self.claims, announced.worker, self.queue, &self.kinds, ids, false)).await {
+            Ok(claims) => self.start(claims, permits).await,
             Err(error) => {
+                drop(announced);
                 self.wait_out(&error).await;
-                return Popped::Nothing;
             }
         }
-        // Being alone waits for all that runs here: only for a suspect that there is.
-        if let Ok(true) = ledger::suspect_waits(&self.claims, self.queue, self.lane).await
-            && let Some(alone) = self.hand.be_alone().await
-        {
-            if let Ok(mut claims) = claim(true, 1).await
-                && let Some(suspect) = claims.pop()
-            {
-                let job = suspect.job;
-                let slots = Arc::new(Semaphore::new(1));
-                let permit = slots.acquire_owned().await.expect("never closed");
-                self.start(vec![suspect], permit).await;
-                self.hand.wait_settled(job).await;
-            }
-            drop(alone);
+    }
+
+    /// What a worker does while Redis is away (E7).
+    async fn claim_directly(&self, suspects: Suspects, limit: usize) -> Popped<'_> {
+        let popped = match suspects {
+            Suspects::Not => self.claim_from_ledger(limit).await,
+            Suspects::First => match self.suspects_in_ledger().await {
+                Ok(Popped::Nothing) => self.claim_from_ledger(limit).await,
+                popped => popped,
+            },
+            Suspects::Last => match self.claim_from_ledger(limit).await {
+                Ok(Popped::Nothing) => self.suspects_in_ledger().await,
+                popped => popped,
+            },
+        };
+        match popped {
+            Ok(Popped::Nothing) => self.rest(LOOK).await,
+            Ok(popped) => return popped,
+            Err(error) => self.wait_out(&error).await,
         }
-        self.rest(LOOK).await;
         Popped::Nothing
     }
 
-    /// A job that was in the hand of a crashed process runs with nothing beside it (E10).
-    async fn run_alone(&self, slots: &Arc<Semaphore>, ids: &[JobId]) {
-        let (first, rest) = ids.split_first().expect("popped at least one");
-        if !rest.is_empty() {
-            self.give_back(Slot::Suspects, rest).await;
-        }
-        let Some(_alone) = self.hand.be_alone().await else {
-            self.give_back(Slot::Suspects, &[*first]).await;
-            return self.rest(LOOK).await;
+    async fn claim_from_ledger(&self, limit: usize) -> sqlx::Result<Popped<'_>> {
+        let Some(announced) = self.unless_stopping(self.hand.claim_under_way()).await else {
+            return Ok(Popped::Nothing);
         };
-        let worker = self.hand.worker();
-        match ledger::claim(&self.claims, worker, self.queue, &self.kinds, &[*first], true).await {
+        let claims =
+            ledger::claim_from_ledger(&self.claims, announced.worker, self.queue, self.lane, &self.kinds, false, limit);
+        let claims = db::answer(claims).await?;
+        Ok(if claims.is_empty() { Popped::Nothing } else { Popped::Claims(claims, announced) })
+    }
+
+    async fn suspects_in_ledger(&self) -> sqlx::Result<Popped<'_>> {
+        let suspects = self.runnable_suspects(None).await?;
+        Ok(if suspects.is_empty() { Popped::Nothing } else { Popped::Suspects(suspects) })
+    }
+
+    /// Being alone holds up all that this process would run: only for a suspect that it could run now.
+    async fn runnable_suspects(&self, among: Option<&[JobId]>) -> sqlx::Result<Vec<JobId>> {
+        let look = ledger::runnable_suspects(&self.claims, self.queue, self.lane, &self.kinds, among, BATCH);
+        db::answer(look).await
+    }
+
+    /// A job that was in the hand of a crashed process runs with nothing beside it (E10).
+    async fn run_alone(&self, slots: &Arc<Semaphore>, ids: &[JobId], patience: &mut Patience) {
+        let runnable = match self.runnable_suspects(Some(ids)).await {
+            Ok(runnable) => runnable,
+            Err(error) => return self.wait_out(&error).await,
+        };
+        // What is left out here the relay's audit brings back for as long as it waits.
+        let Some((&suspect, rest)) = runnable.split_first() else { return };
+        let list = List { queue: self.queue, lane: self.lane, slot: Slot::Suspects };
+        if !rest.is_empty() {
+            self.give_back(list, rest).await;
+        }
+        let since = Instant::now();
+        let alone = self.unless_stopping(self.hand.be_alone(patience.longest)).await.flatten();
+        let (Some(_alone), Some(worker)) = (alone, self.hand.worker()) else {
+            patience.was_in_vain(since.elapsed());
+            return self.give_back(list, &[suspect]).await;
+        };
+        patience.was_rewarded();
+        match db::answer(ledger::claim(&self.claims, worker, self.queue, &self.kinds, &[suspect], true)).await {
             Ok(claims) if claims.is_empty() => {}
             Ok(claims) => {
-                info!(job = %first, "runs alone: its last worker died with it in hand");
+                info!(job = %suspect, "runs alone: its last worker died with it in hand");
                 let permit = Arc::clone(slots).acquire_owned().await.expect("never closed");
                 self.start(claims, permit).await;
-                self.hand.wait_settled(*first).await;
+                let _stopping = self.unless_stopping(self.hand.wait_settled(suspect)).await;
             }
-            Err(error) => self.wait_out(&error).await,
+            Err(error) => warn!(error = %chain(&error), job = %suspect, "a suspect waits for the ledger"),
         }
     }
 
@@ -210,11 +245,19 @@ impl Fetcher {
         }
     }
 
-    async fn give_back(&self, slot: Slot, ids: &[JobId]) {
-        let list = List { queue: self.queue, lane: self.lane, slot };
+    async fn give_back(&self, list: List, ids: &[JobId]) {
         let runnable: Vec<_> = ids.iter().map(|job| Runnable { job: *job, list }).collect();
         if let Err(error) = self.belt().push(&runnable).await {
             debug!(error = %chain(&error), "left to the relay");
+        }
+    }
+
+    /// `None`: the worker stops, and what was waited for is given up.
+    async fn unless_stopping<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => None,
+            value = wait => Some(value),
         }
     }
 
@@ -232,12 +275,55 @@ impl Fetcher {
     }
 }
 
-enum Popped {
+enum Popped<'a> {
     Nothing,
-    Ids(Vec<JobId>),
+    Ids(List, Vec<JobId>),
     Suspects(Vec<JobId>),
-    /// Claimed without the belt.
-    Claims(Vec<Claim>),
+    /// Claimed without the belt, and announced until they are in hand: no suspect believes itself alone meanwhile.
+    Claims(Vec<Claim>, ClaimUnderWay<'a>),
+}
+
+/// Where suspects stand in a fetch.
+#[derive(Debug, Clone, Copy)]
+enum Suspects {
+    First,
+    Last,
+    /// The last one waited in vain a moment ago.
+    Not,
+}
+
+impl Suspects {
+    fn by_turns(fetches: u64) -> Self {
+        if fetches.is_multiple_of(2) { Self::First } else { Self::Last }
+    }
+}
+
+/// How long a suspect may keep everything else from being claimed. Doubled when it was in vain, so that its turn
+/// comes however long the others run; and for as long as it waited, the others are claimed first.
+struct Patience {
+    longest: Duration,
+    due: Instant,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { longest: FIRST_PATIENCE, due: Instant::now() }
+    }
+
+    fn is_due(&self) -> bool {
+        self.due <= Instant::now()
+    }
+
+    fn was_in_vain(&mut self, waited: Duration) {
+        if waited >= self.longest {
+            self.longest = (self.longest * 2).min(LONGEST_PATIENCE);
+        }
+        self.due = Instant::now() + waited.max(LOOK);
+    }
+
+    fn was_rewarded(&mut self) {
+        self.longest = FIRST_PATIENCE;
+    }
 }
 
 fn merge(mut permits: OwnedSemaphorePermit, more: OwnedSemaphorePermit) -> OwnedSemaphorePermit {

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -32,20 +32,23 @@ pub enum StopReason {
 #[derive(Debug)]
 pub struct Hand {
     held: Mutex<Held>,
-    /// Claims on their way: neither in hand nor certainly not.
-    claims: AtomicUsize,
-    /// A suspect wants to run alone or does.
-    alone: AtomicBool,
     changed: Notify,
     /// Nanoseconds on `CLOCK_BOOTTIME`, counted from before the heartbeat was sent: the ledger's own is later.
     lease_ends_ns: AtomicU64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Held {
-    worker: WorkerId,
+    /// Who this process is to the ledger. `None`: not registered yet, or the lease was lost; nothing is claimed.
+    worker: Option<WorkerId>,
     jobs: HashMap<JobId, Entry>,
     guards: Vec<std::sync::Weak<Timer>>,
+    /// Claims on their way: neither in hand nor certainly not.
+    claims: usize,
+    /// Claims that wait for a suspect to be done.
+    waiting_claims: usize,
+    /// A suspect wants to run alone or does.
+    alone: bool,
 }
 
 #[derive(Debug)]
@@ -72,37 +75,53 @@ impl Grip {
 }
 
 /// Until the claims of a batch are in hand or known to have failed.
-pub struct ClaimUnderWay<'a>(&'a Hand);
+#[derive(Debug)]
+pub struct ClaimUnderWay<'a> {
+    hand: &'a Hand,
+    /// Who claims.
+    pub worker: WorkerId,
+}
 
 impl Drop for ClaimUnderWay<'_> {
     fn drop(&mut self) {
-        self.0.claims.fetch_sub(1, Ordering::SeqCst);
-        self.0.changed.notify_waiters();
+        self.hand.lock().claims -= 1;
+        self.hand.changed.notify_waiters();
+    }
+}
+
+struct WaitingClaim<'a>(&'a Hand);
+
+impl<'a> WaitingClaim<'a> {
+    fn new(hand: &'a Hand) -> Self {
+        hand.lock().waiting_claims += 1;
+        Self(hand)
+    }
+}
+
+impl Drop for WaitingClaim<'_> {
+    fn drop(&mut self) {
+        self.0.lock().waiting_claims -= 1;
     }
 }
 
 /// Until the suspect has settled.
+#[derive(Debug)]
 pub struct Alone(Arc<Hand>);
 
 impl Drop for Alone {
     fn drop(&mut self) {
-        self.0.alone.store(false, Ordering::SeqCst);
+        self.0.lock().alone = false;
         self.0.changed.notify_waiters();
     }
 }
 
 impl Hand {
-    pub fn new(worker: WorkerId) -> Arc<Self> {
-        Arc::new(Self {
-            held: Mutex::new(Held { worker, jobs: HashMap::new(), guards: Vec::new() }),
-            claims: AtomicUsize::new(0),
-            alone: AtomicBool::new(false),
-            changed: Notify::new(),
-            lease_ends_ns: AtomicU64::new(0),
-        })
+    /// Claims nothing before [`Self::become_worker`].
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { held: Mutex::default(), changed: Notify::new(), lease_ends_ns: AtomicU64::new(0) })
     }
 
-    pub fn worker(&self) -> WorkerId {
+    pub fn worker(&self) -> Option<WorkerId> {
         self.lock().worker
     }
 
@@ -119,7 +138,7 @@ impl Hand {
         let entry = Entry { run: claim.run, stop: CancellationToken::new(), reason: Arc::default(), _slot: slot };
         let grip = Grip { stop: entry.stop.clone(), reason: Arc::clone(&entry.reason) };
         let mut held = self.lock();
-        if held.worker != claim.worker {
+        if held.worker != Some(claim.worker) {
             return None;
         }
         // The ledger took the job from this very worker, as past its deadline, and gave it back: the run before is over.
@@ -154,55 +173,73 @@ impl Hand {
         }
     }
 
-    /// The ledger has taken everything away; from now on this process is another worker.
-    pub fn become_another(&self, worker: WorkerId) {
+    /// The ledger has taken everything away: what runs is ended, and nothing is claimed until
+    /// [`Self::become_worker`], since a claim for a worker that the ledger does not know would be taken back at once.
+    pub fn lose_lease(&self) {
         let mut held = self.lock();
-        held.worker = worker;
+        held.worker = None;
+        self.lease_ends_ns.store(0, Ordering::SeqCst);
         for entry in held.jobs.values() {
             end(entry, StopReason::LeaseLost);
         }
     }
 
-    /// Waits until no suspect runs alone, then announces a claim.
+    /// The ledger knows this process by this name now.
+    pub fn become_worker(&self, worker: WorkerId) {
+        self.lock().worker = Some(worker);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until this process has a lease and no suspect runs alone, then announces a claim.
     pub async fn claim_under_way(&self) -> ClaimUnderWay<'_> {
+        let _waiting = WaitingClaim::new(self);
         loop {
             let changed = self.changed.notified();
             let mut changed = std::pin::pin!(changed);
             changed.as_mut().enable();
-            self.claims.fetch_add(1, Ordering::SeqCst);
-            if !self.alone.load(Ordering::SeqCst) {
-                return ClaimUnderWay(self);
+            {
+                let mut held = self.lock();
+                if let Some(worker) = held.worker
+                    && !held.alone
+                    && !self.lease_left().is_zero()
+                {
+                    held.claims += 1;
+                    return ClaimUnderWay { hand: self, worker };
+                }
             }
-            self.claims.fetch_sub(1, Ordering::SeqCst);
-            self.changed.notify_waiters();
             changed.await;
         }
     }
 
-    /// Waits until nothing is in hand and nobody claims. `None`: another suspect was first.
-    pub async fn be_alone(self: &Arc<Self>) -> Option<Alone> {
-        if self.alone.swap(true, Ordering::SeqCst) {
-            return None;
+    /// Waits, while nothing is claimed, until nothing is in hand. `None`: that took too long, another suspect was
+    /// first, or those whom the last suspect kept waiting go first.
+    pub async fn be_alone(self: &Arc<Self>, longest: Duration) -> Option<Alone> {
+        {
+            let mut held = self.lock();
+            if held.alone || held.waiting_claims > 0 {
+                return None;
+            }
+            held.alone = true;
         }
         let alone = Alone(Arc::clone(self));
-        self.wait_until(|hand| hand.claims.load(Ordering::SeqCst) == 0 && hand.len() == 0).await;
-        Some(alone)
+        let quiet = self.wait_until(|held| held.claims == 0 && held.jobs.is_empty());
+        tokio::time::timeout(longest, quiet).await.ok().map(|()| alone)
     }
 
     pub async fn wait_empty(&self) {
-        self.wait_until(|hand| hand.len() == 0).await;
+        self.wait_until(|held| held.jobs.is_empty()).await;
     }
 
     pub async fn wait_settled(&self, job: JobId) {
-        self.wait_until(|hand| !hand.lock().jobs.contains_key(&job)).await;
+        self.wait_until(|held| !held.jobs.contains_key(&job)).await;
     }
 
-    async fn wait_until(&self, done: impl Fn(&Self) -> bool) {
+    async fn wait_until(&self, done: impl Fn(&Held) -> bool) {
         loop {
             let changed = self.changed.notified();
             let mut changed = std::pin::pin!(changed);
             changed.as_mut().enable();
-            if done(self) {
+            if done(&self.lock()) {
                 return;
             }
             changed.await;
@@ -215,6 +252,8 @@ impl Hand {
         self.lease_ends_ns.store(ends_ns, Ordering::SeqCst);
         let mut held = self.lock();
         held.guards.retain(|guard| guard.upgrade().is_some_and(|timer| timer.rearm(ends_ns).is_ok()));
+        drop(held);
+        self.changed.notify_waiters();
     }
 
     pub fn lease_left(&self) -> Duration {
@@ -237,4 +276,101 @@ impl Hand {
 fn end(entry: &Entry, reason: StopReason) {
     entry.reason.lock().expect("never poisoned").get_or_insert(reason);
     entry.stop.cancel();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::Future, pin::pin, task::Poll};
+
+    use futures::poll;
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(8);
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn leased(worker: WorkerId) -> Arc<Hand> {
+        let hand = Hand::new();
+        hand.become_worker(worker);
+        hand.renewed(lease_guard::boottime_ns(), LEASE);
+        hand
+    }
+
+    fn claim_of(worker: WorkerId) -> Claim {
+        Claim {
+            job: JobId::new(),
+            run: 1,
+            worker,
+            tenant: crate::ids::TenantId::SYSTEM,
+            group: None,
+            kind: "any".into(),
+            failed_attempts: 0,
+            max_attempts: 1,
+            timeout: LONG,
+            args: serde_json::value::RawValue::from_string("null".into()).unwrap(),
+            checkpoint: None,
+            suspect: false,
+            created_at: chrono::Utc::now(),
+            due_at: chrono::Utc::now(),
+            claimed_at: chrono::Utc::now(),
+        }
+    }
+
+    async fn take(hand: &Hand, claim: &Claim) -> Option<Grip> {
+        let slots = Arc::new(tokio::sync::Semaphore::new(1));
+        hand.take(claim, slots.acquire_owned().await.unwrap())
+    }
+
+    async fn waits(future: impl Future) -> bool {
+        poll!(pin!(future)).is_pending()
+    }
+
+    #[tokio::test]
+    async fn nothing_is_claimed_for_a_worker_that_the_ledger_does_not_know() {
+        let hand = Hand::new();
+        assert!(waits(hand.claim_under_way()).await, "it is not registered");
+        let first = WorkerId::new();
+        hand.become_worker(first);
+        assert!(waits(hand.claim_under_way()).await, "it has no lease");
+        hand.renewed(lease_guard::boottime_ns(), LEASE);
+        assert_eq!(hand.claim_under_way().await.worker, first);
+
+        let (running, late) = (claim_of(first), claim_of(first));
+        let grip = take(&hand, &running).await.unwrap();
+        hand.lose_lease();
+        assert!(grip.stop.is_cancelled() && grip.reason() == StopReason::LeaseLost);
+        let mut claims = pin!(hand.claim_under_way());
+        assert!(poll!(claims.as_mut()).is_pending(), "it is nobody until it has registered anew");
+        assert!(take(&hand, &late).await.is_none(), "what was claimed before is another's");
+
+        let second = WorkerId::new();
+        hand.become_worker(second);
+        hand.renewed(lease_guard::boottime_ns(), LEASE);
+        let Poll::Ready(claims) = poll!(claims.as_mut()) else { panic!("it may claim again") };
+        assert_eq!(claims.worker, second);
+        assert!(take(&hand, &late).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn who_waited_for_a_suspect_goes_before_the_next() {
+        let hand = leased(WorkerId::new());
+        let alone = hand.be_alone(LONG).await.unwrap();
+        let mut claims = pin!(hand.claim_under_way());
+        assert!(poll!(claims.as_mut()).is_pending());
+        drop(alone);
+        assert!(hand.be_alone(LONG).await.is_none());
+        let Poll::Ready(claims) = poll!(claims.as_mut()) else { panic!("the suspect is done") };
+        assert!(waits(hand.be_alone(LONG)).await, "a claim is on its way");
+        drop(claims);
+        assert!(hand.be_alone(LONG).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_suspect_that_gives_up_lets_the_others_claim() {
+        let worker = WorkerId::new();
+        let hand = leased(worker);
+        let _grip = take(&hand, &claim_of(worker)).await.unwrap();
+        assert!(hand.be_alone(Duration::from_millis(5)).await.is_none());
+        assert!(!waits(hand.claim_under_way()).await);
+    }
 }

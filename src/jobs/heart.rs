@@ -8,12 +8,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
+    figures::RunFigures,
     hand::{Hand, StopReason},
-    layers::Counts,
     lease_guard::boottime_ns,
     ledger::{self, Heartbeat, WorkerRow},
 };
-use crate::{ids::WorkerId, telemetry::chain};
+use crate::{db, ids::WorkerId, telemetry::chain};
 
 /// How long a worker may be silent before its jobs are given to others.
 pub const LEASE: Duration = Duration::from_secs(8);
@@ -21,13 +21,14 @@ const BEAT: Duration = Duration::from_secs(2);
 /// A cancelled job stops within a second.
 const LOOK_FOR_CANCELS: Duration = Duration::from_millis(400);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
-/// Longer than any claim may still be on its way: the statement's own limit and the answer's.
+/// Longer than any claim may still be on its way: whoever claims waits no longer than [`db::ANSWER_DEADLINE`].
 const CLAIM_CERTAIN_AFTER: Duration = Duration::from_secs(12);
+const _: () = assert!(db::ANSWER_DEADLINE.as_secs() < CLAIM_CERTAIN_AFTER.as_secs());
 
 pub struct Heart {
     pub options: PgConnectOptions,
     pub hand: Arc<Hand>,
-    pub counts: Arc<Counts>,
+    pub figures: Arc<RunFigures>,
     pub row: WorkerRow,
     /// Cancelled when the worker starts to stop.
     pub stopping: CancellationToken,
@@ -36,79 +37,110 @@ pub struct Heart {
 }
 
 impl Heart {
-    /// Beats until `stopped`. `registered` is cancelled once the worker may claim.
-    pub fn start(self, registered: CancellationToken) -> std::io::Result<thread::JoinHandle<()>> {
+    /// Beats until `stopped`. `registered` is cancelled once the worker may claim, `ended` however the beating ends.
+    pub fn start(
+        self,
+        registered: CancellationToken,
+        ended: CancellationToken,
+    ) -> std::io::Result<thread::JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        thread::Builder::new().name("heart".into()).spawn(move || runtime.block_on(self.beat(registered)))
+        let beating = Beating { heart: self, is_registered: false, silenced: Vec::new() };
+        thread::Builder::new().name("heart".into()).spawn(move || {
+            let _ended = ended.drop_guard();
+            runtime.block_on(beating.run(registered));
+        })
     }
+}
 
-    async fn beat(mut self, registered: CancellationToken) {
+struct Beating {
+    heart: Heart,
+    is_registered: bool,
+    /// Who this process was when it lost a lease, until the ledger has taken note that it was silent, not dead.
+    silenced: Vec<WorkerId>,
+}
+
+impl Beating {
+    async fn run(mut self, registered: CancellationToken) {
         let mut connection = None;
         let mut last_beat = None::<tokio::time::Instant>;
-        let mut is_registered = false;
-        while !self.stopped.is_cancelled() {
+        while !self.heart.stopped.is_cancelled() {
             let is_due = last_beat.is_none_or(|at| at.elapsed() >= BEAT);
-            let round = self.round(&mut connection, is_due, &mut is_registered);
-            match tokio::time::timeout(ANSWER_DEADLINE, round).await {
+            match tokio::time::timeout(ANSWER_DEADLINE, self.round(&mut connection, is_due)).await {
                 Ok(Ok(())) => {
                     if is_due {
                         last_beat = Some(tokio::time::Instant::now());
                     }
-                    if is_registered {
-                        registered.cancel();
-                    }
+                    registered.cancel();
                 }
                 Ok(Err(error)) => {
-                    warn!(error = %chain(&error), lease_left = ?self.hand.lease_left(), "the heartbeat failed");
+                    warn!(error = %chain(&error), lease_left = ?self.heart.hand.lease_left(), "the heartbeat failed");
                     connection = None;
                 }
                 Err(_) => {
-                    warn!(lease_left = ?self.hand.lease_left(), "the heartbeat had no answer");
+                    warn!(lease_left = ?self.heart.hand.lease_left(), "the heartbeat had no answer");
                     connection = None;
                 }
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_FOR_CANCELS) => {}
-                () = self.stopped.cancelled() => {}
+                () = self.heart.stopped.cancelled() => {}
             }
         }
         self.say_stopped(connection).await;
     }
 
-    async fn round(
-        &mut self,
-        connection: &mut Option<PgConnection>,
-        is_due: bool,
-        is_registered: &mut bool,
-    ) -> sqlx::Result<()> {
+    async fn round(&mut self, connection: &mut Option<PgConnection>, is_due: bool) -> sqlx::Result<()> {
         let db = match connection {
             Some(db) => db,
-            none => none.insert(PgConnection::connect_with(&self.options).await?),
+            none => none.insert(PgConnection::connect_with(&self.heart.options).await?),
         };
+        if !self.is_registered {
+            self.register(db).await?;
+        } else if is_due {
+            self.renew(db).await?;
+        }
+        let Heart { hand, row, .. } = &self.heart;
+        for (job, run) in ledger::cancel_requests(&mut *db, row.id).await? {
+            hand.stop(job, run, StopReason::Cancelled);
+        }
+        while let Some(silenced) = self.silenced.last() {
+            let acquitted = ledger::acquit(&mut *db, *silenced).await?;
+            if acquitted > 0 {
+                info!(acquitted, "its jobs are no suspects: this process was silent, not dead");
+            }
+            self.silenced.pop();
+        }
+        Ok(())
+    }
+
+    /// In this order: nothing is claimed for a worker that the ledger does not know. Repeated under the same name
+    /// until it is answered.
+    async fn register(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
+        let Heart { hand, row, .. } = &self.heart;
         // Counted from before it is sent: the ledger's lease ends later than ours.
         let sent_ns = boottime_ns();
-        if !*is_registered {
-            ledger::register(&mut *db, &self.row, LEASE).await?;
-            *is_registered = true;
-            self.hand.renewed(sent_ns, LEASE);
-        } else if is_due {
-            let pairs = self.hand.pairs();
-            let stopping = self.stopping.is_cancelled();
-            match ledger::heartbeat(&mut *db, self.row.id, LEASE, pairs.len(), self.counts.ended(), stopping).await? {
-                Heartbeat::Renewed => self.hand.renewed(sent_ns, LEASE),
-                Heartbeat::Lost => return self.begin_anew(db).await,
-            }
-            // A run that has just settled may be among them: ending it again does nothing.
-            for (job, run) in ledger::lost_runs(&mut *db, self.row.id, &pairs).await? {
-                self.hand.stop(job, run, StopReason::LeaseLost);
-            }
-            let strays = ledger::hand_back_strays(&mut *db, self.row.id, &pairs, CLAIM_CERTAIN_AFTER).await?;
-            if strays > 0 {
-                info!(strays, "jobs whose claim had no answer were handed back");
-            }
+        ledger::register(db, row, LEASE).await?;
+        self.is_registered = true;
+        hand.become_worker(row.id);
+        hand.renewed(sent_ns, LEASE);
+        Ok(())
+    }
+
+    async fn renew(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
+        let Heart { hand, row, figures, stopping, .. } = &self.heart;
+        let sent_ns = boottime_ns();
+        let (pairs, stopping) = (hand.pairs(), stopping.is_cancelled());
+        match ledger::heartbeat(&mut *db, row.id, LEASE, pairs.len(), figures.runs(), stopping).await? {
+            Heartbeat::Renewed => hand.renewed(sent_ns, LEASE),
+            Heartbeat::Lost => return self.begin_anew(db).await,
         }
-        for (job, run) in ledger::cancel_requests(db, self.row.id).await? {
-            self.hand.stop(job, run, StopReason::Cancelled);
+        // A run that has just settled may be among them: ending it again does nothing.
+        for (job, run) in ledger::lost_runs(&mut *db, row.id, &pairs).await? {
+            hand.stop(job, run, StopReason::LeaseLost);
+        }
+        let strays = ledger::hand_back_strays(&mut *db, row.id, &pairs, CLAIM_CERTAIN_AFTER).await?;
+        if strays > 0 {
+            info!(strays, "jobs whose claim had no answer were handed back");
         }
         Ok(())
     }
@@ -116,26 +148,20 @@ impl Heart {
     /// The relay has given this worker's jobs to others. What still runs here is ended; the process goes on as
     /// another worker.
     async fn begin_anew(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
-        warn!(worker = %self.row.id, "the lease was lost; its runs are ended");
-        let lost = std::mem::replace(&mut self.row.id, WorkerId::new());
-        self.hand.become_another(self.row.id);
-        let sent_ns = boottime_ns();
-        ledger::register(&mut *db, &self.row, LEASE).await?;
-        self.hand.renewed(sent_ns, LEASE);
-        let acquitted = ledger::acquit(db, lost).await?;
-        if acquitted > 0 {
-            info!(acquitted, "its jobs are no suspects: this process was silent, not dead");
-        }
-        Ok(())
+        warn!(worker = %self.heart.row.id, "the lease was lost; its runs are ended");
+        self.heart.hand.lose_lease();
+        self.silenced.push(std::mem::replace(&mut self.heart.row.id, WorkerId::new()));
+        self.is_registered = false;
+        self.register(db).await
     }
 
     async fn say_stopped(&self, connection: Option<PgConnection>) {
         let goodbye = async {
             let mut db = match connection {
                 Some(db) => db,
-                None => PgConnection::connect_with(&self.options).await?,
+                None => PgConnection::connect_with(&self.heart.options).await?,
             };
-            ledger::say_stopped(&mut db, self.row.id).await?;
+            ledger::say_stopped(&mut db, self.heart.row.id).await?;
             db.close().await
         };
         if !matches!(tokio::time::timeout(ANSWER_DEADLINE, goodbye).await, Ok(Ok(()))) {

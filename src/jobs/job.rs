@@ -83,12 +83,10 @@ impl Stop {
 /// A database that is away is nobody's fault: the job waits and no attempt is used.
 impl From<sqlx::Error> for Stop {
     fn from(error: sqlx::Error) -> Self {
-        match error {
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
-                Self::snooze(Duration::from_secs(2), "database_away", "the database could not be reached")
-            }
-            error => Self::retry("database_error", crate::telemetry::chain(&error)),
+        if crate::db::is_away(&error) {
+            return Self::snooze(Duration::from_secs(2), "database_away", "the database could not be reached");
         }
+        Self::retry("database_error", crate::telemetry::chain(&error))
     }
 }
 

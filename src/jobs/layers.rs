@@ -1,32 +1,23 @@
-//! Tower layers around every run: a span that carries who it is, and counts for the operators.
+//! Tower layers around every run: a span that carries who it is, and figures for the operators.
 //!
 //! Timeouts, panics and cancellation are values in [`super::lifecycle`], because each kind has its own limit and
 //! each outcome belongs into the ledger; apalis's `catch_panic` is the net below.
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use apalis_core::task::Task;
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, info_span, instrument::Instrumented};
 
-use super::backend::Handed;
-
-/// Runs of this process since its start; a heartbeat carries them to the ledger.
-#[derive(Debug, Default)]
-pub struct Counts(AtomicU64);
-
-impl Counts {
-    pub fn ended(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use super::{
+    backend::Handed,
+    figures::{Ended, RunFigures},
+};
 
 /// One span per run; everything a handler logs stands in it.
 #[derive(Debug, Clone, Copy)]
@@ -63,58 +54,68 @@ fn span(task: &Task<Handed>) -> Span {
     info_span!("job", id = %claim.job, kind = claim.kind, run = claim.run, attempt = claim.failed_attempts + 1)
 }
 
-/// Counts runs, whatever they come to.
+/// Measures runs: how they ended, and how long they took.
 #[derive(Debug, Clone)]
-pub struct CountLayer(pub Arc<Counts>);
+pub struct MeasureLayer(pub Arc<RunFigures>);
 
 #[derive(Debug, Clone)]
-pub struct Count<S> {
+pub struct Measure<S> {
     inner: S,
-    counts: Arc<Counts>,
+    figures: Arc<RunFigures>,
 }
 
-impl<S> Layer<S> for CountLayer {
-    type Service = Count<S>;
+impl<S> Layer<S> for MeasureLayer {
+    type Service = Measure<S>;
 
-    fn layer(&self, inner: S) -> Count<S> {
-        Count { inner, counts: Arc::clone(&self.0) }
+    fn layer(&self, inner: S) -> Measure<S> {
+        Measure { inner, figures: Arc::clone(&self.0) }
     }
 }
 
-impl<S: Service<Task<Handed>>> Service<Task<Handed>> for Count<S>
+impl<S: Service<Task<Handed>, Response = Ended>> Service<Task<Handed>> for Measure<S>
 where
     S::Future: Unpin,
 {
-    type Response = S::Response;
+    type Response = Ended;
     type Error = S::Error;
-    type Future = Counted<S::Future>;
+    type Future = Measured<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, task: Task<Handed>) -> Self::Future {
-        Counted { inner: self.inner.call(task), counts: Arc::clone(&self.counts) }
+        let Handed(claim, ..) = &task.args;
+        let kind = self.figures.place_of(&claim.kind);
+        let figures = Arc::clone(&self.figures);
+        Measured { inner: self.inner.call(task), figures, kind, began: Instant::now(), ended: Ended::Unknown }
     }
 }
 
-/// Counts its end when it is dropped, so that a run ended from outside counts too.
+/// Recorded when it is dropped, so that a run ended from outside counts too.
 #[derive(Debug)]
-pub struct Counted<F> {
+pub struct Measured<F> {
     inner: F,
-    counts: Arc<Counts>,
+    figures: Arc<RunFigures>,
+    kind: usize,
+    began: Instant,
+    ended: Ended,
 }
 
-impl<F: Future + Unpin> Future for Counted<F> {
+impl<F: Future<Output = Result<Ended, E>> + Unpin, E> Future for Measured<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        Pin::new(&mut self.inner).poll(cx)
+        let output = Pin::new(&mut self.inner).poll(cx);
+        if let Poll::Ready(Ok(ended)) = &output {
+            self.ended = *ended;
+        }
+        output
     }
 }
 
-impl<F> Drop for Counted<F> {
+impl<F> Drop for Measured<F> {
     fn drop(&mut self) {
-        self.counts.0.fetch_add(1, Ordering::Relaxed);
+        self.figures.record(self.kind, self.ended, self.began.elapsed());
     }
 }

@@ -29,6 +29,8 @@ pub mod context;
 mod emitter;
 /// From the belt into the hand.
 mod fetch;
+/// What a worker counts of its runs.
+mod figures;
 /// What a worker process has in hand, and until when.
 mod hand;
 /// Heartbeats, on a thread of their own.

@@ -98,6 +98,10 @@ impl Registry {
         self.kinds.iter().filter_map(of_lane).collect()
     }
 
+    pub fn all_kinds(&self) -> impl Iterator<Item = &'static str> {
+        self.kinds.keys().copied()
+    }
+
     /// Lanes of a queue for which a kind is known.
     pub fn lanes(&self, queue: Queue) -> Vec<Lane> {
         Lane::ALL.iter().copied().filter(|lane| !self.kinds(queue, *lane).is_empty()).collect()

@@ -5,11 +5,14 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use apalis::layers::WorkerBuilderExt;
-use apalis::prelude::{Monitor, WorkerBuilder};
-use sqlx::postgres::PgPoolOptions;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use apalis::prelude::{Monitor, ParallelizeExt, WorkerBuilder};
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, JoinSet},
+    time::{Instant, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::{
@@ -19,14 +22,22 @@ use super::{
     completion,
     emitter::Emitter,
     fetch::Fetcher,
+    figures::{self, RunFigures},
     hand::{Hand, StopReason},
     heart::Heart,
-    layers::{CountLayer, Counts, TraceLayer},
+    layers::{MeasureLayer, TraceLayer},
     ledger::WorkerRow,
     lifecycle::{self, Bench},
     relay,
 };
 use crate::{config::Config, db, ids::WorkerId, telemetry};
+
+/// After the grace: for what still runs to be handed back ...
+const HAND_BACK_WITHIN: Duration = Duration::from_secs(4);
+/// ... and for everything else to end, but the last word to the ledger.
+const END_WITHIN: Duration = Duration::from_secs(6);
+/// How long after the grace time a worker may at most take to end; its parent kills it then.
+pub const ENDS_AFTER_GRACE: Duration = Duration::from_secs(10);
 
 /// How a worker runs.
 #[derive(Debug, Clone)]
@@ -44,15 +55,12 @@ pub struct Options {
 /// (E16).
 pub async fn run(config: &Config, registry: Registry, options: Options, stop: CancellationToken) -> anyhow::Result<()> {
     let Options { queue, concurrency, grace, process } = options;
+    // Cancelled by itself when a part of the worker fails.
+    let stop = stop.child_token();
     let name = format!("multivio-{queue}");
     let pool = db::pool(&config.database, &name)?;
     let connect = db::engine_options(&config.database, &name)?;
-    let own_pool = |options: sqlx::postgres::PgConnectOptions, size: u32| {
-        PgPoolOptions::new()
-            .max_connections(size)
-            .acquire_timeout(config.database.acquire_timeout)
-            .connect_lazy_with(options)
-    };
+    let own_pool = |options, size| db::pool_with(&config.database, options, size);
     let belt = Belt::new(&config.redis.url, pool.clone()).context("REDIS_URL")?;
     let engine = Engine::new(pool.clone(), belt);
     let registry = Arc::new(registry);
@@ -60,20 +68,25 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     let row =
         WorkerRow { id: WorkerId::new(), process, queue: queue.to_string(), host: hostname(), pid: std::process::id() };
     info!(worker = %row.id, %queue, concurrency, "starting");
-    let hand = Hand::new(row.id);
-    let counts = Arc::<Counts>::default();
-    let (stopped, registered) = (CancellationToken::new(), CancellationToken::new());
+    let hand = Hand::new();
+    let run_figures = Arc::new(RunFigures::new(registry.all_kinds()));
+    let (stopped, registered, heart_ended) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let heart = Heart {
         options: connect.clone(),
         hand: Arc::clone(&hand),
-        counts: Arc::clone(&counts),
+        figures: Arc::clone(&run_figures),
         row,
         stopping: stop.clone(),
         stopped: stopped.clone(),
     };
-    let heart = heart.start(registered.clone()).context("the heart's thread could not start")?;
-    let relay = tokio::spawn(relay::run(engine.clone(), own_pool(connect.clone(), 2), stop.clone()));
-    let (settlements, completion) = completion::start(own_pool(connect.clone(), 2), engine.clone(), Arc::clone(&hand));
+    let heart = heart.start(registered.clone(), heart_ended.clone()).context("the heart's thread could not start")?;
+    let mut relay = tokio::spawn(relay::run(engine.clone(), own_pool(connect.clone(), 2), stop.clone()));
+    let (settlements, mut completion) =
+        completion::start(own_pool(connect.clone(), 2), engine.clone(), Arc::clone(&hand));
+    if let Some(address) = config.worker.metrics_listen {
+        tokio::spawn(figures::serve(address, Arc::clone(&run_figures), Arc::clone(&hand)));
+    }
     let bench = Arc::new(Bench {
         engine: engine.clone(),
         hand: Arc::clone(&hand),
@@ -84,6 +97,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
 
     tokio::select! {
         () = registered.cancelled() => info!(%queue, "ready"),
+        () = heart_ended.cancelled() => {}
         () = stop.cancelled() => {}
     }
     if !stop.is_cancelled() {
@@ -93,7 +107,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     let claims =
         own_pool(connect.options([("synchronous_commit", "off")]), u32::try_from(lanes.len() + 1).unwrap_or(u32::MAX));
     let mut monitor = Monitor::new();
-    let mut fetchers = Vec::new();
+    let mut fetchers = JoinSet::new();
     for lane in lanes {
         let (claimed, jobs) = mpsc::channel(concurrency);
         let fetcher = Fetcher {
@@ -107,15 +121,17 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
             claimed,
             stopping: stop.clone(),
         };
-        fetchers.push(tokio::spawn(fetcher.run()));
+        fetchers.spawn(fetcher.run());
         let (jobs, bench, name) = (ClaimedJobs::new(jobs), Arc::clone(&bench), format!("{queue}-{lane}"));
-        let counts = Arc::clone(&counts);
+        let run_figures = Arc::clone(&run_figures);
         monitor = monitor.register(move |_| {
             WorkerBuilder::new(name.as_str())
                 .backend(jobs.clone())
                 .data(Arc::clone(&bench))
+                // Each run is a task of its own: one that blocks its thread stops no other, nor another lane.
+                .parallelize(|run| AbortOnDropHandle::new(tokio::spawn(run)))
                 .layer(TraceLayer)
-                .layer(CountLayer(Arc::clone(&counts)))
+                .layer(MeasureLayer(Arc::clone(&run_figures)))
                 // A net below the lifecycle's own: a fault of the engine itself must not end the worker.
                 .catch_panic()
                 .build(lifecycle::execute)
@@ -132,28 +148,60 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
             Ok(())
         }
     });
-    let monitor = tokio::spawn(monitor);
+    let mut monitor = tokio::spawn(monitor);
 
-    stop.cancelled().await;
-    info!(in_hand = hand.len(), ?grace, "stopping");
-    for fetcher in fetchers {
-        let _ended = fetcher.await;
+    // Any of these that ends by itself leaves a worker that looks alive and is not: another process has to go on.
+    let failed = tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        () = heart_ended.cancelled() => {
+            hand.lose_lease();
+            Some("heart")
+        }
+        Some(_) = fetchers.join_next() => Some("fetcher"),
+        _ = &mut completion => Some("completion"),
+        _ = &mut relay => Some("relay"),
+        _ = &mut monitor => Some("monitor"),
+    };
+    if let Some(part) = failed {
+        error!(part, "a part of the worker ended by itself; the worker stops");
+        stop.cancel();
     }
-    if tokio::time::timeout(grace, hand.wait_empty()).await.is_err() {
+    // The grace begins with the signal, whatever is under way.
+    let over = Instant::now() + grace;
+    info!(in_hand = hand.len(), ?grace, "stopping");
+    let finish = async {
+        while fetchers.join_next().await.is_some() {}
+        hand.wait_empty().await;
+    };
+    if timeout_at(over, finish).await.is_err() {
         info!(in_hand = hand.len(), "the grace time is over; handing back");
+        // A claim still on its way is nobody's: the ledger gives it to another.
+        fetchers.abort_all();
         hand.stop_all(StopReason::Stopping);
-        if tokio::time::timeout(Duration::from_secs(5), hand.wait_empty()).await.is_err() {
+        if timeout_at(over + HAND_BACK_WITHIN, hand.wait_empty()).await.is_err() {
             warn!(in_hand = hand.len(), "some jobs could not be handed back; their lease will bring them back");
         }
     }
     drained.cancel();
-    let _ended = tokio::time::timeout(Duration::from_secs(2), monitor).await;
-    let _ended = tokio::time::timeout(Duration::from_secs(5), completion).await;
-    let _ended = tokio::time::timeout(Duration::from_secs(2), relay).await;
+    let latest = Instant::now().min(over) + END_WITHIN;
+    finish_by(latest, &mut monitor).await;
+    finish_by(latest, &mut completion).await;
+    finish_by(latest, &mut relay).await;
     stopped.cancel();
     let _ended = tokio::task::spawn_blocking(move || heart.join()).await;
     info!(%queue, "stopped");
-    Ok(())
+    match failed {
+        Some(part) => anyhow::bail!("the {part} ended by itself"),
+        None => Ok(()),
+    }
+}
+
+async fn finish_by<T>(latest: Instant, part: &mut JoinHandle<T>) {
+    // One that has ended was asked for its end before, and must not be asked twice.
+    if !part.is_finished() {
+        let _ended = timeout_at(latest, part).await;
+    }
 }
 
 /// A schedule that could not be saved is as it was before; the next start of a worker saves it.

@@ -20,12 +20,15 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(version, about = "Runs jobs of one queue. Start as many as there is work for.")]
 struct Args {
-    /// Jobs run at once [default: as many as suit the queue].
-    #[arg(long, env = "WORKER_CONCURRENCY")]
+    /// Jobs run at once [default: WORKER_CONCURRENCY, or as many as suit the queue].
+    #[arg(long)]
     concurrency: Option<usize>,
     /// This process is the worker, started by its parent under this name.
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, requires = "parent")]
     supervised: Option<Uuid>,
+    /// The number of that parent's process.
+    #[arg(long, hide = true)]
+    parent: Option<u32>,
 }
 
 /// The whole of a worker's `main`: `wire` makes the registry with its services.
@@ -47,7 +50,8 @@ pub fn main(
         None => supervisor::run(&config, queue),
         Some(process) => {
             let concurrency = args.concurrency.or(config.worker.concurrency).unwrap_or(concurrency).max(1);
-            run(&config, worker::Options { queue, concurrency, grace: config.worker.grace, process }, wire)
+            let options = worker::Options { queue, concurrency, grace: config.worker.grace, process };
+            run(&config, args.parent, options, wire)
         }
     };
     match outcome {
@@ -61,10 +65,12 @@ pub fn main(
 
 fn run(
     config: &Config,
+    parent: Option<u32>,
     options: worker::Options,
     wire: impl FnOnce(&Config, sqlx::PgPool) -> anyhow::Result<Registry>,
 ) -> anyhow::Result<()> {
     supervisor::die_with_parent()?;
+    supervisor::is_there(parent)?;
     tokio::runtime::Builder::new_multi_thread().worker_threads(threads()).enable_all().build()?.block_on(async {
         let pool = crate::db::pool(&config.database, &format!("multivio-{}-jobs", options.queue))?;
         let registry = wire(config, pool)?;

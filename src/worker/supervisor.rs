@@ -7,6 +7,7 @@ use std::{
     collections::VecDeque,
     io,
     os::unix::process::ExitStatusExt,
+    path::Path,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -28,6 +29,7 @@ use crate::{
     jobs::{
         Queue,
         ledger::{self, Death},
+        worker::ENDS_AFTER_GRACE,
     },
     shutdown,
     telemetry::chain,
@@ -56,15 +58,35 @@ pub fn die_with_parent() -> io::Result<()> {
     }
 }
 
+/// A parent that died before the worker asked to die with it sends no signal any more.
+pub fn is_there(parent: Option<u32>) -> io::Result<()> {
+    if parent.is_some_and(|parent| parent != std::os::unix::process::parent_id()) {
+        return Err(io::Error::other("the parent of this worker is gone"));
+    }
+    Ok(())
+}
+
 async fn supervise(config: &Config, queue: Queue) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
+    // Once: after a deploy the file of this process may be another's, or have no name any more.
+    let program = std::env::current_exe().context("the path of this program is not known")?;
     let mut pause = FIRST_PAUSE;
     loop {
         let (process, started) = (Uuid::new_v4(), Instant::now());
         let out_of_memory_before = out_of_memory_kills();
-        let mut child = start(process).context("the worker could not be started")?;
+        let mut child = match start(&program, process) {
+            Ok(child) => child,
+            // No memory or no more processes, or a deploy is under way: it passes, as a crash does.
+            Err(error) => {
+                error!(%queue, error = %chain(&error), program = %program.display(), "the worker could not be started");
+                if !rest(&mut pause, Duration::ZERO, &stop).await {
+                    return Ok(());
+                }
+                continue;
+            }
+        };
         let last_lines = forward_stderr(&mut child);
-        let status = wait(&mut child, &stop).await?;
+        let status = wait(&mut child, &stop, config.worker.grace + ENDS_AFTER_GRACE).await?;
         if status.success() {
             return Ok(());
         }
@@ -81,27 +103,33 @@ async fn supervise(config: &Config, queue: Queue) -> anyhow::Result<()> {
             let _ended = record.await;
             anyhow::bail!("the worker did not stop in order: {status}");
         }
-        pause = if started.elapsed() > LIVED { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
-        let _stopping = tokio::time::timeout(pause, stop.cancelled()).await;
-        if stop.is_cancelled() {
+        if !rest(&mut pause, started.elapsed(), &stop).await {
             let _ended = record.await;
             return Ok(());
         }
     }
 }
 
-fn start(process: Uuid) -> io::Result<Child> {
-    Command::new(std::env::current_exe()?)
+/// Before the next start, the longer the more often it was in vain. `false`: there is to be none.
+async fn rest(pause: &mut Duration, lived: Duration, stop: &CancellationToken) -> bool {
+    *pause = if lived > LIVED { FIRST_PAUSE } else { (*pause * 2).min(LONGEST_PAUSE) };
+    tokio::time::timeout(*pause, stop.cancelled()).await.is_err()
+}
+
+fn start(program: &Path, process: Uuid) -> io::Result<Child> {
+    Command::new(program)
         .args(std::env::args_os().skip(1))
         .arg("--supervised")
         .arg(process.to_string())
+        .arg("--parent")
+        .arg(std::process::id().to_string())
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
 }
 
-/// Waits for the end; passes a request to stop on once, and lets the worker take its grace time.
-async fn wait(child: &mut Child, stop: &CancellationToken) -> io::Result<ExitStatus> {
+/// Waits for the end; passes a request to stop on once, and kills a worker that has not ended `within` this time.
+async fn wait(child: &mut Child, stop: &CancellationToken, within: Duration) -> io::Result<ExitStatus> {
     tokio::select! {
         status = child.wait() => return status,
         () = stop.cancelled() => {}
@@ -110,7 +138,14 @@ async fn wait(child: &mut Child, stop: &CancellationToken) -> io::Result<ExitSta
         // SAFETY: the call takes numbers only; the child is not reaped yet, so the number is its own.
         unsafe { libc::kill(pid, libc::SIGTERM) };
     }
-    child.wait().await
+    match tokio::time::timeout(within, child.wait()).await {
+        Ok(status) => status,
+        Err(_) => {
+            error!(?within, "the worker does not end; it is killed");
+            child.start_kill()?;
+            child.wait().await
+        }
+    }
 }
 
 type LastLines = Arc<Mutex<VecDeque<String>>>;

@@ -297,13 +297,39 @@ async fn a_stream_tells_everything_once_and_goes_on_after_a_break() {
     let names: Vec<_> = all.iter().map(|(_, name, _)| name.as_str()).collect();
     assert_eq!(names, ["progress", "progress", "progress", "state"]);
     assert_eq!(all[2].2["fraction"], 0.5);
-    assert_eq!((all[3].0.as_str(), &all[3].2["state"]), ("end", &json!("cancelled")));
+    assert_eq!((all[3].1.as_str(), &all[3].2["state"]), ("state", &json!("cancelled")));
 
     let rest = events(&api, job, Some(&all[1].0)).await;
     assert_eq!(rest, all[2..]);
     let path = format!("/api/v1/jobs/{job}/events");
-    let over = api.request(Method::GET, &path).header("last-event-id", "end").send().await.unwrap();
+    let over = api.request(Method::GET, &path).header("last-event-id", &all[3].0).send().await.unwrap();
     assert_eq!(over.status(), StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn a_replay_is_whole_and_a_job_that_is_run_again_can_be_followed_again() {
+    let app = App::new().await;
+    let (api, engine) = (app.api().await, engine(&app));
+    let job = enqueue(&app, &engine).await;
+    let told: Vec<_> = (0..1_800).map(|number| (job, "token", json!({ "number": number }).to_string())).collect();
+    engine.belt().emit(&told).await.unwrap();
+    fail(&app, job).await;
+    let all = events(&api, job, None).await;
+    let numbers: Vec<_> = all.iter().filter_map(|(.., data)| data["number"].as_u64()).collect();
+    assert_eq!(numbers, (0..1_800).collect::<Vec<_>>());
+    let (end, ..) = all.last().unwrap();
+
+    let path = format!("/api/v1/jobs/{job}/events");
+    let over = api.request(Method::GET, &path).header("last-event-id", end).send().await.unwrap();
+    assert_eq!(over.status(), StatusCode::NO_CONTENT);
+    assert!(engine.retry(None, job).await.unwrap());
+    let again = api.request(Method::GET, &path).header("last-event-id", end).send().await.unwrap();
+    assert_eq!(again.status(), StatusCode::OK);
+    let next = (job, "token", json!({ "number": 1_800 }).to_string());
+    engine.belt().emit(&[next]).await.unwrap();
+    engine.cancel(None, job).await.unwrap();
+    let text = tokio::time::timeout(SOON, again.text()).await.expect("it ends again").unwrap();
+    assert!(text.contains("1800") && !text.contains("1799"), "what came since, and nothing twice: {text}");
 }
 
 #[tokio::test]

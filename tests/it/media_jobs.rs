@@ -137,6 +137,31 @@ async fn cancelling_a_transcode_ends_ffmpeg_and_leaves_no_file() {
     .await;
 }
 
+#[tokio::test]
+async fn stopping_a_worker_while_it_transcodes_ends_ffmpeg_and_uses_no_attempt() {
+    let (app, clips) = (App::new().await, Clips::new());
+    let settings = [("MEDIA_X264_PRESET", "ultrafast"), ("MEDIA_THREADS", "1"), ("WORKER_GRACE_SECONDS", "1")];
+    let (api, mut worker) = tokio::join!(app.api(), app.worker_with(Queue::Media, &settings));
+    let words = format!("-f lavfi -i testsrc2=size=1280x720:rate=30:duration=60 {X264} -crf 45 -g 300");
+    let bytes = std::fs::read(clips.make("long.mkv", &words).await).unwrap();
+    let media = id(&upload(&api, "long.mkv", bytes).await.1);
+    let job: JobId = transcode(&api, media, &["instagram_reel"]).await.remove(0).parse().unwrap();
+    let scratch = app.folder().join("scratch");
+    wait_until(SOON, "ffmpeg to write", || async { walk(&scratch).iter().any(|file| file.ends_with("rendition.mp4")) })
+        .await;
+    assert!(!ffmpegs(&scratch).is_empty());
+    let status = worker.program.stop(Duration::from_secs(12)).await;
+    assert!(status.success(), "{status}");
+    assert!(ffmpegs(&scratch).is_empty(), "nothing outlives its worker");
+    let row: (String, i16, i16, i16) =
+        sqlx::query_as("select state::text, attempt, crashes, handbacks from jobs where id = $1")
+            .bind(job)
+            .fetch_one(&app.pool)
+            .await
+            .unwrap();
+    assert_eq!(row, ("queued".into(), 0, 0, 1));
+}
+
 /// Running programs that were told of a folder.
 fn ffmpegs(folder: &std::path::Path) -> Vec<String> {
     let needle = folder.to_string_lossy().into_owned();

@@ -17,7 +17,7 @@ use super::{LOOK_ANYWAY, view, view_of};
 use crate::{
     http::{App, Problem},
     ids::{JobId, TenantId},
-    jobs::belt::Event,
+    jobs::belt::{EVENTS_AT_ONCE, Event},
 };
 
 /// Proxies close what is silent for long.
@@ -27,8 +27,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LONGEST: Duration = Duration::from_secs(15 * 60);
 /// While events pour in, the ledger is looked at this often.
 const LOOK_BETWEEN: Duration = Duration::from_millis(250);
-/// The id of the last event; a client that comes back with it has seen everything.
-const END: &str = "end";
+/// How the id of the last event begins. It goes on with the run that ended, so that a client that comes back with it
+/// has seen everything unless the job was run again, and with the last event before it.
+const END: &str = "end-";
+
+/// Before every event.
+const START: &str = "0";
 
 /// One event of a job.
 #[derive(Debug, Clone, Object)]
@@ -42,24 +46,42 @@ pub struct JobEvent {
 
 pub type JobEvents = Pin<Box<dyn Stream<Item = JobEvent> + Send>>;
 
-/// Where to go on: after an event's id, or from the start. `Ok(None)`: the client has seen the end.
-pub fn resume_point(last: Option<&str>) -> Result<Option<String>, Problem> {
-    match last.filter(|last| !last.is_empty()) {
-        None => Ok(Some("0".into())),
-        Some(END) => Ok(None),
-        Some(last) => {
-            let is_number =
-                |part: &str| !part.is_empty() && part.len() <= 20 && part.bytes().all(|b| b.is_ascii_digit());
-            match last.split_once('-') {
-                Some((time, count)) if is_number(time) && is_number(count) => Ok(Some(last.to_owned())),
-                _ => Err(Problem::bad_parameter(
-                    "Last-Event-ID",
-                    "is not the id of an event of this job",
-                    "Send the last event's id unchanged, or leave it out to start from the beginning",
-                )),
-            }
-        }
-    }
+/// Where to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    After(String),
+    /// The client has seen this run's end.
+    Ended {
+        run: i32,
+        after: String,
+    },
+}
+
+/// What a client's `Last-Event-ID` says.
+pub fn resume_point(last: Option<&str>) -> Result<Resume, Problem> {
+    let Some(last) = last.filter(|last| !last.is_empty()) else { return Ok(Resume::After(START.into())) };
+    let resume = match last.strip_prefix(END) {
+        None => place(last).map(Resume::After),
+        Some(end) => end.split_once('-').and_then(|(run, after)| {
+            let after = if after == START { Some(after.to_owned()) } else { place(after) };
+            Some(Resume::Ended { run: run.parse().ok()?, after: after? })
+        }),
+    };
+    resume.ok_or_else(|| {
+        Problem::bad_parameter(
+            "Last-Event-ID",
+            "is not the id of an event of this job",
+            "Send the last event's id unchanged, or leave it out to start from the beginning",
+        )
+    })
+}
+
+/// An id as Redis gives it: two numbers of 64 bits. Nothing can come after the greatest, which Redis refuses.
+fn place(id: &str) -> Option<String> {
+    let (time, count) = id.split_once('-')?;
+    let number = |part: &str| part.parse::<u64>().ok().filter(|_| part.bytes().all(|b| b.is_ascii_digit()));
+    let (time, count) = (number(time)?, number(count)?);
+    ((time, count) != (u64::MAX, u64::MAX)).then(|| format!("{time}-{count}"))
 }
 
 pub fn stream(app: Arc<App>, tenant: TenantId, job: JobId, after: String) -> EventStream<JobEvents> {
@@ -125,13 +147,19 @@ impl Following {
         }
     }
 
-    /// What the job has sent since.
+    /// What the job has sent since, to the last.
     async fn gather(&mut self) {
-        // Without Redis there are no such events; the state below does not need them.
-        let Ok(events) = self.app.engine.events(self.job, &self.after).await else { return };
-        for Event { id, name, data } in events {
-            self.after.clone_from(&id);
-            self.ready.push_back(JobEvent { id, event: name, data });
+        loop {
+            // Without Redis there are no such events; the state below does not need them.
+            let Ok(events) = self.app.engine.events(self.job, &self.after).await else { return };
+            let is_all = events.len() < EVENTS_AT_ONCE;
+            for Event { id, name, data } in events {
+                self.after.clone_from(&id);
+                self.ready.push_back(JobEvent { id, event: name, data });
+            }
+            if is_all {
+                return;
+            }
         }
     }
 
@@ -156,7 +184,7 @@ impl Following {
         if row.state.is_final() {
             // What it sent before it ended comes before its end.
             self.gather().await;
-            (id, self.over) = (END.to_owned(), true);
+            (id, self.over) = (format!("{END}{}-{}", row.run, self.after), true);
         }
         self.ready.push_back(JobEvent { id, event: "state".into(), data });
         Ok(())
@@ -169,14 +197,20 @@ mod tests {
 
     #[test]
     fn a_client_goes_on_where_it_was() {
-        assert_eq!(resume_point(None).unwrap().as_deref(), Some("0"));
-        assert_eq!(resume_point(Some("1700000000000-3")).unwrap().as_deref(), Some("1700000000000-3"));
-        assert_eq!(resume_point(Some("end")).unwrap(), None);
+        let after = |id: &str| Resume::After(id.into());
+        assert_eq!(resume_point(None).unwrap(), after("0"));
+        assert_eq!(resume_point(Some("1700000000000-3")).unwrap(), after("1700000000000-3"));
+        let ended = |after: &str| Resume::Ended { run: 2, after: after.into() };
+        assert_eq!(resume_point(Some("end-2-1700000000000-3")).unwrap(), ended("1700000000000-3"));
+        assert_eq!(resume_point(Some("end-2-0")).unwrap(), ended("0"));
     }
 
     #[test]
     fn an_id_that_is_none_is_refused_by_name() {
-        for id in ["-", "1", "1-", "a-b", "1-1 *", "+", "1-111111111111111111111"] {
+        let too_great = "18446744073709551616-1";
+        let greatest = "18446744073709551615-18446744073709551615";
+        for id in ["-", "1", "1-", "a-b", "1-1 *", "+", "+1-1", "end", "end-", "end-1", "end-x-0", too_great, greatest]
+        {
             let problem = resume_point(Some(id)).unwrap_err();
             assert_eq!(problem.document().field.as_deref(), Some("Last-Event-ID"), "{id}");
         }

@@ -20,7 +20,10 @@ pub use self::view::{
     Context as ViewContext, GroupView, JobError, JobLinks, JobList, JobState, JobView, QueueName, TimelineView,
     location, progress as progress_of,
 };
-use self::{events::JobEvents, view::Context};
+use self::{
+    events::{JobEvents, Resume},
+    view::Context,
+};
 use super::{
     Engine, EnqueueError, State,
     ledger::{self, CancelOutcome, GroupStatus, JobFilter, JobRow},
@@ -169,8 +172,12 @@ impl JobsApi {
         last: Header<Option<String>>,
     ) -> Result<Events, Problem> {
         caller.require(Scope::Workspace)?;
-        let Some(after) = events::resume_point(last.0.as_deref())? else { return Ok(Events::Over) };
-        find(&app.engine, caller.tenant, id.0).await?;
+        let resume = events::resume_point(last.0.as_deref())?;
+        let row = find(&app.engine, caller.tenant, id.0).await?;
+        let after = match resume {
+            Resume::Ended { run, .. } if row.state.is_final() && row.run == run => return Ok(Events::Over),
+            Resume::Ended { after, .. } | Resume::After(after) => after,
+        };
         Ok(Events::Stream(events::stream(Arc::clone(&app), caller.tenant, id.0, after)))
     }
 

@@ -21,8 +21,8 @@ pub use claim::{Claim, claim, claim_from_ledger};
 pub use control::{CancelOutcome, Paused, cancel, pause, paused, request_retry, resume, retry_failed, wake};
 pub use enqueue::{Insert, insert, insert_with_parents};
 pub use promote::{
-    Due, Turn, Waiting, expected_on_belt, fill, promote_due, promote_due_by_turns, promote_serial, suspect_lists,
-    suspect_waits, sweep_waiting, sweep_wakes, waiting,
+    Due, Turn, Waiting, expected_on_belt, fill, promote_due, promote_due_by_turns, promote_serial, runnable_suspects,
+    suspect_lists, sweep_waiting, sweep_wakes, waiting,
 };
 pub use query::{
     DEPTH_CEILING, Depth, GroupStatus, JobFilter, JobRow, depth, get, get_many, group, last_classes, list, live_workers,

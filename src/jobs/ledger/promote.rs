@@ -131,14 +131,26 @@ pub async fn sweep_wakes(db: impl PgExecutor<'_>) -> sqlx::Result<u64> {
     Ok(woken.rows_affected())
 }
 
-/// Whether a lane has a suspect that waits.
-pub async fn suspect_waits(db: impl PgExecutor<'_>, queue: Queue, lane: Lane) -> sqlx::Result<bool> {
+/// Suspects of a lane, or those `among` some, that a worker with these kinds could run now; oldest first.
+pub async fn runnable_suspects(
+    db: impl PgExecutor<'_>,
+    queue: Queue,
+    lane: Lane,
+    kinds: &[&str],
+    among: Option<&[JobId]>,
+    limit: usize,
+) -> sqlx::Result<Vec<JobId>> {
     sqlx::query_scalar(
-        "select exists (select from jobs where state = 'queued' and suspect and queue = $1 and lane = $2)",
+        "select id from jobs where state = 'queued' and suspect and queue = $1 and lane = $2 and kind = any($3) \
+         and ($4::uuid[] is null or id = any($4)) \
+         and not exists (select from queue_controls where queue = $1 and paused_at is not null) order by seq limit $5",
     )
     .bind(queue.as_str())
     .bind(lane.as_str())
-    .fetch_one(db)
+    .bind(kinds)
+    .bind(among.map(|jobs| jobs.iter().map(|id| id.uuid()).collect::<Vec<Uuid>>()))
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .fetch_all(db)
     .await
 }
 

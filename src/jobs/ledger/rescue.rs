@@ -164,17 +164,34 @@ pub async fn report_death(db: impl PgExecutor<'_>, process: Uuid, death: Death, 
     Ok(())
 }
 
-/// What a worker says that was silent for longer than its lease and finds its jobs taken: it was no crash. Jobs that
-/// are still suspects for that reason alone are none (E12).
+/// What a worker says that was silent for longer than its lease and finds its jobs taken: it was no crash (E12). What
+/// its silence was charged with is taken back: a job is a suspect only if an earlier crash made it one, and then, since
+/// it ran alone, one crash fewer is counted. One that ended by that count runs again, unless others have gone by its
+/// end: its children, or a job that has taken its unique key since.
 pub async fn acquit(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<u64> {
     let acquitted = sqlx::query(
-        "with vanished as ( \
-            update job_attempts a set class = 'lease_lost', message = 'its worker was silent for longer than its lease' \
-            from jobs j where j.state = 'queued' and j.suspect and a.job_id = j.id and a.run = j.run \
-            and a.worker_id = $1 and a.class = 'crash' returning j.id \
-         ), suspects as (select j.id from jobs j join vanished v on v.id = j.id where j.state = 'queued' and j.suspect \
-                         order by j.id for update of j skip locked) \
-         update jobs j set suspect = false, pushed = false, seq = nextval('job_seq') from suspects s where j.id = s.id",
+        "with charged as ( \
+            select j.id, j.run, exists (select from job_attempts b where b.job_id = j.id and b.class = 'crash' \
+                       and b.run = (select max(run) from job_attempts where job_id = j.id and run < j.run)) as counted \
+            from job_attempts a join jobs j on j.id = a.job_id and j.run = a.run \
+            where a.worker_id = $1 and a.class = 'crash' \
+            and (j.state = 'queued' and j.suspect \
+                 or j.state = 'failed' and j.why ->> 'code' = 'crashed_alone' and not j.has_children \
+                    and (j.unique_key is null or not exists ( \
+                        select from jobs o where o.tenant_id = j.tenant_id and o.kind = j.kind \
+                        and o.unique_key = j.unique_key and o.finished_at is null))) \
+            order by j.id for update of j skip locked \
+         ), logged as ( \
+            update job_attempts a set class = 'lease_lost', \
+                   message = 'its worker was silent for longer than its lease' \
+            from charged c where a.job_id = c.id and a.run = c.run \
+         ) \
+         update jobs j set state = 'queued', finished_at = null, suspect = c.counted, \
+                crashes = greatest(j.crashes - (case when c.counted then 1 else 0 end), 0)::smallint, \
+                why = jsonb_build_object('code', 'lease_lost', \
+                                         'message', 'its worker was silent for longer than its lease'), \
+                queued_at = now(), pushed = false, seq = nextval('job_seq') \
+         from charged c where j.id = c.id",
     )
     .bind(worker)
     .execute(db)

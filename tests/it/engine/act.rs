@@ -56,6 +56,26 @@ pub enum Step {
     GuardedMs(u64),
     /// Ends with the parents' results as its own.
     ReturnParents,
+    /// Runs a statement on the product's own pool.
+    Statement(String),
+    /// Nobody gets as far as running this.
+    Unreadable(Unreadable),
+}
+
+/// Panics whoever reads it.
+#[derive(Debug, Clone)]
+pub struct Unreadable;
+
+impl Serialize for Unreadable {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_unit()
+    }
+}
+
+impl<'de> Deserialize<'de> for Unreadable {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        panic!("nobody can read this")
+    }
 }
 
 impl Act {
@@ -119,6 +139,10 @@ impl Act {
                 tokio::time::sleep(Duration::from_millis(*ms)).await;
                 drop(guard);
             }
+            Step::Statement(text) => {
+                sqlx::query(sqlx::AssertSqlSafe(text.clone())).execute(cx.db()).await?;
+            }
+            Step::Unreadable(_) => {}
             Step::ReturnParents => {
                 let results = cx.parent_results().await?;
                 return Ok(Some(results.into_iter().map(|(_, result)| result).collect()));

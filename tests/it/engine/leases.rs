@@ -152,8 +152,11 @@ async fn a_session_stopped_inside_a_transaction_holds_up_only_the_row_it_holds()
 async fn a_blocked_runtime_and_busy_cores_lose_no_lease() {
     let stage = Stage::new().await;
     let worker = stage.worker(64).await;
-    let for_ms = if full_size() { 600_000 } else { 12_000 };
-    // More blocking jobs than the runtime has threads, and both cores busy beside it.
+    // Somebody who would take the jobs of a worker that is silent: the worker's own relay is as blocked as the rest.
+    let _api = stage.app.api().await;
+    let for_ms = if full_size() { 600_000 } else { 14_000 };
+    // Each of the runtime's threads, at most four, is blocked at once for longer than a lease, and both cores are busy
+    // beside it.
     let mut blocking = stage.steps([Step::Tell("blocks".into()), Step::BlockThreadMs(for_ms)]);
     blocking.timeout = Duration::from_millis(for_ms + 60_000);
     let jobs: Vec<NewJob> = (0..4).map(|_| NewJob { id: multivio::ids::JobId::new(), ..blocking.clone() }).collect();
@@ -163,7 +166,7 @@ async fn a_blocked_runtime_and_busy_cores_lose_no_lease() {
     let burn = move || while Instant::now() < until {};
     let burning: Vec<_> = (0..2).map(|_| std::thread::spawn(burn)).collect();
     for id in &ids {
-        let row = stage.ended(*id, Duration::from_millis(for_ms * 2 + 60_000)).await;
+        let row = stage.ended(*id, Duration::from_millis(for_ms * 4 + 60_000)).await;
         assert_eq!((row.state, row.run), (State::Succeeded, 1), "{:?}", row.why);
     }
     for thread in burning {
@@ -175,6 +178,65 @@ async fn a_blocked_runtime_and_busy_cores_lose_no_lease() {
         .await
         .unwrap();
     assert_eq!(state, "alive");
+}
+
+#[tokio::test]
+async fn a_run_that_blocks_its_thread_stops_no_other_nor_another_lane() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker(8).await;
+    let blocking = stage.enqueue(stage.steps([Step::Tell("blocks".into()), Step::BlockThreadMs(4_000)])).await;
+    stage.witness.heard(blocking, "blocks", SOON).await;
+    let beside: Vec<NewJob> = (0..6)
+        .map(|_| stage.steps([Step::Tell("ran".into()), Step::SleepMs(20)]))
+        .chain([NewJob::of(&super::ActTokens(stage.witnessed(Act::of([]))), stage.app.tenant)])
+        .collect();
+    let beside = stage.enqueue_all(&beside).await;
+    stage.all_succeed(&beside, Duration::from_secs(3)).await;
+    assert_eq!(stage.state(blocking).await, State::Running);
+}
+
+#[tokio::test]
+async fn what_a_silent_worker_was_charged_with_is_taken_back_even_an_end() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let job = stage.enqueue(stage.job(Act::default())).await;
+    let parent = stage.job(Act::default());
+    let child = stage.job(Act::default()).after(parent.id, multivio::jobs::OnParent::Cancel);
+    stage.enqueue_all(&[parent.clone(), child]).await;
+    let ids = [job, parent.id];
+    // Each claims it, says nothing more, and is taken for dead.
+    let mut silent = Vec::new();
+    while stage.state(job).await != State::Failed {
+        let worker = paper_worker(&mut db, Duration::ZERO).await;
+        let suspects = !silent.is_empty();
+        ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &ids, suspects).await.unwrap();
+        ledger::reap(&mut *db, 10).await.unwrap();
+        silent.push(worker);
+        assert!(silent.len() < 20, "enough of them end a job");
+    }
+    let crashes = stage.row(job).await.crashes;
+    assert_eq!(usize::try_from(crashes).unwrap(), silent.len() - 1, "once among others, then alone");
+
+    // An older silence is not what its state is from.
+    assert_eq!(ledger::acquit(&mut *db, silent[0]).await.unwrap(), 0);
+    let last = silent.pop().unwrap();
+    assert_eq!(ledger::acquit(&mut *db, last).await.unwrap(), 1);
+    let row = stage.row(job).await;
+    assert_eq!((row.state, row.suspect, row.crashes), (State::Queued, true, crashes - 1));
+    assert!(row.finished_at.is_none());
+    assert_eq!(stage.attempts(job).await.last().unwrap().0, "lease_lost");
+    assert_eq!(stage.state(parent.id).await, State::Failed, "its child has gone by its end");
+    assert_eq!(ledger::acquit(&mut *db, last).await.unwrap(), 0, "once");
+
+    // One that was silent once, among others, is no suspect at all.
+    let other = stage.enqueue(stage.job(Act::default())).await;
+    let worker = paper_worker(&mut db, Duration::ZERO).await;
+    ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &[other], false).await.unwrap();
+    ledger::reap(&mut *db, 10).await.unwrap();
+    assert!(stage.row(other).await.suspect);
+    assert_eq!(ledger::acquit(&mut *db, worker).await.unwrap(), 1);
+    let row = stage.row(other).await;
+    assert_eq!((row.state, row.suspect, row.crashes), (State::Queued, false, 0));
 }
 
 #[tokio::test]

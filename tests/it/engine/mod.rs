@@ -22,6 +22,8 @@ mod outages;
 mod outcomes;
 mod parked;
 mod serial;
+mod suspects;
+mod upright;
 mod workflow;
 
 pub use act::{Act, ActTokens, ActWebhooks, Step};

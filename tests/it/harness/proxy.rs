@@ -63,6 +63,7 @@ pub struct Proxy {
     lost: Arc<AtomicUsize>,
     /// Requests met whose answer is to be lost.
     armed: Arc<AtomicUsize>,
+    strandings: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
 
@@ -87,17 +88,21 @@ impl Proxy {
             lost: Arc::clone(&lost),
             armed: Arc::clone(&armed),
             tripwire,
+            strandings: Arc::default(),
+            made_at: 0,
         };
+        let strandings = Arc::<AtomicUsize>::default();
+        let now = Arc::clone(&strandings);
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let wire = wire.clone();
+                let wire = Wire { strandings: Arc::clone(&now), made_at: now.load(Ordering::SeqCst), ..wire.clone() };
                 tokio::spawn(async move {
                     // Either end may break the connection at any time: that is what this is for.
                     let _broken = wire.serve(client, server_port).await;
                 });
             }
         });
-        Self { port, state, loss, lost, armed, accepting }
+        Self { port, state, loss, lost, armed, strandings, accepting }
     }
 
     pub fn port(&self) -> u16 {
@@ -133,6 +138,12 @@ impl Proxy {
         self.state.send_replace(State::Held);
     }
 
+    /// A failover without a farewell: over the connections that are there nothing passes any more, and nobody closes
+    /// them; new ones are whole.
+    pub fn strand(&self) {
+        self.strandings.fetch_add(1, Ordering::SeqCst);
+    }
+
     pub fn cut(&self) {
         self.state.send_replace(State::Cut);
     }
@@ -156,6 +167,9 @@ struct Wire {
     lost: Arc<AtomicUsize>,
     armed: Arc<AtomicUsize>,
     tripwire: Option<Arc<Tripwire>>,
+    strandings: Arc<AtomicUsize>,
+    /// How many strandings there had been by then.
+    made_at: usize,
 }
 
 /// What becomes of the answer to the request that has just passed.
@@ -263,7 +277,10 @@ impl Wire {
 
     async fn passable(&mut self) {
         // An error means that the proxy is gone; the connection ends with it.
-        let _gone = self.state.wait_for(|state| *state != State::Held).await;
+        let _gone = self.state.wait_for(|state| *state != State::Held).await.map(drop);
+        if self.made_at < self.strandings.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
