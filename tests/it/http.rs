@@ -7,6 +7,7 @@ use multivio::{
     http::{
         Caller, Input, Problem,
         auth::Authenticator,
+        gate::Paths,
         limits::{RateLimiter, Shared, Subject, Verdict},
         page, router, server,
     },
@@ -96,7 +97,8 @@ impl Served {
         let state = multivio::http::App::new(config, db, engine, stop.clone()).unwrap();
         let calls = OpenApiService::new(Calls, "test", "1");
         let metrics = router::metrics_of(calls.spec().as_bytes());
-        let routes = router::guarded(poem::Route::new().nest("/", calls), Arc::new(state), limiter, Arc::new(metrics));
+        let calls = poem::Route::new().nest("/", calls);
+        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), Paths::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let ended = tokio::spawn(server::serve(listener, routes, stop.clone()));
@@ -409,7 +411,7 @@ async fn the_product_itself_is_described_and_open_only_where_it_should() {
 #[test]
 fn the_document_in_the_repository_is_current() {
     let kept = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json")).unwrap();
-    assert!(kept == router::openapi_json(), "write it anew: cargo run -- openapi > openapi.json");
+    assert!(kept == multivio::api::openapi_json(), "write it anew: cargo run -- openapi > openapi.json");
 }
 
 #[tokio::test]
