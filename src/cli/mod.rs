@@ -216,8 +216,10 @@ mod tests {
             for argument in command.get_arguments() {
                 assert!(argument.get_help().is_some(), "{} of {name} has no help", argument.get_id());
             }
-            command.get_subcommands().for_each(look);
+            command.get_subcommands().filter(|command| !command.is_hide_set()).for_each(look);
         }
         Multivio::command().get_subcommands().for_each(look);
+        let help = Multivio::command().render_long_help().to_string();
+        assert!(help.contains("multivio check") && !help.contains("openapi"), "{help}");
     }
 }

@@ -193,7 +193,8 @@ mod tests {
 
     #[test]
     fn every_part_that_an_argument_list_names_is_looked_for() {
-        let sources = [include_str!("../../media/encode.rs"), include_str!("../../media/still.rs")].concat();
+        let sources = [include_str!("../../media/encode.rs"), include_str!("../../media/still.rs")];
+        let sources = sources.map(|source| source.split("#[cfg(test)]").next().unwrap()).concat();
         let known: Vec<&str> = [ENCODERS, FILTERS, BITSTREAM_FILTERS, MUXERS].concat();
         for name in &known {
             assert!(sources.contains(name), "{name} is looked for and not used");
