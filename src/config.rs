@@ -247,7 +247,6 @@ const A_YEAR_SECONDS: u64 = 366 * 24 * 3600;
 const MOST_CONNECTIONS: u32 = 10_000;
 
 /// A word alone has to be a level: the library would take a misspelt one for the name of a part.
-#[expect(clippy::ptr_arg, reason = "the reader gives what it has parsed")]
 fn is_log_filter(text: &String) -> bool {
     let is_meant = |part: &str| part.contains('=') || part.contains('[') || part.trim().parse::<LevelFilter>().is_ok();
     EnvFilter::try_new(text).is_ok() && text.split(',').all(is_meant)

@@ -432,8 +432,7 @@ async fn health_tells_what_works_and_readiness_only_whether_it_can_commit() {
     assert_eq!((status, &health["status"]), (200, &json!("degraded")), "no worker runs: {health}");
     assert_eq!((state(&health, "database"), state(&health, "redis")), (json!("ok"), json!("ok")));
     assert_eq!(state(&health, "queue:media"), "down");
-    for (name, expected) in
-        [("storage", "ok"), ("ffprobe", "down"), ("language models", "off"), ("platform:x", "off")]
+    for (name, expected) in [("storage", "ok"), ("ffprobe", "down"), ("language models", "off"), ("platform:x", "off")]
     {
         assert_eq!(state(&health, name), expected, "{name}: {health}");
     }
