@@ -123,7 +123,7 @@ async fn a_job_that_equal_uploads_share_outlives_the_one_it_was_made_for() {
     let first = id(&upload(&api, "a.mp4", bytes.clone()).await.1);
     let second = id(&upload(&api, "b.mp4", bytes).await.1);
     let job = transcode(&api, first, &["x_video"]).await.remove(0);
-    assert_eq!(transcode(&api, second, &["x_video"]).await, [job.clone()], "they share it");
+    assert_eq!(transcode(&api, second, &["x_video"]).await.remove(0), job, "they share it");
     assert_eq!(api.delete(&format!("/api/v1/media/{first}")).await.0, 204);
     let _worker = worker(&app).await;
     let done = ended(&api, &job).await;
