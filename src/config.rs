@@ -6,12 +6,14 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
     time::Duration,
 };
 
 use secrecy::SecretString;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
 /// Looks a variable up: the environment in programs, a closure in tests.
@@ -88,6 +90,13 @@ pub struct AiConfig {
     pub max_tokens: u32,
     pub request_timeout: Duration,
     pub max_retries: u32,
+}
+
+impl AiConfig {
+    /// Whether any language model can be asked.
+    pub fn is_on(&self) -> bool {
+        self.grok.is_some() || self.together.is_some() || self.openai.is_some()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -172,13 +181,15 @@ impl Config {
         let mut read = Reader { lookup, problems: Vec::new() };
         let config = Self {
             environment: read.parse("ENVIRONMENT", "development, staging or production", Environment::Development),
-            log_level: read.text("LOG_LEVEL").unwrap_or_else(|| "info".into()),
+            log_level: read
+                .optional("LOG_LEVEL", "a level, or levels by part such as info,multivio::jobs=debug", is_log_filter)
+                .unwrap_or_else(|| "info".into()),
             api: ApiConfig {
                 host: read.parse("HOST", "an IP address to listen on, such as 0.0.0.0", IpAddr::from([127, 0, 0, 1])),
                 port: read.parse("PORT", "a port number", 8080),
                 allowed_origins: read.list("ALLOWED_ORIGINS"),
-                rate_limit_requests: read.parse("RATE_LIMIT_REQUESTS", "a whole number", 600),
-                rate_limit_window: read.seconds("RATE_LIMIT_WINDOW", 60),
+                rate_limit_requests: read.number("RATE_LIMIT_REQUESTS", 1..=u32::MAX, 600),
+                rate_limit_window: read.seconds("RATE_LIMIT_WINDOW", 1, 60),
             },
             database: DatabaseConfig {
                 url: read.required_secret(
@@ -186,16 +197,16 @@ impl Config {
                     "postgres://user:password@host/name",
                     &["postgres://", "postgresql://"],
                 ),
-                max_connections: read.at_least_one("DB_POOL_SIZE", 10)
-                    + read.parse("DB_MAX_OVERFLOW", "a whole number", 0),
-                acquire_timeout: read.seconds("DB_POOL_TIMEOUT", 5),
+                max_connections: read.number("DB_POOL_SIZE", 1..=MOST_CONNECTIONS, 10)
+                    + read.number("DB_MAX_OVERFLOW", 0..=MOST_CONNECTIONS, 0),
+                acquire_timeout: read.seconds("DB_POOL_TIMEOUT", 1, 5),
             },
             redis: RedisConfig {
                 url: read.required_secret(&["REDIS_URL"], "redis://host:6379", &["redis://", "rediss://"]),
             },
             worker: WorkerConfig {
                 concurrency: read.optional("WORKER_CONCURRENCY", "a whole number, 1 or more", |n: &usize| *n > 0),
-                grace: read.seconds("WORKER_GRACE_SECONDS", 25),
+                grace: read.seconds("WORKER_GRACE_SECONDS", 0, 25),
                 metrics_listen: read.optional("WORKER_METRICS_LISTEN", "an address and a port: 0.0.0.0:9090", |_| true),
             },
             encryption_keys: read
@@ -207,30 +218,30 @@ impl Config {
             jwt: read.secret("JWT_SECRET_KEY").map(|secret| JwtConfig {
                 secret,
                 access_token_lifetime: Duration::from_secs(
-                    60 * read.parse("JWT_ACCESS_TOKEN_EXPIRE_MINUTES", "a whole number of minutes", 60),
+                    60 * read.number("JWT_ACCESS_TOKEN_EXPIRE_MINUTES", 1..=A_YEAR_SECONDS / 60, 60),
                 ),
             }),
             ai: AiConfig {
                 grok: read.ai_provider("GROK", "https://api.x.ai/v1", "grok-4.3"),
                 together: read.ai_provider("TOGETHER", "https://api.together.ai/v1", "openai/gpt-oss-120b"),
                 openai: read.ai_provider("OPENAI", "https://api.openai.com/v1", "gpt-6-luna"),
-                max_tokens: read.at_least_one("AI_MAX_TOKENS", 2048),
-                request_timeout: read.seconds("AI_REQUEST_TIMEOUT", 30),
-                max_retries: read.parse("AI_MAX_RETRIES", "a whole number", 2),
+                max_tokens: read.number("AI_MAX_TOKENS", 1..=1_000_000, 2048),
+                request_timeout: read.seconds("AI_REQUEST_TIMEOUT", 1, 30),
+                max_retries: read.number("AI_MAX_RETRIES", 0..=100, 2),
             },
             x: XConfig {
                 api_base: read.url("TWITTER_API_BASE_URL", "https://api.x.com"),
                 client_id: read.text("TWITTER_CLIENT_ID").or_else(|| read.text("TWITTER_API_KEY")),
                 client_secret: read.secret("TWITTER_CLIENT_SECRET").or_else(|| read.secret("TWITTER_API_SECRET")),
-                create_deadline: Duration::from_secs(read.at_least_one("TWITTER_CREATE_DEADLINE_SECONDS", 20).into()),
-                visibility: read.seconds("TWITTER_VISIBILITY_SECONDS", 60),
+                create_deadline: read.seconds("TWITTER_CREATE_DEADLINE_SECONDS", 1, 20),
+                visibility: read.seconds("TWITTER_VISIBILITY_SECONDS", 0, 60),
             },
             storage: StorageConfig { folder: read.path("STORAGE_FOLDER", ".multivio/media") },
             media: MediaConfig {
                 ffmpeg: read.path("FFMPEG", "ffmpeg"),
                 ffprobe: read.path("FFPROBE", "ffprobe"),
                 scratch: read.path("MEDIA_SCRATCH_FOLDER", ".multivio/scratch"),
-                max_upload_bytes: read.parse("MEDIA_MAX_UPLOAD_BYTES", "a whole number of bytes", 8 << 30),
+                max_upload_bytes: read.number("MEDIA_MAX_UPLOAD_BYTES", 1..=1 << 50, 8 << 30),
                 x264_preset: read
                     .optional("MEDIA_X264_PRESET", "an x264 preset, from ultrafast to veryslow", is_x264_preset)
                     .unwrap_or_else(|| "medium".to_owned()),
@@ -239,6 +250,16 @@ impl Config {
         };
         if read.problems.is_empty() { Ok(config) } else { Err(ConfigError(read.problems)) }
     }
+}
+
+const A_YEAR_SECONDS: u64 = 366 * 24 * 3600;
+/// More than any Postgres is set up for.
+const MOST_CONNECTIONS: u32 = 10_000;
+
+/// A word alone has to be a level: the library would take a misspelt one for the name of a part.
+fn is_log_filter(text: &String) -> bool {
+    let is_meant = |part: &str| part.contains('=') || part.contains('[') || part.trim().parse::<LevelFilter>().is_ok();
+    EnvFilter::try_new(text).is_ok() && text.split(',').all(is_meant)
 }
 
 #[expect(clippy::ptr_arg, reason = "the reader gives what it has parsed")]
@@ -285,12 +306,19 @@ impl Reader<'_> {
         self.optional(name, needs, |_| true).unwrap_or(default)
     }
 
-    fn at_least_one(&mut self, name: &str, default: u32) -> u32 {
-        self.optional(name, "a whole number, 1 or more", |n: &u32| *n > 0).unwrap_or(default)
+    fn number<T: FromStr + PartialOrd + fmt::Display>(
+        &mut self,
+        name: &str,
+        allowed: RangeInclusive<T>,
+        default: T,
+    ) -> T {
+        let needs = format!("a whole number from {} to {}", allowed.start(), allowed.end());
+        self.optional(name, &needs, |number: &T| allowed.contains(number)).unwrap_or(default)
     }
 
-    fn seconds(&mut self, name: &str, default: u64) -> Duration {
-        Duration::from_secs(self.parse(name, "a whole number of seconds", default))
+    /// Bounded, because a time that cannot be added to the present one would end the program that tries.
+    fn seconds(&mut self, name: &str, least: u64, default: u64) -> Duration {
+        Duration::from_secs(self.number(name, least..=A_YEAR_SECONDS, default))
     }
 
     fn url(&mut self, name: &str, default: &str) -> Url {
@@ -357,6 +385,32 @@ mod tests {
         let error = load(&[("DATABASE_URL", "mysql://u:hunter2@h/n"), SERVERS[1]]).unwrap_err();
         assert!(!error.to_string().contains("hunter2"));
         assert!(!format!("{:?}", load(&SERVERS).unwrap()).contains("hunter2"));
+    }
+
+    #[test]
+    fn what_could_not_work_or_would_overflow_is_refused_and_not_bent() {
+        let most = u64::MAX.to_string();
+        for (name, value) in [
+            ("LOG_LEVEL", "inof"),
+            ("LOG_LEVEL", "multivio=loud"),
+            ("AI_REQUEST_TIMEOUT", "0"),
+            ("AI_MAX_TOKENS", "0"),
+            ("DB_POOL_TIMEOUT", "0"),
+            ("DB_POOL_SIZE", "4294967295"),
+            ("DB_MAX_OVERFLOW", "4294967295"),
+            ("RATE_LIMIT_WINDOW", "0"),
+            ("RATE_LIMIT_REQUESTS", "0"),
+            ("MEDIA_MAX_UPLOAD_BYTES", "0"),
+            ("JWT_ACCESS_TOKEN_EXPIRE_MINUTES", &most),
+            ("WORKER_GRACE_SECONDS", &most),
+        ] {
+            let set = [SERVERS[0], SERVERS[1], ("JWT_SECRET_KEY", "s"), (name, value)];
+            let error = load(&set).expect_err(name).to_string();
+            assert!(error.starts_with("1 problem(s)") && error.contains(name), "{name}={value}: {error}");
+        }
+        for level in ["info", "WARN", "info,multivio::jobs=debug", "off"] {
+            load(&[SERVERS[0], SERVERS[1], ("LOG_LEVEL", level)]).unwrap();
+        }
     }
 
     #[test]

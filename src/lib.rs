@@ -39,6 +39,8 @@ pub mod publishing;
 pub mod text;
 
 // How it is reached.
+/// Every call of the HTTP API.
+pub mod api;
 /// The sub-commands of `multivio`.
 pub mod cli;
 /// What every endpoint shares.

@@ -8,7 +8,8 @@ use crate::config::{Config, Environment};
 
 /// Starts logging for this process. Call once, first.
 pub fn start(config: &Config) {
-    let filter = EnvFilter::try_new(&config.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // Settings that were loaded hold a filter that can be read.
+    let filter = EnvFilter::new(&config.log_level);
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.environment {
         Environment::Development => builder.with_ansi(std::io::stderr().is_terminal()).init(),

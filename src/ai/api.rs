@@ -7,11 +7,10 @@ use poem::web::Data;
 use poem_openapi::{Enum, Object, OpenApi, payload::Json};
 
 use super::{
-    errors::Class,
+    health::{self, ProviderHealth},
     job::Transform,
     models::{Look, ModelLists},
-    provider::ProviderName,
-    store::{self, Traffic},
+    store,
     transform::{TransformRequest, TransformationType},
     usage::{known_price, usd},
 };
@@ -87,39 +86,6 @@ struct TransformAccepted {
     job: String,
     /// Path of its events: progress and text while it is written.
     events: String,
-}
-
-/// How a provider is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
-#[oai(rename = "AiProviderState", rename_all = "snake_case")]
-enum ProviderState {
-    /// It has answered of late, more often than not.
-    Healthy,
-    /// Its list of models can be read; nobody has asked it anything of late.
-    Reachable,
-    /// It has answered less than half of what it was asked of late.
-    Failing,
-    /// Its list of models cannot be read.
-    Unreachable,
-    /// It has no key.
-    Off,
-}
-
-/// One provider, as real traffic shows it.
-#[derive(Debug, Object)]
-#[oai(rename = "AiProviderHealth")]
-struct ProviderHealth {
-    provider: String,
-    state: ProviderState,
-    /// Calls in the last 15 minutes that say something about the provider.
-    calls: u64,
-    answered: u64,
-    last_answer_at: Option<DateTime<Utc>>,
-    /// Class of the newest failure: transient, throttled, exhausted, credential or model_gone.
-    last_failure: Option<String>,
-    last_failure_at: Option<DateTime<Utc>>,
-    /// Median time of an answer.
-    latency_ms: Option<f64>,
 }
 
 /// All providers, in the order in which they are asked.
@@ -242,11 +208,8 @@ impl AiApi {
         caller: Caller,
     ) -> Result<Json<AiHealth>, Problem> {
         caller.require(Scope::Workspace)?;
-        let traffic = store::recent_traffic(&app.db).await?;
-        let looks = models.look().await;
-        let providers: Vec<_> = ProviderName::ALL.iter().map(|name| provider_health(*name, &looks, &traffic)).collect();
-        let works = |p: &ProviderHealth| matches!(p.state, ProviderState::Healthy | ProviderState::Reachable);
-        Ok(Json(AiHealth { available: providers.iter().any(works), providers }))
+        let providers = health::all(&app.db, &models).await?;
+        Ok(Json(AiHealth { available: providers.iter().any(ProviderHealth::works), providers }))
     }
 
     /// The models in use
@@ -294,8 +257,7 @@ impl AiApi {
 
 /// Nothing is queued that nobody can do.
 fn require_provider(app: &App) -> Result<(), Problem> {
-    let ai = &app.config.ai;
-    if ai.grok.is_some() || ai.together.is_some() || ai.openai.is_some() {
+    if app.config.ai.is_on() {
         return Ok(());
     }
     Err(Problem::new(
@@ -319,31 +281,6 @@ fn not_enqueued(error: EnqueueError) -> Problem {
             Problem::invalid_field("content", format!("cannot be stored: {what}"), "Remove unusual characters")
         }
         error => Problem::internal(&error),
-    }
-}
-
-fn provider_health(provider: ProviderName, looks: &[Look], traffic: &[Traffic]) -> ProviderHealth {
-    let look = looks.iter().find(|look| look.provider == provider);
-    let traffic = traffic.iter().find(|traffic| traffic.provider == provider.as_str());
-    let (calls, answered) = traffic.map_or((0, 0), |t| (t.calls.unsigned_abs(), t.answered.unsigned_abs()));
-    let state = match look.map(|look| &look.listed) {
-        None => ProviderState::Off,
-        Some(_) if calls > 0 && answered * 2 > calls => ProviderState::Healthy,
-        Some(_) if calls > 0 => ProviderState::Failing,
-        Some(Ok(_)) => ProviderState::Reachable,
-        Some(Err(_)) => ProviderState::Unreachable,
-    };
-    // A list that cannot be read is news only where no call has failed.
-    let refused = look.and_then(|look| look.listed.as_ref().err()).map(|(class, _): &(Class, _)| class.as_str());
-    ProviderHealth {
-        provider: provider.to_string(),
-        state,
-        calls,
-        answered,
-        last_answer_at: traffic.and_then(|t| t.last_answer_at),
-        last_failure: traffic.and_then(|t| t.last_failure.clone()).or_else(|| refused.map(str::to_owned)),
-        last_failure_at: traffic.and_then(|t| t.last_failure_at),
-        latency_ms: traffic.and_then(|t| t.latency_ms),
     }
 }
 
@@ -421,26 +358,5 @@ mod tests {
         for kind in [TransformKind::PlatformOptimize, TransformKind::Shorten] {
             assert_eq!(kind.to_json().unwrap(), TransformationType::from(kind).as_str());
         }
-    }
-
-    #[test]
-    fn real_traffic_decides_and_reachability_is_only_the_next_best() {
-        let look = |listed| Look { provider: ProviderName::Grok, model: "m".into(), listed };
-        let traffic = |calls, answered| Traffic {
-            provider: "grok".into(),
-            calls,
-            answered,
-            last_answer_at: None,
-            last_failure: None,
-            last_failure_at: None,
-            latency_ms: None,
-        };
-        let state = |listed, traffic: &[Traffic]| provider_health(ProviderName::Grok, &[look(listed)], traffic).state;
-        let down = || Err((Class::Transient, "no".to_owned()));
-        assert_eq!(state(Ok(vec![]), &[]), ProviderState::Reachable);
-        assert_eq!(state(down(), &[]), ProviderState::Unreachable);
-        assert_eq!(state(down(), &[traffic(10, 9)]), ProviderState::Healthy);
-        assert_eq!(state(Ok(vec![]), &[traffic(10, 5)]), ProviderState::Failing);
-        assert_eq!(provider_health(ProviderName::OpenAi, &[], &[]).state, ProviderState::Off);
     }
 }

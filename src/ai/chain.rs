@@ -27,7 +27,7 @@ use super::{
 const WORTH_WAITING: Duration = Duration::from_secs(3);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
-/// How often the cap is raised when thinking has eaten it all.
+/// How far the cap is raised when thinking has eaten it all.
 const CAP_FACTOR: u32 = 4;
 
 pub struct Chain {
@@ -104,14 +104,14 @@ impl Chain {
         let mut budget = None;
         for bypass in [false, true] {
             for client in &candidates {
+                if failures.iter().any(|failed| reads_no_more(client, failed)) {
+                    continue;
+                }
                 let permit = match self.breakers.admit(client.name(), client.model(), Instant::now()) {
                     Ok(permit) => permit,
                     Err(_) if bypass => self.breakers.bypass(client.name(), client.model()),
                     Err(_) => continue,
                 };
-                if failures.iter().any(|failed| reads_no_more(client.model(), failed)) {
-                    continue;
-                }
                 match self.ask_one(client, permit, &mut work).await {
                     Ok(reply) => return Ok(reply),
                     // Another provider may have its own budget left.
@@ -125,8 +125,9 @@ impl Chain {
                     Err(One::Ended(error)) => return Err(error),
                 }
             }
-            // Only when every circuit is open: then there is nothing to lose by asking all the same.
-            if !failures.is_empty() || budget.is_some() {
+            // Those whose circuit is open are asked all the same when there is nothing to lose by it: everyone's is,
+            // or the others' models cannot read so much.
+            if budget.is_some() || failures.iter().any(|failed| failed.error.class != Class::TooLong) {
                 break;
             }
         }
@@ -185,8 +186,7 @@ impl Chain {
         };
         let attempt = u16::try_from(work.tries.len() + 1).unwrap_or(u16::MAX);
         let model = client.model().to_owned();
-        let most =
-            Usage { completion_tokens: ask.max_tokens.saturating_mul(2), ..Usage::estimate(ask.prompt_bytes(), 0) };
+        let most = Usage { completion_tokens: client.most_tokens(ask), ..Usage::estimate(ask.prompt_bytes(), 0) };
         let reservation = Reservation {
             provider: client.name(),
             ticks: most.cost_ticks(usage::price(&model)),
@@ -220,13 +220,17 @@ struct Failure {
 }
 
 fn exhausted(failures: Vec<Failure>, budget: Option<BudgetSpent>) -> ChainError {
-    let again_after = failures.iter().filter_map(|failure| failure.error.retry_after).min();
-    let operator = failures.iter().all(|failure| failure.error.class.needs_operator());
-    match (failures.into_iter().next_back(), budget) {
-        (Some(Failure { error, .. }), _) if error.class == Class::TooLong => ChainError::Refused(error),
-        (Some(Failure { error, .. }), _) => ChainError::AllFailed { last: error, again_after, operator },
-        (None, Some(spent)) => ChainError::Budget(spent),
-        (None, None) => ChainError::NoProvider,
+    // Final only when nobody can read it: a provider that was down, or that the budget left out, may have a model
+    // that reads more.
+    let (too_long, mut others): (Vec<_>, Vec<_>) =
+        failures.into_iter().map(|failure| failure.error).partition(|error| error.class == Class::TooLong);
+    let again_after = others.iter().filter_map(|error| error.retry_after).min();
+    let operator = others.iter().all(|error| error.class.needs_operator());
+    match (others.pop(), budget, too_long.into_iter().next_back()) {
+        (Some(last), ..) => ChainError::AllFailed { last, again_after, operator },
+        (None, Some(spent), _) => ChainError::Budget(spent),
+        (None, None, Some(error)) => ChainError::Refused(error),
+        (None, None, None) => ChainError::NoProvider,
     }
 }
 
@@ -247,10 +251,10 @@ impl From<BillingError> for One {
 }
 
 /// Whether a text that was too long for one model is known to be too long for this one as well.
-fn reads_no_more(model: &str, failed: &Failure) -> bool {
+fn reads_no_more(client: &ChatClient, failed: &Failure) -> bool {
     let context = |model: &str| usage::known_price(model).and_then(|price| price.context);
-    failed.error.class == Class::TooLong
-        && context(model).zip(context(&failed.model)).is_some_and(|(this, that)| this <= that)
+    let is_smaller = || context(client.model()).zip(context(&failed.model)).is_some_and(|(this, that)| this <= that);
+    failed.error.class == Class::TooLong && (client.name() == failed.error.provider || is_smaller())
 }
 
 fn backoff(retries: u32) -> Duration {

@@ -53,6 +53,10 @@ impl ChatClient {
         self.dialect.name()
     }
 
+    pub fn most_tokens(&self, ask: &Ask) -> u32 {
+        self.dialect.most_tokens(ask)
+    }
+
     pub fn model(&self) -> &str {
         &self.config.model
     }

@@ -43,19 +43,24 @@ impl Job for Transform {
 
     async fn run(&self, cx: &JobContext) -> Result<TransformOutput, Stop> {
         let request = &self.0;
+        let mut watcher = Follower(cx);
+        // A run that died has shown what nobody will finish, and could not withdraw it (A1).
+        if cx.run > 1 {
+            watcher.void("run_again");
+        }
         if let Some(done) = cx.checkpoint().and_then(|state| serde_json::from_value(state.clone()).ok()) {
+            show(&mut watcher, &done);
             return Ok(done);
         }
         if let Some(problem) = request.problems().first() {
             let message = format!("{}: {}. {}", problem.field, problem.message, problem.remedy);
             return Err(Stop::failed("ai_invalid_request", message));
         }
-        let mut watcher = Follower(cx);
         let key = cache::key(request);
         if request.cache
             && let Some(answer) = earlier(cx, &key).await?
         {
-            pieces(&answer.variants).iter().for_each(|piece| watcher.token(piece));
+            show(&mut watcher, &answer);
             return Ok(answer);
         }
         let billing = PgBilling {
@@ -83,6 +88,11 @@ impl Job for Transform {
         cache::store(cx.db(), cx.tenant, &key, &kept).await?;
         Ok(output)
     }
+}
+
+/// For whoever follows: an answer that was not written in this run.
+fn show(watcher: &mut dyn Watcher, answer: &TransformOutput) {
+    pieces(&answer.variants).iter().for_each(|piece| watcher.token(piece));
 }
 
 /// The answer to the very same request, as one that cost nothing.

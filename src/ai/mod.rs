@@ -29,6 +29,8 @@ mod classification;
 pub mod errors;
 /// xAI.
 pub mod grok;
+/// How the providers are.
+pub mod health;
 /// The background job.
 pub mod job;
 /// Which models the providers list.

@@ -25,7 +25,7 @@ impl Dialect for OpenAi {
         let mut body = json!({
             "model": model,
             "messages": ask.messages(),
-            "max_completion_tokens": ask.max_tokens.saturating_add(ROOM_FOR_THINKING),
+            "max_completion_tokens": self.most_tokens(ask),
             "response_format": response_format(&ask.schema),
             "safety_identifier": ask.end_user,
             "store": false,
@@ -35,6 +35,10 @@ impl Dialect for OpenAi {
             body["stream_options"] = json!({ "include_usage": true, "include_obfuscation": false });
         }
         body
+    }
+
+    fn most_tokens(&self, ask: &Ask) -> u32 {
+        ask.max_tokens.saturating_add(ROOM_FOR_THINKING)
     }
 
     fn classify(&self, refusal: &Refusal) -> Class {

@@ -102,6 +102,11 @@ pub trait Dialect: Send + Sync {
 
     fn encode(&self, ask: &Ask, model: &str) -> Value;
 
+    /// The most tokens an answer may be billed for: some think on top of the cap, by about as much again.
+    fn most_tokens(&self, ask: &Ask) -> u32 {
+        ask.max_tokens.saturating_mul(2)
+    }
+
     fn classify(&self, refusal: &Refusal) -> Class;
 
     fn usage(&self, usage: &Value) -> Option<Usage> {

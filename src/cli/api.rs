@@ -8,14 +8,14 @@ use tokio::net::TcpListener;
 
 use super::{Failure, Screen};
 use crate::{
-    ai::{Transformer, models::ModelLists},
-    config::DatabaseConfig,
+    ai::{Transformer, health::LanguageModels, models::ModelLists},
+    api::{self, Services},
+    config::{Config, DatabaseConfig, Environment},
     db,
     http::{
         App,
-        health::Health,
+        health::{Health, Probe},
         limits::{RateLimiter, Shared},
-        router::{self, Services},
         server,
     },
     jobs::{
@@ -24,9 +24,10 @@ use crate::{
         health::{QueueFigures, probes},
         relay,
     },
-    media::MediaService,
+    media::{self, MediaService, storage},
     outbound,
-    publishing::Publisher,
+    platforms::Platform,
+    publishing::{Publisher, health::PlatformProbe},
     shutdown, telemetry,
 };
 
@@ -53,23 +54,30 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let belt = Belt::new(&config.redis.url, db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let limiter = RateLimiter::new(&config.api, Some(Shared::new(belt.clone())));
     let engine = Engine::new(db.clone(), belt);
-    let health = Health::new(db.clone(), probes(&engine));
     let transformer = Transformer::new(&config.ai).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
+    let models = Arc::new(ModelLists::new(Arc::new(transformer)));
     let figures = Arc::new(QueueFigures::new(engine.clone()));
     let app =
         App::new(config, db.clone(), engine.clone(), stop.clone()).map_err(|weak| Failure::usage(weak.to_string()))?;
-    let media = MediaService::new(&app.config, db).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
+    let media =
+        MediaService::new(&app.config, db.clone()).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
     let media = Arc::new(media);
     let client = outbound::client().map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let publisher = Publisher::new(&app.config, &client, Arc::clone(&media) as _);
     let publisher = publisher.map_err(|error| Failure::usage(error.to_string()))?;
-    let routes = router::routes(Services {
+    warn_of_unshared_media(&app.config);
+    let mut parts = probes(&engine);
+    parts.extend(media::health::probes(&media));
+    parts.push(Box::new(LanguageModels { db: db.clone(), models: Arc::clone(&models) }));
+    parts.push(x_probe(&app.config, &db));
+    let health = Health::new(db, parts);
+    let routes = api::routes(Services {
         app: Arc::new(app),
         limiter: Arc::new(limiter),
         health: Arc::new(health),
         figures: vec![figures],
         publisher,
-        models: Arc::new(ModelLists::new(Arc::new(transformer))),
+        models,
         media,
     });
     let relay = tokio::spawn(relay::run(engine, relay_db, stop.clone()));
@@ -78,4 +86,22 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     stop.cancel();
     let _ended = tokio::time::timeout(Duration::from_secs(2), relay).await;
     served.map_err(|error| Failure::failed(format!("the server ended: {error}")))
+}
+
+/// What this process takes in, the workers have to find.
+fn warn_of_unshared_media(config: &Config) {
+    let folder = &config.storage.folder;
+    if config.environment == Environment::Production && storage::is_on_own_disk(folder) {
+        tracing::warn!(
+            folder = %folder.display(),
+            "STORAGE_FOLDER is on this machine's or container's own disk: unless everything runs here, posts with \
+             media will fail until it is a folder that the API and all workers share"
+        );
+    }
+}
+
+fn x_probe(config: &Config, db: &sqlx::PgPool) -> Box<dyn Probe> {
+    let is_set_up = config.x.client_id.is_some() && config.x.client_secret.is_some();
+    let off = (!is_set_up).then_some("no client: set TWITTER_CLIENT_ID and TWITTER_CLIENT_SECRET");
+    Box::new(PlatformProbe { db: db.clone(), platform: Platform::X, off })
 }

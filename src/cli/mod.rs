@@ -209,9 +209,17 @@ mod tests {
     }
 
     #[test]
-    fn every_command_explains_itself() {
-        for command in Multivio::command().get_subcommands() {
-            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+    fn every_command_and_argument_explains_itself() {
+        fn look(command: &clap::Command) {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name} has no help");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} of {name} has no help", argument.get_id());
+            }
+            command.get_subcommands().filter(|command| !command.is_hide_set()).for_each(look);
         }
+        Multivio::command().get_subcommands().for_each(look);
+        let help = Multivio::command().render_long_help().to_string();
+        assert!(help.contains("multivio check") && !help.contains("openapi"), "{help}");
     }
 }

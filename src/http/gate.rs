@@ -36,6 +36,8 @@ pub struct Paths {
     pub public: &'static [&'static str],
     /// Beginnings of paths whose bodies may be files: streamed, not gathered.
     pub uploads: &'static [&'static str],
+    /// The largest of those.
+    pub largest_file_bytes: u64,
 }
 
 pub struct Gate {
@@ -112,7 +114,7 @@ impl<E: Endpoint> GateEndpoint<E> {
     async fn pass(&self, mut request: Request) -> Result<Response> {
         let may_have_body = !matches!(*request.method(), Method::GET | Method::HEAD);
         if may_have_body && is_file(&request) && begins_with(&request, self.paths.uploads) {
-            if let Err(problem) = bound_file(&mut request, self.app.config.media.max_upload_bytes) {
+            if let Err(problem) = bound_file(&mut request, self.paths.largest_file_bytes) {
                 return Ok(problem.into_response());
             }
             return Ok(self.inner.call(request).await?.into_response());

@@ -86,6 +86,17 @@ impl Metrics {
         self.routes.iter().find(|route| route.matches(method, path)).unwrap_or(&self.unmatched)
     }
 
+    /// The methods that `path` answers to, without repetition.
+    pub fn methods(&self, path: &str) -> Vec<&Method> {
+        let mut methods: Vec<&Method> = Vec::new();
+        for route in &self.routes {
+            if route.matches(&route.method, path) && !methods.contains(&&route.method) {
+                methods.push(&route.method);
+            }
+        }
+        methods
+    }
+
     /// The name of the parameter at this place (0 is the first) of the path that answers for `path`.
     pub fn parameter(&self, method: &Method, path: &str, place: usize) -> Option<&str> {
         let parts = self.route(method, path).path.split('/');

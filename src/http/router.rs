@@ -1,68 +1,24 @@
-//! The whole API on one screen: every call, and what each request passes through on its way.
+//! What each request passes through on its way to a call, whichever calls there are. Which there are says
+//! [`crate::api`].
 
 use std::sync::Arc;
 
 use poem::{
-    Endpoint, EndpointExt, Response, Route,
+    Endpoint, EndpointExt, Response,
     endpoint::make,
     http::{Method, header},
 };
-use poem_openapi::{LicenseObject, OpenApi, OpenApiService};
 use serde_json::Value;
 
 use super::{
     App,
-    docs::{DocsEndpoint, Document, SpecEndpoint},
     edge::Edge,
     gate::{Gate, Paths},
-    health::{Health, HealthApi},
     limits::RateLimiter,
     metrics::{Count, Figures, Metrics},
     request_id::RequestId,
     translate::Translate,
 };
-use crate::{
-    ai::{api::AiApi, models::ModelLists},
-    connections::api::ConnectionsApi,
-    jobs::api::JobsApi,
-    media::{MediaApi, MediaService},
-    posts::api::PostsApi,
-    publishing::{Publisher, api::PublishingApi},
-};
-
-/// Every call of every domain.
-fn calls() -> impl OpenApi + Clone {
-    (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi, HealthApi)
-}
-
-const PATHS: Paths = Paths { public: &[], uploads: &["/api/v1/media"] };
-
-/// What the routes need beyond [`App`]. Domains hang their own services on the endpoint with `.data(...)`.
-pub struct Services {
-    pub app: Arc<App>,
-    pub limiter: Arc<RateLimiter>,
-    pub health: Arc<Health>,
-    pub figures: Vec<Arc<dyn Figures>>,
-    pub publisher: Publisher,
-    pub models: Arc<ModelLists>,
-    pub media: Arc<MediaService>,
-}
-
-/// The API, ready to be served.
-pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static {
-    let document = Arc::new(document());
-    let metrics = Arc::new(metrics_of(document.spec()));
-    let calls = Route::new()
-        .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
-        .at("/docs", DocsEndpoint(document))
-        .at("/metrics", metrics_endpoint(Arc::clone(&metrics), services.figures))
-        .nest("/", service())
-        .data(services.health)
-        .data(services.publisher)
-        .data(services.models)
-        .data(services.media);
-    guarded(calls, services.app, services.limiter, metrics)
-}
 
 /// What every request passes through, from the inside out: what is written last sees it first.
 pub fn guarded(
@@ -70,34 +26,10 @@ pub fn guarded(
     app: Arc<App>,
     limiter: Arc<RateLimiter>,
     metrics: Arc<Metrics>,
+    paths: Paths,
 ) -> impl Endpoint<Output = Response> + 'static {
-    let (edge, gate) = (Edge::new(&app.config), Gate { app: Arc::clone(&app), limiter, paths: PATHS });
+    let (edge, gate) = (Edge::new(&app.config), Gate { app: Arc::clone(&app), limiter, paths });
     calls.data(app).with(Translate(Arc::clone(&metrics))).with(gate).with(edge).with(Count(metrics)).with(RequestId)
-}
-
-/// The OpenAPI document, as it is served and as it is kept in `openapi.json`.
-pub fn openapi_json() -> String {
-    service().spec() + "\n"
-}
-
-fn service() -> OpenApiService<impl OpenApi + Clone, ()> {
-    OpenApiService::new(calls(), "Multivio", env!("CARGO_PKG_VERSION"))
-        .summary("Write once; it appears, correct and exactly once, on every platform.")
-        .description(DESCRIPTION)
-        .license(LicenseObject::new("Apache-2.0").url("https://www.apache.org/licenses/LICENSE-2.0"))
-}
-
-const DESCRIPTION: &str = "\
-Slow or fragile work is a job: a call that starts one answers `202` with the `Location` to follow.
-
-- **Signing in**: `Authorization: Bearer <token>`.
-- **Errors** are problem documents (RFC 9457): `code` is stable, `errors` names every wrong field with its remedy.
-- **Repeating a write** is safe with an `Idempotency-Key`: the same key and body give the first answer again for 7 days.
-- **Lists** are newest first; pass `next_cursor` as `cursor` for the next page.
-- **Limits** are told in `RateLimit` and `RateLimit-Policy`; beyond them `429` says when in `Retry-After`.";
-
-fn document() -> Document {
-    Document::new(openapi_json(), || service().scalar_html())
 }
 
 /// Figures for every call in an OpenAPI document.
@@ -111,7 +43,8 @@ pub fn metrics_of(spec: &[u8]) -> Metrics {
     Metrics::new(calls)
 }
 
-fn metrics_endpoint(metrics: Arc<Metrics>, figures: Vec<Arc<dyn Figures>>) -> impl Endpoint<Output = Response> {
+/// `/metrics`: what was counted here, and the domains' own figures.
+pub fn metrics_endpoint(metrics: Arc<Metrics>, figures: Vec<Arc<dyn Figures>>) -> impl Endpoint<Output = Response> {
     make(move |_request| {
         let (metrics, figures) = (Arc::clone(&metrics), figures.clone());
         async move {

@@ -9,7 +9,7 @@ use futures::FutureExt;
 use poem::{
     Endpoint, Error, IntoResponse, Middleware, Request, Response, Result,
     error::{MethodNotAllowedError, NotFoundError, ParseMultipartError, ReadBodyError},
-    http::{StatusCode, header},
+    http::{Method, StatusCode, header},
 };
 use poem_openapi::error::{
     AuthorizationError, ContentTypeError, ParseMultipartError as ParseFormError, ParseParamError, ParsePathError,
@@ -31,7 +31,7 @@ impl<E: Endpoint> Middleware<E> for Translate {
 
 pub struct TranslateEndpoint<E> {
     inner: E,
-    /// Know the parameters' names.
+    /// Know the parameters' names, and the methods of each path.
     routes: Arc<Metrics>,
 }
 
@@ -42,6 +42,9 @@ impl<E: Endpoint> Endpoint for TranslateEndpoint<E> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let response = match AssertUnwindSafe(self.inner.call(request)).catch_unwind().await {
             Ok(Ok(output)) => output.into_response(),
+            Ok(Err(error)) if error.is::<MethodNotAllowedError>() => {
+                return Ok(not_allowed(&self.routes.methods(uri.path())));
+            }
             Ok(Err(error)) => {
                 let name_of = |place| self.routes.parameter(&method, uri.path(), place);
                 return Ok(translate(error, name_of).into_response());
@@ -65,9 +68,6 @@ fn translate<'a>(error: Error, name_of: impl Fn(usize) -> Option<&'a str>) -> Pr
             "No such path",
             "There is no such call. All calls are described at /docs and in /openapi.json.",
         );
-    }
-    if error.is::<MethodNotAllowedError>() {
-        return of_status(StatusCode::METHOD_NOT_ALLOWED);
     }
     if let Some(error) = error.downcast_ref::<ParseParamError>() {
         return bad_parameter(error.name, &error.reason);
@@ -163,6 +163,25 @@ fn dressed(response: Response) -> Response {
     dressed
 }
 
+fn not_allowed(methods: &[&Method]) -> Response {
+    let mut names: Vec<&str> = methods.iter().map(|method| method.as_str()).collect();
+    // A path that can be read also tells what reading it would say.
+    if names.contains(&"GET") && !names.contains(&"HEAD") {
+        names.push("HEAD");
+    }
+    let names = names.join(", ");
+    let mut problem = of_status(StatusCode::METHOD_NOT_ALLOWED);
+    if !names.is_empty() {
+        let detail = format!("This path takes {names}. See /docs.");
+        problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed", detail);
+    }
+    let mut response = problem.into_response();
+    if let Ok(names) = names.parse() {
+        response.headers_mut().insert(header::ALLOW, names);
+    }
+    response
+}
+
 /// A problem about which nothing is known but its status.
 pub fn of_status(status: StatusCode) -> Problem {
     let title = status.canonical_reason().unwrap_or("Error");
@@ -181,7 +200,7 @@ pub fn is_problem(response: &Response) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use poem::{EndpointExt, endpoint::make, http::Method};
+    use poem::{EndpointExt, endpoint::make};
     use serde_json::Value;
 
     use super::*;

@@ -4,13 +4,20 @@
 //! request; by then another worker may have sent the same post. So the kernel is asked beforehand to kill this
 //! process when the lease is about to end. The clock is `CLOCK_BOOTTIME`, which also runs while the machine sleeps.
 
+#[cfg(any(test, not(target_os = "linux")))]
+#[path = "lease_guard_elsewhere.rs"]
+mod elsewhere;
+
 use std::{
     io,
-    mem::MaybeUninit,
-    ptr,
     sync::{Arc, Weak},
     time::Duration,
 };
+#[cfg(target_os = "linux")]
+use std::{mem::MaybeUninit, ptr};
+
+#[cfg(not(target_os = "linux"))]
+pub use elsewhere::{Timer, boottime_ns};
 
 /// How long before the end of the lease the process ends.
 pub const MARGIN: Duration = Duration::from_millis(1_000);
@@ -33,13 +40,17 @@ impl LeaseGuard {
 
 /// A kernel timer that sends SIGKILL to this process.
 #[derive(Debug)]
+#[cfg(target_os = "linux")]
 pub struct Timer(libc::timer_t);
 
+#[cfg(target_os = "linux")]
 // SAFETY: a timer id is a number of the process, not of the thread that made it.
 unsafe impl Send for Timer {}
+#[cfg(target_os = "linux")]
 // SAFETY: as above; the kernel serialises calls on one timer.
 unsafe impl Sync for Timer {}
 
+#[cfg(target_os = "linux")]
 impl Timer {
     fn new() -> io::Result<Self> {
         // SAFETY: all zeroes is a valid `sigevent`.
@@ -71,6 +82,7 @@ impl Timer {
     }
 }
 
+#[cfg(target_os = "linux")]
 impl Drop for Timer {
     fn drop(&mut self) {
         // SAFETY: the timer was made by `new` and is deleted once.
@@ -79,6 +91,7 @@ impl Drop for Timer {
 }
 
 /// Nanoseconds since boot, including time asleep.
+#[cfg(target_os = "linux")]
 pub fn boottime_ns() -> u64 {
     let mut now = MaybeUninit::<libc::timespec>::uninit();
     // SAFETY: the pointer is valid; the clock exists on every Linux since 2.6.39, so the call fills it.

@@ -34,11 +34,12 @@ impl Default for Spawning {
     }
 }
 
-/// A child process with a process group of its own. Dropping it kills the whole group.
+/// A child process with a process group of its own. Dropping it kills the whole group, and so does its end.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     child: Child,
+    was_seen_to_end: bool,
 }
 
 impl Process {
@@ -48,7 +49,7 @@ impl Process {
             command.uid(account.uid).gid(account.gid);
         }
         die_with_parent(&mut command, spawning.on_our_death);
-        Ok(Self { name: name.into(), child: on_lasting_thread(command)? })
+        Ok(Self { name: name.into(), child: on_lasting_thread(command)?, was_seen_to_end: false })
     }
 
     pub fn name(&self) -> &str {
@@ -59,9 +60,15 @@ impl Process {
         self.child.id()
     }
 
-    /// How it ended, when it has.
+    /// How it ended, when it has. What it left running in its group ends with that.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("a child of ours can be waited for")
+        let status = self.child.try_wait().expect("a child of ours can be waited for");
+        if status.is_some() && !std::mem::replace(&mut self.was_seen_to_end, true) {
+            // Now and not later: while anything of the group lives its number is its own, afterwards it may be given
+            // to another.
+            send(-self.pid(), libc::SIGKILL);
+        }
+        status
     }
 
     /// Sends a signal to the process itself; `false` when it has ended.
@@ -292,6 +299,18 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         while is_running(grandchild) {
             assert!(Instant::now() < deadline, "the grandchild lives on");
+            thread::sleep(POLL);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_process_leaves_running_goes_when_its_end_is_seen() {
+        let mut process = Process::spawn("parent", shell("sleep 60 & echo $!"), Spawning::default()).unwrap();
+        let orphan: libc::pid_t = first_line(&mut process).parse().unwrap();
+        assert!(process.exited(Duration::from_secs(10)).await.is_some());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while is_running(orphan) {
+            assert!(Instant::now() < deadline, "the orphan lives on");
             thread::sleep(POLL);
         }
     }

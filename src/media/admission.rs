@@ -134,7 +134,7 @@ fn predicted_size(target: &VideoTarget, max_bytes: u64, max_duration_ms: u64) ->
 
 fn room(scratch: &Path) -> Room {
     let (memory_bytes, free_memory_bytes) = memory();
-    Room { memory_bytes, free_memory_bytes, free_disk_bytes: free_disk(scratch) }
+    Room { memory_bytes, free_memory_bytes, free_disk_bytes: free_bytes(scratch) }
 }
 
 /// The machine's memory, or the container's share of it.
@@ -161,7 +161,9 @@ fn meminfo(text: &str, name: &str) -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn free_disk(path: &Path) -> Option<u64> {
+/// Bytes that may still be written where a path lies.
+#[allow(clippy::useless_conversion, reason = "these numbers have 32 bits on some systems")]
+pub fn free_bytes(path: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
     // SAFETY: all fields of this plain struct may be zero; the path ends with a NUL.
@@ -169,7 +171,7 @@ fn free_disk(path: &Path) -> Option<u64> {
         let mut stat: libc::statvfs = std::mem::zeroed();
         (libc::statvfs(path.as_ptr(), &mut stat) == 0).then_some(stat)?
     };
-    Some(stat.f_bavail * stat.f_frsize)
+    Some(u64::from(stat.f_bavail).saturating_mul(u64::from(stat.f_frsize)))
 }
 
 #[cfg(test)]

@@ -40,9 +40,15 @@ pub enum FfmpegError {
     NoSpace,
     #[error("the file is damaged or not what it claims to be ({detail})")]
     BadMedia { detail: String },
+    /// The machine is short of something, or a disk does not answer: no fault of the file.
+    #[error("the machine failed it ({detail})")]
+    Machine { detail: String },
     /// Our arguments were wrong, or ffmpeg lacks a part: no fault of the file.
     #[error("ffmpeg refused its instructions, exit code {code} ({detail})")]
     Internal { code: i32, detail: String },
+    /// Nothing that is known: it says nothing for certain about the file, and must not count against it for ever.
+    #[error("it ended with exit code {code} ({detail})")]
+    Unknown { code: i32, detail: String },
 }
 
 /// What may be done after a failed run.
@@ -56,7 +62,7 @@ pub enum Class {
     Permanent,
     /// The file broke the program: keep it away from further runs.
     Quarantine,
-    /// We are at fault.
+    /// We are at fault, or nobody knows who.
     Internal,
     Cancelled,
 }
@@ -64,13 +70,13 @@ pub enum Class {
 impl FfmpegError {
     pub fn class(&self) -> Class {
         match self {
-            Self::Spawn { .. } | Self::Pipe { .. } | Self::NoSpace => Class::Retry,
+            Self::Spawn { .. } | Self::Pipe { .. } | Self::NoSpace | Self::Machine { .. } => Class::Retry,
             // A busy machine looks like a stuck file; the number of attempts bounds the difference.
             Self::TooSlow { .. } | Self::Stalled { .. } => Class::Retry,
             Self::Killed => Class::RetrySmaller,
             Self::CpuTime { .. } | Self::OutputTooLarge { .. } | Self::BadMedia { .. } => Class::Permanent,
             Self::Crashed { .. } => Class::Quarantine,
-            Self::Internal { .. } => Class::Internal,
+            Self::Internal { .. } | Self::Unknown { .. } => Class::Internal,
             Self::Cancelled => Class::Cancelled,
         }
     }
@@ -100,14 +106,54 @@ pub fn judge(ended: &Ended<'_>) -> Result<(), FfmpegError> {
         0 => Ok(()),
         // ffmpeg answers a request to stop by closing its file and leaving with 255.
         255 if says(&["Exiting normally, received signal"]) => Err(FfmpegError::Killed),
-        _ if says(&["No space left on device"]) => Err(FfmpegError::NoSpace),
+        _ if says(&["No space left on device", "Disk quota exceeded"]) => Err(FfmpegError::NoSpace),
         _ if says(&["File too large"]) => Err(FfmpegError::OutputTooLarge { limit_bytes: ended.file_limit_bytes }),
         _ if says(&["Cannot allocate memory"]) => Err(FfmpegError::Killed),
+        _ if says(THE_MACHINES) => Err(FfmpegError::Machine { detail: detail(ended.stderr) }),
         69 => Err(FfmpegError::BadMedia { detail: "too many of its frames cannot be decoded".into() }),
         _ if says(OURS) => Err(FfmpegError::Internal { code, detail: detail(ended.stderr) }),
-        _ => Err(FfmpegError::BadMedia { detail: detail(ended.stderr) }),
+        _ if says(THE_FILES) => Err(FfmpegError::BadMedia { detail: detail(ended.stderr) }),
+        _ => Err(FfmpegError::Unknown { code, detail: detail(ended.stderr) }),
     }
 }
+
+/// What the system says when a disk, a network folder or a limit of the machine is in trouble.
+const THE_MACHINES: &[&str] = &[
+    "Input/output error",
+    "Resource temporarily unavailable",
+    "Too many open files",
+    "Stale file handle",
+    "Transport endpoint is not connected",
+    "Connection timed out",
+    "Host is down",
+    "No such device",
+    "Remote I/O error",
+    "Interrupted system call",
+];
+
+/// What ffmpeg and ffprobe say when it is the file. Only these are held against it.
+const THE_FILES: &[&str] = &[
+    "Invalid data found",
+    "moov atom not found",
+    "not on whitelist",
+    "Picture size",
+    "matches no streams",
+    "does not contain any stream",
+    "Could not find codec parameters",
+    "rror while decoding",
+    "Decode error rate",
+    "Decoding error",
+    "Error submitting packet to decoder",
+    "corrupt",
+    "truncat",
+    "Invalid NAL",
+    "header damaged",
+    "header parsing failed",
+    "Not yet implemented in FFmpeg",
+    "Output file is empty",
+    "Nothing was written into output file",
+    "End of file",
+];
 
 /// What ffmpeg says when the instructions, not the file, are wrong.
 const OURS: &[&str] = &[
@@ -194,6 +240,23 @@ mod tests {
         assert!(matches!(ended(libc::SIGXCPU, ""), Err(FfmpegError::CpuTime { .. })));
         assert_eq!(ended(libc::SIGKILL, "").unwrap_err().class(), Class::RetrySmaller);
         assert_eq!(ended(libc::SIGSEGV, "").unwrap_err().class(), Class::Quarantine);
+    }
+
+    #[test]
+    fn a_sick_machine_is_not_held_against_the_file() {
+        for said in [
+            "[error] file:/s/x: Input/output error\n",
+            "[error] file:/s/x: Too many open files\n",
+            "[error] Error opening input: Stale file handle\n",
+            "[error] pthread_create failed: Resource temporarily unavailable\n",
+        ] {
+            let error = ended(code(1), said).unwrap_err();
+            assert_eq!(error.class(), Class::Retry, "{error}");
+        }
+        for said in ["", "[error] Something that nobody has met before\n"] {
+            let error = ended(code(234), said).unwrap_err();
+            assert_eq!(error.class(), Class::Internal, "what is not known is no fault of the file: {error}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod boxes;
 pub mod encode;
 pub mod exit;
 pub mod ffmpeg;
+pub mod health;
 pub mod packets;
 pub mod plan;
 mod plan_still;

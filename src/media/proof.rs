@@ -279,7 +279,9 @@ async fn decode(
     match tools.run(Program::Ffmpeg, &args, &limits, cancel, &mut |_| Line::Moved).await {
         // An error that did not end the run is written all the same.
         Ok(stderr) => Ok(stderr.lines().find(|line| line.contains("[error]")).map(str::to_owned)),
-        Err(error) if error.class() == Class::Permanent => Ok(Some(error.to_string())),
+        Err(error) if error.class() == Class::Permanent || matches!(error, FfmpegError::Unknown { .. }) => {
+            Ok(Some(error.to_string()))
+        }
         Err(error) => Err(error),
     }
 }

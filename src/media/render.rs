@@ -279,7 +279,8 @@ impl VideoRun<'_> {
 
 /// Whether a failed copy says something about the file, so that encoding it may still work.
 fn is_for_the_file(error: &FfmpegError) -> bool {
-    matches!(error, FfmpegError::BadMedia { .. } | FfmpegError::Internal { .. } | FfmpegError::OutputTooLarge { .. })
+    use FfmpegError::{BadMedia, Internal, OutputTooLarge, Unknown};
+    matches!(error, BadMedia { .. } | Internal { .. } | Unknown { .. } | OutputTooLarge { .. })
 }
 
 async fn render_still(

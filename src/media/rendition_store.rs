@@ -27,16 +27,13 @@ pub struct RenditionRow {
     pub storage_key: Option<String>,
     pub size_bytes: Option<i64>,
     pub mime: Option<String>,
-    /// How long somebody has been waiting for it.
-    pub waiting_s: f64,
 }
 
 macro_rules! rendition_columns {
     ($rest:literal) => {
         concat!(
             "select r.id, r.source_id, r.preset, r.preset_version, r.state, r.action, r.probe, r.proof, r.notes, r.refusal, \
-             r.object_id, o.storage_key, o.size_bytes, o.mime, \
-             extract(epoch from now() - r.created_at)::float8 as waiting_s \
+             r.object_id, o.storage_key, o.size_bytes, o.mime \
              from renditions r left join media_objects o on o.id = r.object_id ",
             $rest
         )

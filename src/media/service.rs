@@ -12,7 +12,7 @@ use super::{
     admission::Admission,
     encode::Effort,
     exit::FfmpegError,
-    ffmpeg::Tools,
+    ffmpeg::{Limits, Program, Tools},
     preset::PresetName,
     probe::{Probe, probe},
     rendition_store::{self, RenditionRow},
@@ -184,12 +184,9 @@ impl MediaService {
         }
     }
 
-    /// The versions of the programs, for a check before anything starts.
-    pub async fn versions(&self) -> Result<String, FfmpegError> {
-        use super::ffmpeg::{Limits, Program};
+    /// Whether uploads can be looked at on this machine.
+    pub async fn try_ffprobe(&self) -> Result<(), FfmpegError> {
         let never = CancellationToken::new();
-        let said = self.tools.read(Program::Ffmpeg, &["-version".into()], &Limits::PROBE, &never, 1 << 16).await?;
-        self.tools.read(Program::Ffprobe, &["-version".into()], &Limits::PROBE, &never, 1 << 16).await?;
-        Ok(said.lines().next().unwrap_or_default().to_owned())
+        self.tools.read(Program::Ffprobe, &["-version".into()], &Limits::PROBE, &never, 1 << 16).await.map(drop)
     }
 }

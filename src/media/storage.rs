@@ -40,6 +40,14 @@ impl StorageError {
     }
 }
 
+/// Whether a folder lies on the disk that the system itself runs from. Nobody else sees what is in it: not another
+/// machine, and of a container without a volume not even the next one.
+pub fn is_on_own_disk(folder: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev());
+    matches!((device(folder), device(Path::new("/"))), (Ok(folder), Ok(root)) if folder == root)
+}
+
 #[derive(Debug, Clone)]
 pub struct Storage {
     store: Arc<dyn ObjectStore>,
@@ -146,6 +154,13 @@ impl Storage {
         Ok(path)
     }
 
+    /// Whether an object can be begun at this moment; leaves nothing.
+    pub async fn try_out(&self) -> Result<(), StorageError> {
+        let key = Key::from(format!("health/{}", uuid::Uuid::now_v7().simple()));
+        let mut upload = in_time(self.store.put_multipart(&key)).await?;
+        in_time(upload.abort()).await
+    }
+
     /// Whether [`Self::on_disk`] takes room in the scratch folder.
     pub fn needs_copies(&self) -> bool {
         self.folder.is_none()
@@ -222,6 +237,24 @@ mod tests {
             .flat_map(|entry| std::fs::read_dir(entry.path()).into_iter().flatten())
             .collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+
+    #[tokio::test]
+    async fn trying_out_leaves_nothing_and_tells_when_nothing_can_be_written() {
+        let (folder, storage) = storage();
+        storage.try_out().await.unwrap();
+        let media = folder.path().join("media");
+        assert!(!std::fs::read_dir(media.join("health")).unwrap().any(|_| true));
+        std::fs::remove_dir_all(&media).unwrap();
+        std::fs::write(&media, "a file in the folder's place").unwrap();
+        assert!(storage.try_out().await.is_err());
+    }
+
+    #[test]
+    fn a_folder_on_another_mount_is_not_on_the_own_disk() {
+        assert!(is_on_own_disk(Path::new("/")));
+        assert!(!is_on_own_disk(Path::new("/proc")));
+        assert!(!is_on_own_disk(Path::new("/nowhere/at/all")));
     }
 
     #[tokio::test]

@@ -151,6 +151,18 @@ pub async fn get(db: impl PgExecutor<'_>, tenant: TenantId, media: MediaId) -> s
         .await
 }
 
+/// An upload; when it was deleted, another one of the same content, since what is made of it is shared.
+pub async fn get_or_equal(db: impl PgExecutor<'_>, tenant: TenantId, media: MediaId) -> sqlx::Result<Option<MediaRow>> {
+    sqlx::query_as(media_columns!(
+        "where m.object_id = (select object_id from media where id = $1 and tenant_id = $2) \
+           and m.tenant_id = $2 and m.deleted_at is null order by (m.id = $1) desc, m.id limit 1"
+    ))
+    .bind(media)
+    .bind(tenant)
+    .fetch_optional(db)
+    .await
+}
+
 /// Newest first, from before `before`.
 pub async fn list(
     db: impl PgExecutor<'_>,

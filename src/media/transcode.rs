@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
@@ -62,6 +63,8 @@ struct Checkpoint {
     loudness: Option<Loudness>,
     /// The run before was killed for its memory.
     frugal: bool,
+    /// Since when no worker that looked at it was large enough, by the database's clock.
+    too_large_since: Option<DateTime<Utc>>,
 }
 
 /// How often the claim on the rendition is renewed, well within the time it holds.
@@ -70,8 +73,8 @@ const RENEW_EVERY: Duration = Duration::from_secs(15);
 const SHARE_WAIT: Duration = Duration::from_secs(3);
 const ROOM_WAIT: Duration = Duration::from_secs(10);
 const LARGER_WORKER_WAIT: Duration = Duration::from_secs(30);
-/// How long a rendition waits for a worker that is large enough.
-const LARGER_WORKER_PATIENCE_S: f64 = 3600.0;
+/// How long a job waits for a worker that is large enough.
+const LARGER_WORKER_PATIENCE: chrono::TimeDelta = chrono::TimeDelta::hours(1);
 
 impl Job for Transcode {
     const KIND: &'static str = "transcode";
@@ -84,7 +87,7 @@ impl Job for Transcode {
 
     async fn run(&self, cx: &JobContext) -> Result<Transcoded, Stop> {
         let service = cx.service::<MediaService>();
-        let Some(media) = store::get(cx.db(), cx.tenant, self.media).await? else {
+        let Some(media) = store::get_or_equal(cx.db(), cx.tenant, self.media).await? else {
             return Err(Stop::failed("media_deleted", "the upload was deleted before it was worked on"));
         };
         let maker = Maker { job: cx.job, run: cx.run };
@@ -207,7 +210,7 @@ impl Run<'_> {
         }
         let mut checkpoint: Checkpoint =
             cx.checkpoint().and_then(|saved| serde_json::from_value(saved.clone()).ok()).unwrap_or_default();
-        let (effort, _room) = self.admit(&plan, checkpoint.frugal).await?;
+        let (effort, _room) = self.admit(&plan, &mut checkpoint).await?;
 
         let scratch = self.service.scratch().run_folder().map_err(RenderError::Scratch)?;
         cx.progress(0.0, "fetching");
@@ -238,17 +241,20 @@ impl Run<'_> {
     }
 
     /// Holds room on this machine, with less ambition where there is too little for more.
-    async fn admit(&self, plan: &Plan, frugal: bool) -> Result<(Effort, Reservation), Stopped> {
+    async fn admit(&self, plan: &Plan, checkpoint: &mut Checkpoint) -> Result<(Effort, Reservation), Stopped> {
         let (service, preset) = (self.service, self.job.preset.preset());
         let copies = service.storage().needs_copies();
         let ample = service.effort().clone();
         let threads = (ample.threads / 2).max(1);
         let small = Effort { threads, frugal: true, ..ample.clone() };
         let mut last = None;
-        for effort in if frugal { vec![small] } else { vec![ample, small] } {
+        for effort in if checkpoint.frugal { vec![small] } else { vec![ample, small] } {
             let need = admission::predict(&self.media.probe, preset, plan, &effort, copies);
             match service.admission().admit(need) {
-                Ok(room) => return Ok((effort, room)),
+                Ok(room) => {
+                    checkpoint.too_large_since = None;
+                    return Ok((effort, room));
+                }
                 Err(busy @ NoRoom::Busy { .. }) => {
                     return Err(Stop::snooze(ROOM_WAIT, "worker_full", busy.to_string()).into());
                 }
@@ -256,11 +262,17 @@ impl Run<'_> {
             }
         }
         let why = last.map_or_else(String::new, |no_room| no_room.to_string());
-        let row = rendition_store::find(self.cx.db(), self.cx.tenant, self.media.object_id, self.job.preset).await?;
-        if row.is_some_and(|row| row.waiting_s > LARGER_WORKER_PATIENCE_S) {
-            return Err(Stop::failed("no_worker_large_enough", format!("no worker had room for it: {why}")).into());
-        }
-        Err(Stop::snooze(LARGER_WORKER_WAIT, "worker_too_small", why).into())
+        let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(self.cx.db()).await?;
+        let since = *checkpoint.too_large_since.get_or_insert(now);
+        let stop = if now - since > LARGER_WORKER_PATIENCE {
+            // Whoever retries it by hand gives it as long again.
+            checkpoint.too_large_since = None;
+            Stop::failed("no_worker_large_enough", format!("no worker had room for it: {why}"))
+        } else {
+            Stop::snooze(LARGER_WORKER_WAIT, "worker_too_small", why)
+        };
+        self.cx.save_checkpoint(json!(checkpoint)).await?;
+        Err(stop.into())
     }
 
     /// Stores what was proved, and makes it the rendition in one transaction.

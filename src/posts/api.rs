@@ -1,6 +1,6 @@
 //! `/api/v1/posts`: write, read, change and delete posts, and ask whether they would be accepted.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use poem::web::Data;
 use poem_openapi::{
@@ -10,7 +10,7 @@ use poem_openapi::{
 };
 
 use super::{
-    input::{File, PlatformName, PostInput, PostView, Variant},
+    input::{File, PlatformName, PostInput, PostView, TextFields, Variant},
     store::{self, Removal},
 };
 use crate::{
@@ -102,6 +102,8 @@ enum Deleted {
 }
 
 const LIST: &str = "posts";
+/// What the text for everywhere is called here.
+const UNIVERSAL: &str = "universal_content";
 
 #[OpenApi(prefix_path = "/api/v1", tag = "Tag::Posts")]
 impl PostsApi {
@@ -123,8 +125,8 @@ impl PostsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let post = body.0.checked(PostId::new(), caller.tenant)?;
-        write(&mut tx, &post).await?;
+        let (mut post, _) = body.0.examine(PostId::new(), caller.tenant, UNIVERSAL).accepted()?;
+        write(&mut tx, &mut post).await?;
         let location = format!("/api/v1/posts/{}", post.id);
         let answer = claim.keep(&mut tx, Created::new(location, PostView::from(post))).await?;
         tx.commit().await?;
@@ -175,7 +177,7 @@ impl PostsApi {
         caller.require(Scope::Workspace)?;
         let PostChange { universal_content, variants, media, version } = body.0;
         let post = PostInput { universal_content, variants, media };
-        let post = post.checked(id.0, caller.tenant)?;
+        let (post, _) = post.examine(id.0, caller.tenant, UNIVERSAL).accepted()?;
         let mut tx = app.db.begin().await?;
         let changed =
             store::update(&mut tx, caller.tenant, id.0, version, &post.universal_content, &post.variants, &post.media);
@@ -222,23 +224,25 @@ impl PostsApi {
         caller.require(Scope::Workspace)?;
         let ValidateInput { universal_content, variants, media, platforms } = body.0;
         let post = PostInput { universal_content, variants, media };
-        let post = post.checked(PostId::new(), caller.tenant)?;
+        let (post, fields) = post.examine(PostId::new(), caller.tenant, UNIVERSAL).accepted()?;
         let mut wanted: Vec<Platform> = platforms.into_iter().map(Platform::from).collect();
         if wanted.is_empty() {
             wanted.extend(publisher.accounts.connectors().platforms());
         }
-        wanted.dedup();
+        let mut seen = BTreeSet::new();
+        wanted.retain(|platform| seen.insert(*platform));
         let reports = check::check(&publisher, caller.tenant, &post, &wanted, false).await.map_err(media_problem)?;
-        let platforms: Vec<_> = reports.into_iter().map(report).collect();
+        let platforms: Vec<_> = reports.into_iter().map(|of_one| report(of_one, &fields)).collect();
         Ok(Json(Validation { valid: platforms.iter().all(|report| report.valid), platforms }))
     }
 }
 
 /// Stores a post in the caller's transaction.
-pub async fn write(tx: &mut sqlx::PgConnection, post: &super::Post) -> Result<(), Problem> {
-    store::insert(tx, post.id, post.tenant, &post.universal_content, &post.variants, &post.media)
-        .await
-        .map_err(unknown_media)
+pub async fn write(tx: &mut sqlx::PgConnection, post: &mut super::Post) -> Result<(), Problem> {
+    let insert = store::insert(tx, post.id, post.tenant, &post.universal_content, &post.variants, &post.media);
+    post.created_at = insert.await.map_err(unknown_media)?;
+    post.updated_at = post.created_at;
+    Ok(())
 }
 
 fn unknown_media(error: sqlx::Error) -> Problem {
@@ -254,13 +258,14 @@ fn unknown() -> Problem {
     Problem::invalid_field("media", "names a file that is no upload of yours", "Upload it first: POST /api/v1/media")
 }
 
-fn report(report: check::Report) -> PlatformReport {
+fn report(report: check::Report, fields: &TextFields) -> PlatformReport {
+    let text_field = fields.name_for(report.platform);
     let problems: Vec<_> = report
         .problems
         .into_iter()
         .map(|problem| ProblemView {
             code: problem.code.to_owned(),
-            field: problem.field,
+            field: if problem.field == "text" { text_field.clone() } else { problem.field },
             message: problem.message,
             remedy: problem.remedy,
         })

@@ -115,9 +115,59 @@ impl From<Post> for PostView {
     }
 }
 
+/// Where the texts of a post stand in what a caller sent, so that an error names a field that the caller knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextFields {
+    universal: &'static str,
+    /// In the caller's order.
+    variants: Vec<Platform>,
+}
+
+impl TextFields {
+    /// Of a post that is stored, as it is read back.
+    pub fn of(post: &Post) -> Self {
+        Self { universal: "universal_content", variants: post.variants.keys().copied().collect() }
+    }
+
+    /// The field with the text for everywhere.
+    pub fn universal(&self) -> &'static str {
+        self.universal
+    }
+
+    /// The field that holds what is said on a platform.
+    pub fn name_for(&self, platform: Platform) -> String {
+        match self.variants.iter().position(|variant| *variant == platform) {
+            Some(index) => format!("variants[{index}].text"),
+            None => self.universal.to_owned(),
+        }
+    }
+}
+
+/// A post as it would be, and everything about it that no post may be.
+#[derive(Debug, Clone)]
+pub struct Examined {
+    pub post: Post,
+    pub fields: TextFields,
+    pub errors: Vec<FieldError>,
+}
+
+impl Examined {
+    /// One that was examined before it was stored.
+    pub fn stored(post: Post) -> Self {
+        Self { fields: TextFields::of(&post), post, errors: Vec::new() }
+    }
+
+    /// For callers that have nothing to add to the errors.
+    pub fn accepted(self) -> Result<(Post, TextFields), Problem> {
+        if self.errors.is_empty() { Ok((self.post, self.fields)) } else { Err(Problem::invalid(self.errors)) }
+    }
+}
+
 impl PostInput {
-    /// The post as it would be, or everything that no post may be.
-    pub fn checked(self, id: PostId, tenant: TenantId) -> Result<Post, Problem> {
+    /// `universal`: what the field with the text for everywhere is called in the caller's request.
+    pub fn examine(self, id: PostId, tenant: TenantId, universal: &'static str) -> Examined {
+        let platforms = self.variants.iter().map(|variant| Platform::from(variant.platform));
+        let fields = TextFields { universal, variants: platforms.collect() };
         let mut errors = Vec::new();
         let mut variants = BTreeMap::new();
         for (index, variant) in self.variants.into_iter().enumerate() {
@@ -137,13 +187,11 @@ impl PostInput {
         let says_something =
             !self.universal_content.trim().is_empty() || variants.values().any(|text| !text.trim().is_empty());
         if !says_something && media.is_empty() {
-            errors.push(FieldError::new("universal_content", "is empty", "Write something, or add media"));
+            errors.push(FieldError::new(universal, "is empty", "Write something, or add media"));
         }
-        if !errors.is_empty() {
-            return Err(Problem::invalid(errors));
-        }
+        // Until it is stored, and the database says when.
         let now = Utc::now();
-        Ok(Post {
+        let post = Post {
             id,
             tenant,
             universal_content: self.universal_content,
@@ -152,6 +200,35 @@ impl PostInput {
             version: 1,
             created_at: now,
             updated_at: now,
-        })
+        };
+        Examined { post, fields, errors }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(text: &str, variants: &[(PlatformName, &str)]) -> PostInput {
+        let variant = |(platform, text): &(PlatformName, &str)| Variant { platform: *platform, text: (*text).into() };
+        PostInput {
+            universal_content: text.into(),
+            variants: variants.iter().map(variant).collect(),
+            media: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_error_about_a_text_names_the_field_that_the_caller_sent() {
+        let variants = [(PlatformName::Threads, "a"), (PlatformName::X, "b")];
+        let examined = input("c", &variants).examine(PostId::new(), TenantId::new(), "text");
+        assert_eq!(examined.fields.name_for(Platform::Threads), "variants[0].text");
+        assert_eq!(examined.fields.name_for(Platform::X), "variants[1].text");
+        assert_eq!(examined.fields.name_for(Platform::Facebook), "text");
+        let stored = Examined::stored(examined.post);
+        assert_eq!(stored.fields.name_for(Platform::Facebook), "universal_content");
+        let empty = input(" ", &[]).examine(PostId::new(), TenantId::new(), "text");
+        assert_eq!(empty.errors[0].field, "text");
+        assert!(empty.accepted().is_err());
     }
 }

@@ -77,6 +77,7 @@ pub async fn list(db: &PgPool, tenant: TenantId, before: Option<PostId>, limit: 
     Ok(rows.into_iter().map(Post::from).collect())
 }
 
+/// Returns when it was created, by the database's clock.
 pub async fn insert(
     tx: &mut PgConnection,
     id: PostId,
@@ -84,15 +85,18 @@ pub async fn insert(
     universal_content: &str,
     variants: &BTreeMap<Platform, String>,
     media: &[Attached],
-) -> sqlx::Result<()> {
-    sqlx::query("insert into posts (id, tenant_id, universal_content, variants) values ($1, $2, $3, $4)")
-        .bind(id)
-        .bind(tenant)
-        .bind(universal_content)
-        .bind(Json(variants))
-        .execute(&mut *tx)
-        .await?;
-    attach(tx, id, tenant, media).await
+) -> sqlx::Result<DateTime<Utc>> {
+    let created_at = sqlx::query_scalar(
+        "insert into posts (id, tenant_id, universal_content, variants) values ($1, $2, $3, $4) returning created_at",
+    )
+    .bind(id)
+    .bind(tenant)
+    .bind(universal_content)
+    .bind(Json(variants))
+    .fetch_one(&mut *tx)
+    .await?;
+    attach(tx, id, tenant, media).await?;
+    Ok(created_at)
 }
 
 /// Replaces a post's content. `false`: it is not there, or was changed since `version`.

@@ -23,8 +23,8 @@ use crate::{
     http::{Accepted, App, Caller, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
     ids::{ConnectionId, PostId, PublicationId},
     posts::{
-        self, Post,
-        input::{File, PlatformName, PostInput, Variant},
+        self,
+        input::{Examined, File, PlatformName, PostInput, Variant},
     },
 };
 
@@ -96,8 +96,8 @@ impl PublishingApi {
         caller.require(Scope::Workspace)?;
         let request = body.0.to_json();
         let (content, options) = body.0.parts();
-        let post = content.checked(PostId::new(), caller.tenant)?;
-        put_on_its_way(&app, &publisher, &caller, key, request, NewOrStored::New(post), options).await
+        let content = NewOrStored::New(content.examine(PostId::new(), caller.tenant, "text"));
+        put_on_its_way(&app, &publisher, &caller, key, request, content, options).await
     }
 
     /// Publish a post
@@ -115,7 +115,8 @@ impl PublishingApi {
         let request = body.0.to_json();
         let post = posts::store::get(&app.db, caller.tenant, id.0).await?;
         let post = post.ok_or_else(|| Problem::not_found("post"))?;
-        put_on_its_way(&app, &publisher, &caller, key, request, NewOrStored::Stored(post), body.0).await
+        let content = NewOrStored::Stored(Examined::stored(post));
+        put_on_its_way(&app, &publisher, &caller, key, request, content, body.0).await
     }
 
     /// List a post's publications
@@ -236,8 +237,8 @@ impl PublishInput {
 }
 
 enum NewOrStored {
-    New(Post),
-    Stored(Post),
+    New(Examined),
+    Stored(Examined),
 }
 
 async fn put_on_its_way(
@@ -246,7 +247,7 @@ async fn put_on_its_way(
     caller: &Caller,
     key: IdempotencyKey,
     request: Option<serde_json::Value>,
-    post: NewOrStored,
+    content: NewOrStored,
     options: Options,
 ) -> Result<Accepted<AcceptedView>, Problem> {
     // A repeat is answered before anything is checked: what it asked for may have changed since.
@@ -256,23 +257,22 @@ async fn put_on_its_way(
             return Ok(answer);
         }
     }
-    let (post, is_new, text_field) = match post {
-        NewOrStored::New(post) => (post, true, "text"),
-        NewOrStored::Stored(post) => (post, false, "universal_content"),
+    let (content, is_new) = match content {
+        NewOrStored::New(content) => (content, true),
+        NewOrStored::Stored(content) => (content, false),
     };
-    let id = post.id;
-    let wish = request::wish(app, publisher, caller, post, options, text_field).await?;
+    let mut wish = request::wish(app, publisher, caller, content, options).await?;
     let mut tx = app.db.begin().await?;
     let claim = match key.claim(&mut tx, caller, request).await? {
         Turn::Replay(answer) => return Ok(answer),
         Turn::New(claim) => claim,
     };
     if is_new {
-        posts::api::write(&mut tx, &wish.post).await?;
+        posts::api::write(&mut tx, &mut wish.post).await?;
     }
     let planned = plan::plan(&mut tx, &app.engine, caller.tenant, &wish).await.map_err(plan_problem)?;
     let location = format!("/api/v1/groups/{}", planned.group);
-    let answer = claim.keep(&mut tx, Accepted::new(location, AcceptedView::new(id, &planned))).await?;
+    let answer = claim.keep(&mut tx, Accepted::new(location, AcceptedView::new(wish.post.id, &planned))).await?;
     tx.commit().await?;
     app.engine.ring(&planned.tickets).await;
     Ok(answer)

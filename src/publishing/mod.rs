@@ -13,6 +13,7 @@ pub mod check;
 pub mod circuit;
 pub mod files;
 pub mod halt;
+pub mod health;
 pub mod intents;
 pub mod job;
 pub mod late;

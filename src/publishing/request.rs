@@ -16,7 +16,7 @@ use crate::{
     ids::ConnectionId,
     jobs::EnqueueError,
     platforms::{ContentProblem, Platform},
-    posts::{Post, input::PlatformName},
+    posts::input::{Examined, PlatformName},
     publishing::MediaTrouble,
 };
 
@@ -49,16 +49,15 @@ pub struct Options {
     pub tone: Option<String>,
 }
 
-/// Checks everything and says all that is wrong at once. `field` names where the post's text stands in the request.
+/// Checks everything and says all that is wrong at once.
 pub async fn wish(
     app: &App,
     publisher: &Publisher,
     caller: &Caller,
-    post: Post,
+    content: Examined,
     options: Options,
-    text_field: &str,
 ) -> Result<Wish, Problem> {
-    let mut errors = Vec::new();
+    let Examined { post, fields, mut errors } = content;
     let connections = chosen(app, caller, &options, &mut errors).await?;
     let schedule = options.scheduled_at.as_deref().map(|at| schedule::resolve(at, options.time_zone.as_deref()));
     let schedule = schedule.transpose().unwrap_or_else(|error| {
@@ -71,12 +70,20 @@ pub async fn wish(
     if options.tone.is_some() && !options.optimize {
         errors.push(FieldError::new("tone", "goes with optimize", "Add \"optimize\": true, or leave it out"));
     }
+    if options.optimize && !app.config.ai.is_on() {
+        let message = "this installation has no language model";
+        errors.push(FieldError::new("optimize", message, "Leave it out, or ask the operator to set one up"));
+    }
     let mut platforms: Vec<Platform> = connections.iter().map(|connection| connection.platform).collect();
     platforms.sort_unstable();
     platforms.dedup();
+    // What is wrong everywhere is not said again for each platform.
+    let said: Vec<String> = errors.iter().map(|error| error.field.clone()).collect();
     let reports = check::check(publisher, caller.tenant, &post, &platforms, options.optimize).await;
     for report in reports.map_err(media_problem)? {
-        errors.extend(report.problems.into_iter().map(|problem| content_error(report.platform, problem, text_field)));
+        let text_field = fields.name_for(report.platform);
+        let found = report.problems.into_iter().map(|problem| content_error(report.platform, problem, &text_field));
+        errors.extend(found.filter(|error| !said.contains(&error.field)));
     }
     let max_lateness =
         options.max_lateness_seconds.map_or(late::DEFAULT_MAX_LATENESS, |seconds| Duration::from_secs(seconds.into()));
@@ -92,7 +99,8 @@ pub async fn wish(
     if let Some(optimize) = wish.optimize.as_ref().filter(|_| !wish.connections.is_empty()) {
         let problems = transform_request(&wish, optimize).problems();
         errors.extend(problems.into_iter().map(|problem| {
-            let field = if problem.field == "content" { text_field } else { problem.field };
+            // One text is rewritten for all platforms: the one for everywhere.
+            let field = if problem.field == "content" { fields.universal() } else { problem.field };
             FieldError::new(field, problem.message, problem.remedy)
         }));
     }

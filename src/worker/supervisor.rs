@@ -50,12 +50,19 @@ pub fn run(config: &Config, queue: Queue) -> anyhow::Result<()> {
 }
 
 /// The worker dies with its parent, however that ends.
+#[cfg(target_os = "linux")]
 pub fn die_with_parent() -> io::Result<()> {
     // SAFETY: the call takes numbers only.
     match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Other systems have no such signal: a worker whose parent was killed goes on, and is seen by its lease.
+#[cfg(not(target_os = "linux"))]
+pub fn die_with_parent() -> io::Result<()> {
+    Ok(())
 }
 
 /// A parent that died before the worker asked to die with it sends no signal any more.

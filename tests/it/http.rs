@@ -7,6 +7,7 @@ use multivio::{
     http::{
         Caller, Input, Problem,
         auth::Authenticator,
+        gate::Paths,
         limits::{RateLimiter, Shared, Subject, Verdict},
         page, router, server,
     },
@@ -96,7 +97,8 @@ impl Served {
         let state = multivio::http::App::new(config, db, engine, stop.clone()).unwrap();
         let calls = OpenApiService::new(Calls, "test", "1");
         let metrics = router::metrics_of(calls.spec().as_bytes());
-        let routes = router::guarded(poem::Route::new().nest("/", calls), Arc::new(state), limiter, Arc::new(metrics));
+        let calls = poem::Route::new().nest("/", calls);
+        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), Paths::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let ended = tokio::spawn(server::serve(listener, routes, stop.clone()));
@@ -181,6 +183,10 @@ async fn every_way_to_ask_wrongly_gets_a_problem_that_names_the_field() {
             assert!(!named["remedy"].as_str().unwrap().is_empty(), "case {number} has no remedy: {body}");
         }
     }
+    let not_allowed = served.request(Method::DELETE, "/api/v1/echo").send().await.unwrap();
+    assert_eq!(not_allowed.headers()["allow"], "POST");
+    let not_allowed = served.request(Method::POST, "/api/v1/list").send().await.unwrap();
+    assert_eq!(not_allowed.headers()["allow"], "GET, HEAD");
     let echoed = served.echo("{\"text\": \"hello\"}").send().await.unwrap();
     assert_eq!((echoed.status().as_u16(), echoed.text().await.unwrap().as_str()), (200, "5"));
 }
@@ -409,14 +415,14 @@ async fn the_product_itself_is_described_and_open_only_where_it_should() {
 #[test]
 fn the_document_in_the_repository_is_current() {
     let kept = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json")).unwrap();
-    assert!(kept == router::openapi_json(), "write it anew: cargo run -- openapi > openapi.json");
+    assert!(kept == multivio::api::openapi_json(), "write it anew: cargo run -- openapi > openapi.json");
 }
 
 #[tokio::test]
 async fn health_tells_what_works_and_readiness_only_whether_it_can_commit() {
     let servers = Servers::private().await;
     let mut app = App::on(&servers).await;
-    app.set("DB_POOL_TIMEOUT", "1");
+    app.set("DB_POOL_TIMEOUT", "1").set("FFPROBE", "/nowhere/ffprobe");
     let api = app.api().await;
     let state = |health: &Value, name: &str| {
         let checks = health["checks"].as_array().unwrap().clone();
@@ -426,6 +432,10 @@ async fn health_tells_what_works_and_readiness_only_whether_it_can_commit() {
     assert_eq!((status, &health["status"]), (200, &json!("degraded")), "no worker runs: {health}");
     assert_eq!((state(&health, "database"), state(&health, "redis")), (json!("ok"), json!("ok")));
     assert_eq!(state(&health, "queue:media"), "down");
+    for (name, expected) in [("storage", "ok"), ("ffprobe", "down"), ("language models", "off"), ("platform:x", "off")]
+    {
+        assert_eq!(state(&health, name), expected, "{name}: {health}");
+    }
 
     servers.control().await.redis.stop().await.unwrap();
     assert_eq!(api.get("/health/ready").await.0, 200, "Redis is an accelerator, not a need");

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use multivio::{
     http::{
-        Accepted, App as State, Caller, IdempotencyKey, Input, Problem, Turn, idempotency, limits::RateLimiter, router,
-        server,
+        Accepted, App as State, Caller, IdempotencyKey, Input, Problem, Turn, gate::Paths, idempotency,
+        limits::RateLimiter, router, server,
     },
     ids::{GroupId, TenantId},
     jobs::{Engine, belt::Belt},
@@ -78,7 +78,7 @@ impl Served {
         let calls = OpenApiService::new(Writes, "test", "1");
         let metrics = router::metrics_of(calls.spec().as_bytes());
         let calls = poem::Route::new().nest("/", calls);
-        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics));
+        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), Paths::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/api/v1/groups", listener.local_addr().unwrap());
         tokio::spawn(server::serve(listener, routes, stop.clone()));

@@ -23,3 +23,4 @@ mod media_render;
 mod media_stills;
 mod publish;
 mod settings;
+mod whole;

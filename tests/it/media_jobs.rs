@@ -116,6 +116,22 @@ async fn two_jobs_for_the_same_rendition_make_it_once() {
 }
 
 #[tokio::test]
+async fn a_job_that_equal_uploads_share_outlives_the_one_it_was_made_for() {
+    let (app, clips) = (App::new().await, Clips::new());
+    let api = app.api().await;
+    let bytes = clip_bytes(&clips, "").await;
+    let first = id(&upload(&api, "a.mp4", bytes.clone()).await.1);
+    let second = id(&upload(&api, "b.mp4", bytes).await.1);
+    let job = transcode(&api, first, &["x_video"]).await.remove(0);
+    assert_eq!(transcode(&api, second, &["x_video"]).await.remove(0), job, "they share it");
+    assert_eq!(api.delete(&format!("/api/v1/media/{first}")).await.0, 204);
+    let _worker = worker(&app).await;
+    let done = ended(&api, &job).await;
+    assert_eq!(done["state"], "succeeded", "{done}");
+    assert!(service(&app).open_rendition(app.tenant, second, PresetName::XVideo).await.is_ok());
+}
+
+#[tokio::test]
 async fn cancelling_a_transcode_ends_ffmpeg_and_leaves_no_file() {
     let (app, clips) = (App::new().await, Clips::new());
     let (api, _worker) = tokio::join!(app.api(), worker(&app));

@@ -11,6 +11,8 @@ const SAMPLE: &str = include_str!("../../.env.sample");
 const APP_SPEC: &str = include_str!("../../app-spec.yaml");
 const COMPOSE: &str = include_str!("../../deploy/compose.yaml");
 const MANIFEST: &str = include_str!("../../Cargo.toml");
+const API_IMAGE: &str = include_str!("../../Dockerfile.api");
+const WORKER_IMAGE: &str = include_str!("../../Dockerfile.worker");
 const HAZARDS: &str = include_str!("../../docs/hazards.md");
 
 /// Between a worker's own grace time and its killing: for handing back what is not finished.
@@ -73,16 +75,61 @@ fn whoever_stops_a_worker_waits_longer_than_the_worker_does() {
 
 #[test]
 fn every_worker_is_in_the_image_the_app_spec_and_compose() {
-    let dockerfile = include_str!("../../Dockerfile.worker");
     let workers: Vec<_> =
         MANIFEST.lines().filter_map(|line| line.strip_prefix("path = \"workers/")?.strip_suffix(".rs\"")).collect();
     assert!(workers.len() >= 4, "{workers:?}");
     for worker in workers {
         let program = format!("multivio-{worker}");
-        assert!(dockerfile.contains(&format!("--bin {program}")), "{program} is not in Dockerfile.worker");
+        assert!(WORKER_IMAGE.contains(&format!("--bin {program}")), "{program} is not in Dockerfile.worker");
         assert!(APP_SPEC.contains(&format!("run_command: {program}\n")), "{program} is not in app-spec.yaml");
         assert!(COMPOSE.contains(&format!("[\"{program}\"]")), "{program} is not in deploy/compose.yaml");
     }
+}
+
+/// What a program starts must be in its image, whoever else has it.
+#[test]
+fn both_images_have_the_programs_that_are_started_in_them() {
+    for (name, file) in [("Dockerfile.api", API_IMAGE), ("Dockerfile.worker", WORKER_IMAGE)] {
+        let last = file.rsplit("\nFROM ").next().unwrap();
+        let install = last.split("apt-get install").nth(1).expect(name).lines().next().unwrap();
+        // ffprobe looks at uploads and renditions; tini buries what a crash orphans.
+        for package in ["ffmpeg", "ca-certificates", "tini"] {
+            assert!(install.split_whitespace().any(|word| word == package), "{name} does not install {package}");
+        }
+        assert!(last.contains("ENTRYPOINT [\"tini\""), "{name} does not use tini");
+    }
+}
+
+/// The API refuses what no worker could do, so both read the same keys.
+#[test]
+fn keys_of_services_are_given_to_all_programs() {
+    let shared = APP_SPEC.split("\njobs:").next().unwrap();
+    let single = APP_SPEC.split("\njobs:").nth(1).unwrap();
+    for name in [
+        "GROK_API_KEY",
+        "TOGETHER_API_KEY",
+        "OPENAI_API_KEY",
+        "TWITTER_CLIENT_ID",
+        "TWITTER_CLIENT_SECRET",
+        "ENCRYPTION_KEY",
+        "JWT_SECRET_KEY",
+    ] {
+        assert!(shared.contains(&format!("key: {name},")), "{name} is not among the settings of all");
+        assert!(!single.contains(name), "{name} is set for a single program as well");
+    }
+    // Compose gives one file of settings to all of them.
+    assert_eq!(COMPOSE.matches("env_file:").count(), 1);
+}
+
+#[test]
+fn every_variable_of_the_app_spec_and_compose_is_a_setting() {
+    let sample = sample();
+    let names = APP_SPEC.lines().filter_map(|line| line.split("key: ").nth(1)?.split(',').next());
+    let compose = COMPOSE.lines().filter_map(|line| line.trim().split_once(": ").map(|(name, _)| name));
+    let compose = compose.filter(|name| name.contains('_') && *name == name.to_ascii_uppercase());
+    let known = |name: &&str| sample.contains_key(name) || name.starts_with("POSTGRES_");
+    let unknown: Vec<_> = names.chain(compose).filter(|name| !known(name)).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
 }
 
 /// Names and what stands behind them, commented out or not.

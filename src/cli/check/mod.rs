@@ -11,7 +11,10 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::{Failure, Screen};
-use crate::config::{Config, Environment};
+use crate::{
+    config::{Config, Environment},
+    crypto::{CryptoError, Keyring},
+};
 
 #[derive(Debug, Args)]
 pub struct Arguments {}
@@ -98,14 +101,19 @@ fn settings(config: &Config) -> Vec<Line> {
             "Set it to `openssl rand -base64 48`",
         ),
     });
-    lines.push(match config.encryption_keys.len() {
-        0 => Line::problem(
+    lines.push(match (Keyring::new(&config.encryption_keys), config.encryption_keys.len()) {
+        (Err(CryptoError::NoKey), _) => Line::problem(
             "encryption",
             "ENCRYPTION_KEY is not set: accounts' tokens cannot be stored",
             "Set it to `openssl rand -base64 32` and keep it safe: without it they cannot be read again",
         ),
-        1 => Line::ok("encryption", "1 key"),
-        keys => Line::ok("encryption", format!("{keys} keys; the first one encrypts")),
+        (Err(error), _) => Line::problem(
+            "encryption",
+            error.to_string(),
+            "Set each to what `openssl rand -base64 32` printed, whole; the API does not start with it",
+        ),
+        (Ok(_), 1) => Line::ok("encryption", "1 key"),
+        (Ok(_), keys) => Line::ok("encryption", format!("{keys} keys; the first one encrypts")),
     });
     if config.environment == Environment::Production && config.api.allowed_origins.iter().any(|origin| origin == "*") {
         lines.push(Line::problem("origins", "any origin is allowed", "Name the origins in ALLOWED_ORIGINS"));
@@ -181,6 +189,12 @@ mod tests {
         assert_eq!(verdict(&lines, "tokens"), Verdict::Problem);
         assert_eq!(verdict(&lines, "encryption"), Verdict::Problem);
         assert!(!format!("{lines:?}").contains("hunter2"));
+        let lines = settings(&config(&[("ENCRYPTION_KEY", "hunter2")]));
+        assert_eq!(verdict(&lines, "encryption"), Verdict::Problem, "it is no key");
+        assert!(!format!("{lines:?}").contains("hunter2"));
+        let key = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY=";
+        let lines = settings(&config(&[("ENCRYPTION_KEY", key), ("ENCRYPTION_KEYS_OLD", key)]));
+        assert_eq!(verdict(&lines, "encryption"), Verdict::Ok);
         let lines = settings(&config(&[("ENVIRONMENT", "production"), ("ALLOWED_ORIGINS", "https://a.example,*")]));
         assert_eq!(verdict(&lines, "origins"), Verdict::Problem);
     }

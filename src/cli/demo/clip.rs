@@ -30,7 +30,7 @@ const CAMERA: &str = "[1:v]scale=960:540:flags=fast_bilinear,format=yuv420p[rock
     [2:v]scale=1200:150:flags=neighbor,fps=30,gblur=sigma=1,format=yuv420p[town];\
     [land][town]overlay=x='-120+100*sin(t/6)':y='H-130+5*sin(t*1.3)'[scene];\
     [scene]noise=alls=5:allf=t,crop=920:518:x='20+17*sin(t*0.9)+3*sin(t*7.3)':y='11+8*sin(t*1.1)+3*sin(t*6.1)',\
-    scale=1920:1080:flags=bilinear,format=yuv420p[v];[3:a][4:a]amix=inputs=2:normalize=0[a]";
+    scale=1920:1080:flags=bilinear,setsar=1,format=yuv420p[v];[3:a][4:a]amix=inputs=2:normalize=0[a]";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClipError {

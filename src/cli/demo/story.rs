@@ -13,7 +13,7 @@ use super::{
     client::{Client, Event, JobStatus, json, text_of},
     clip,
     results::Results,
-    table::{Report, Row},
+    table::{Refused, Report, Row},
 };
 use crate::{cli::token::developer, http::Scope, ids::MediaId, local::Stack, media::PresetName, telemetry::chain};
 
@@ -34,6 +34,7 @@ pub async fn tell(stack: &Stack, token: &str, file: Option<PathBuf>) -> Report {
         bars: Bars::default(),
         rows: Vec::new(),
         problems: Vec::new(),
+        refused: Vec::new(),
         posts: None,
         sent: 0,
     };
@@ -49,6 +50,7 @@ struct Story {
     bars: Bars,
     rows: Vec<Row>,
     problems: Vec<String>,
+    refused: Vec<Refused>,
     posts: Option<u64>,
     /// Publications whose job succeeded.
     sent: u64,
@@ -74,21 +76,47 @@ impl Story {
             }
         };
         let connection = self.connect().await?;
-        let media = self.upload(&clip, "uploading it").await?;
+        let uploaded = self.upload(&clip, "uploading it").await?;
+        let media = text_of("POST /api/v1/media", &uploaded, "id")?;
+        let (presets, refused) = usable_presets(&uploaded);
+        self.refused.extend(refused);
 
         self.bars.say("One job of every kind:");
-        let mut begun = self.begin_transcodes(&media).await?;
-        begun.push(self.begin_transform().await?);
-        begun.extend(self.begin_publish("post to X", &json!({ "text": GREETING, "connections": [connection] })).await?);
+        let mut begun = Vec::new();
+        let transcodes = self.begin_transcodes(&media, &presets).await;
+        begun.extend(self.or_tell("transcode", transcodes));
+        let transform = self.begin_transform().await;
+        begun.extend(self.or_tell("shorten a text for X", transform.map(|begun| vec![begun])));
+        let post = self.begin_publish("post to X", &json!({ "text": GREETING, "connections": [connection] })).await;
+        begun.extend(self.or_tell("post to X", post));
         self.follow(begun).await;
-        for preset in PRESETS {
+        for preset in presets {
             self.save(&results, &media, preset, preset.as_str()).await;
         }
+        if let Err(error) = self.workflow(&results, ffmpeg, &clip, &connection).await {
+            self.problems.push(format!("workflow: {error:#}"));
+        }
+        self.count().await
+    }
 
+    /// A transcode, a text transform and a post in one call, of a part of the clip.
+    async fn workflow(
+        &mut self,
+        results: &Results,
+        ffmpeg: &Path,
+        clip: &Path,
+        connection: &str,
+    ) -> anyhow::Result<()> {
         self.bars.say("All of it in one call (media, optimized text, X):");
         let cut = results.folder().join("cut.mov");
-        clip::cut(ffmpeg, &clip, &cut, CUT_SECONDS).await?;
-        let media = self.upload(&cut, "uploading a cut of it").await?;
+        clip::cut(ffmpeg, clip, &cut, CUT_SECONDS).await?;
+        let uploaded = self.upload(&cut, "uploading a cut of it").await?;
+        let (_, refused) = usable_presets(&uploaded);
+        if let Some(refused) = refused.into_iter().find(|refused| refused.preset == PresetName::XVideo) {
+            self.refused.push(Refused { what: "workflow".into(), ..refused });
+            return Ok(());
+        }
+        let media = text_of("POST /api/v1/media", &uploaded, "id")?;
         let wish = json!({
             "text": DRAFT,
             "media": [{ "media_id": media, "alt_text": "Rocks above a town in the evening" }],
@@ -97,8 +125,16 @@ impl Story {
         });
         let begun = self.begin_publish("workflow", &wish).await?;
         self.follow(begun).await;
-        self.save(&results, &media, PresetName::XVideo, "workflow-x_video").await;
-        self.count().await
+        self.save(results, &media, PresetName::XVideo, "workflow-x_video").await;
+        Ok(())
+    }
+
+    /// What could not be begun is told, and the rest goes on.
+    fn or_tell(&mut self, what: &str, begun: anyhow::Result<Vec<Begun>>) -> Vec<Begun> {
+        begun.unwrap_or_else(|error| {
+            self.problems.push(format!("{what}: {error:#}"));
+            Vec::new()
+        })
     }
 
     /// An account at the sandbox's X, connected with its tokens as its owner would.
@@ -121,7 +157,7 @@ impl Story {
         Ok(text_of(path, &self.client.post(path, &connection).await?, "id")?)
     }
 
-    async fn upload(&self, file: &Path, what: &str) -> anyhow::Result<String> {
+    async fn upload(&self, file: &Path, what: &str) -> anyhow::Result<Value> {
         let bar = self.bars.add(what);
         let moving = bar.clone();
         let media = self.client.upload(file, move |sent| moving.set(sent, "")).await;
@@ -129,12 +165,15 @@ impl Story {
             Ok(media) => bar.done(&plans(media)),
             Err(error) => bar.failed(&chain(error)),
         }
-        Ok(text_of("POST /api/v1/media", &media?, "id")?)
+        Ok(media?)
     }
 
-    async fn begin_transcodes(&self, media: &str) -> anyhow::Result<Vec<Begun>> {
+    async fn begin_transcodes(&self, media: &str, presets: &[PresetName]) -> anyhow::Result<Vec<Begun>> {
+        if presets.is_empty() {
+            return Ok(Vec::new());
+        }
         let path = format!("/api/v1/media/{media}/transcode");
-        let presets = PRESETS.map(PresetName::as_str);
+        let presets: Vec<_> = presets.iter().map(|preset| preset.as_str()).collect();
         let answer = self.client.post(&path, &json!({ "presets": presets })).await?;
         let mut begun = Vec::new();
         for job in answer["jobs"].as_array().into_iter().flatten() {
@@ -142,10 +181,10 @@ impl Story {
             begun.push(Begun { what: format!("transcode {preset}"), job: text_of(&path, job, "job_id")? });
         }
         anyhow::ensure!(
-            begun.len() == PRESETS.len(),
+            begun.len() == presets.len(),
             "{path} began {} jobs for {} presets",
             begun.len(),
-            PRESETS.len()
+            presets.len()
         );
         Ok(begun)
     }
@@ -250,6 +289,7 @@ impl Story {
             succeeded: self.problems.is_empty() && !self.rows.is_empty(),
             rows: self.rows,
             problems: self.problems,
+            refused: self.refused,
             posts: self.posts,
             addresses: vec![
                 address("API documents", format!("{}/docs", stack.api_url)),
@@ -297,6 +337,21 @@ fn result_of(job: &JobStatus) -> String {
     }
 }
 
+/// The presets that the file can be made into, and those that its plan refuses, which is an answer and no failure.
+fn usable_presets(media: &Value) -> (Vec<PresetName>, Vec<Refused>) {
+    let plan_of = |preset: &PresetName| {
+        let plans = media["plans"].as_array().into_iter().flatten();
+        plans.into_iter().find(|plan| plan["preset"] == preset.as_str() && plan["action"] == "refuse")
+    };
+    let (refused, usable): (Vec<_>, Vec<_>) = PRESETS.into_iter().partition(|preset| plan_of(preset).is_some());
+    let why = |preset: PresetName| Refused {
+        what: format!("transcode {preset}"),
+        preset,
+        why: plan_of(&preset).and_then(|plan| plan["summary"].as_str()).unwrap_or_default().to_owned(),
+    };
+    (usable, refused.into_iter().map(why).collect())
+}
+
 /// What will become of a file, platform by platform.
 fn plans(media: &Value) -> String {
     let plans = media["plans"].as_array().into_iter().flatten();
@@ -310,4 +365,21 @@ fn size_of(file: &Path) -> String {
 
 fn bytes(count: u64) -> String {
     format!("{:.1} MB", count as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_preset_that_the_file_does_not_suit_is_told_and_the_others_are_made() {
+        let media = json!({ "plans": [
+            { "preset": "x_video", "action": "transcode", "summary": "" },
+            { "preset": "instagram_reel", "action": "refuse", "summary": "the video is 1 s long" },
+            { "preset": "youtube_video", "action": "remux", "summary": "" },
+        ] });
+        let (usable, refused) = usable_presets(&media);
+        assert_eq!(usable, [PresetName::XVideo, PresetName::YoutubeVideo]);
+        assert_eq!((refused.len(), &*refused[0].why), (1, "the video is 1 s long"));
+    }
 }

@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::{bars::shortened, client::JobStatus};
-use crate::cli::jobs::duration;
+use crate::{cli::jobs::duration, media::PresetName};
 
 /// Everything that happened.
 #[derive(Debug, Serialize)]
@@ -13,9 +13,19 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// What went wrong beyond a job.
     pub problems: Vec<String>,
+    /// What was not begun, because the file does not suit it.
+    pub refused: Vec<Refused>,
     /// What the sandbox counted.
     pub posts: Option<u64>,
     pub addresses: Vec<(String, String)>,
+}
+
+/// Something that a plan refused.
+#[derive(Debug, Serialize)]
+pub struct Refused {
+    pub what: String,
+    pub preset: PresetName,
+    pub why: String,
 }
 
 /// One job.
@@ -42,6 +52,11 @@ pub fn describe(report: &Report) -> String {
             shortened(&row.result, 90),
             row.see.clone(),
         ]);
+    }
+    for refused in &report.refused {
+        let none = String::new;
+        let row = [refused.what.clone(), "media".into(), "refused".into(), none(), none(), none()];
+        table.add_row(row.into_iter().chain([shortened(&refused.why, 90), none()]));
     }
     for column in 3..=5 {
         if let Some(column) = table.column_mut(column) {

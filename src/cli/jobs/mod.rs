@@ -34,6 +34,8 @@ enum Command {
     List(ListArguments),
     /// One job with its timeline
     Show {
+        /// The job, as `jobs list` names it
+        #[arg(value_name = "job_...")]
         job: JobId,
         /// Follow it until it ends
         #[arg(long)]
@@ -41,18 +43,21 @@ enum Command {
     },
     /// Cancel jobs, also running ones
     Cancel {
-        #[arg(required = true)]
+        /// The jobs, as `jobs list` names them
+        #[arg(required = true, value_name = "job_...")]
         jobs: Vec<JobId>,
     },
     /// Run failed or cancelled jobs once more
     Retry(RetryArguments),
     /// Start nothing more of a queue; what runs goes on
     Pause {
+        /// The queue
         #[arg(value_name = QUEUES)]
         queue: Queue,
     },
     /// Go on with a paused queue
     Resume {
+        /// The queue
         #[arg(value_name = QUEUES)]
         queue: Queue,
     },
@@ -82,17 +87,20 @@ struct ListArguments {
     /// Only those created before this one
     #[arg(long, value_name = "job_...")]
     before: Option<JobId>,
+    /// At most so many
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
 }
 
 #[derive(Debug, Args)]
 struct RetryArguments {
-    #[arg(required_unless_present = "failed", conflicts_with = "failed")]
+    /// These jobs
+    #[arg(required_unless_present = "failed", conflicts_with = "failed", value_name = "job_...")]
     jobs: Vec<JobId>,
     /// All failed jobs of a queue, oldest first
     #[arg(long, requires = "queue")]
     failed: bool,
+    /// The queue whose failed jobs are meant
     #[arg(long, requires = "failed", value_name = QUEUES)]
     queue: Option<Queue>,
     /// Of these, only those of this kind

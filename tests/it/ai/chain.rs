@@ -213,6 +213,18 @@ async fn a_text_too_long_for_one_model_goes_to_the_next() {
 }
 
 #[tokio::test]
+async fn a_text_too_long_for_one_model_is_not_given_up_while_another_is_down() {
+    let too_long = || refuse(400, r#"{"error":{"message":"m","code":"context_length_exceeded"}}"#);
+    let [grok, together, _] = fakes([vec![throttled("30"), good()], vec![too_long()], vec![good()]]).await;
+    let transformer = transformer([Some(&grok), Some(&together), None]);
+    let cause = run(&transformer, &request()).await.0.unwrap_err().cause;
+    let Cause::Chain(ChainError::AllFailed { again_after, operator, .. }) = cause else { panic!("{cause:?}") };
+    assert_eq!((again_after, operator), (Some(Duration::from_secs(30)), false), "it may be able to read it later");
+    // Its circuit is open now: there is nothing to lose by asking it all the same.
+    assert_eq!(run(&transformer, &request()).await.0.unwrap().provider, "grok");
+}
+
+#[tokio::test]
 async fn the_instructions_do_not_change_with_what_a_user_writes() {
     let grok = Fake::start([good()]).await;
     let transformer = transformer([Some(&grok), None, None]);

@@ -109,6 +109,60 @@ async fn a_worker_that_dies_in_a_call_leaves_its_reservation_and_another_run_pay
     assert_eq!((state, grok.calls()), (State::Succeeded, 2));
     let now: Vec<String> = sqlx::query_scalar(states).fetch_all(&app.pool).await.unwrap();
     assert_eq!(now, ["reserved", "settled"]);
+    assert_eq!(whole_text(&engine, job, GOOD).await, ["run_again"], "what the dead run had shown is withdrawn");
+}
+
+/// Waits until this is what the events of a job add up to; the reasons for which text was withdrawn.
+async fn whole_text(engine: &Engine, job: JobId, text: &str) -> Vec<String> {
+    eventually(SOON, "the last event", || async {
+        let (mut shown, mut voids) = (String::new(), Vec::new());
+        for event in engine.events(job, "0").await.ok()? {
+            match event.name.as_str() {
+                "token" => shown.push_str(event.data["text"].as_str()?),
+                "void" => {
+                    shown.clear();
+                    voids.push(event.data["why"].as_str()?.to_owned());
+                }
+                _ => {}
+            }
+        }
+        (shown == text).then_some(voids)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn text_of_a_run_that_was_handed_back_is_withdrawn_by_the_next() {
+    let half = Say::Hang(vec![delta(&variant("x", "Nonsense that goes nowhere")[..25])]);
+    let grok = Fake::start([half, good()]).await;
+    let (mut app, engine) = app_with(&grok).await;
+    app.set("AI_REQUEST_TIMEOUT", "60").set("WORKER_GRACE_SECONDS", "0");
+    let mut worker = app.worker(Queue::Ai).await;
+    let job = enqueue(&engine, app.tenant, request()).await;
+    wait_until(SOON, "a first piece of text", || async {
+        engine.events(job, "0").await.is_ok_and(|events| events.iter().any(|event| event.name == "token"))
+    })
+    .await;
+    assert!(worker.program.stop(SOON).await.success());
+    let _another = app.worker(Queue::Ai).await;
+    assert_eq!(result(&engine, job).await.0, State::Succeeded);
+    assert_eq!(whole_text(&engine, job, GOOD).await, ["run_again"]);
+}
+
+#[tokio::test]
+async fn an_answer_kept_by_a_run_that_died_is_shown_anew() {
+    let grok = Fake::start([good()]).await;
+    let (app, engine) = app_with(&grok).await;
+    let worker = app.worker(Queue::Ai).await;
+    let done = enqueue(&engine, app.tenant, request()).await;
+    assert_eq!(result(&engine, done).await.0, State::Succeeded);
+    drop(worker);
+    let job = enqueue(&engine, app.tenant, TransformRequest { cache: false, ..request() }).await;
+    let kept = "update jobs set run = 1, checkpoint = (select result from jobs where id = $2) where id = $1";
+    sqlx::query(kept).bind(job).bind(done).execute(&app.pool).await.unwrap();
+    let _another = app.worker(Queue::Ai).await;
+    assert_eq!((result(&engine, job).await.0, grok.calls()), (State::Succeeded, 1), "nobody is asked twice");
+    assert_eq!(whole_text(&engine, job, GOOD).await, ["run_again"]);
 }
 
 #[tokio::test]
@@ -137,23 +191,7 @@ async fn text_that_is_withdrawn_is_voided_in_the_jobs_events() {
     let _worker = app.worker(Queue::Ai).await;
     let job = enqueue(&engine, app.tenant, request()).await;
     assert_eq!(result(&engine, job).await.0, State::Succeeded);
-    let shown = eventually(SOON, "the last event", || async {
-        let mut shown = String::new();
-        let mut voids = 0;
-        for event in engine.events(job, "0").await.ok()? {
-            match event.name.as_str() {
-                "token" => shown.push_str(event.data["text"].as_str()?),
-                "void" => {
-                    shown.clear();
-                    voids += 1;
-                }
-                _ => {}
-            }
-        }
-        (voids == 1 && shown == GOOD).then_some(shown)
-    })
-    .await;
-    assert_eq!(shown, GOOD);
+    assert_eq!(whole_text(&engine, job, GOOD).await.len(), 1);
 }
 
 #[tokio::test]

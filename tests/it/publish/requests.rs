@@ -33,6 +33,41 @@ async fn everything_wrong_with_a_wish_to_publish_is_said_at_once_and_nothing_is_
 }
 
 #[tokio::test]
+async fn an_error_names_a_field_of_the_request_that_was_sent() {
+    let mut stage = Stage::new().await;
+    let long = "x".repeat(300);
+    let variants = json!([{ "platform": "threads", "text": "short" }, { "platform": "x", "text": long }]);
+    let publish = "/api/v1/publish";
+    let (_, problem) = stage.api.post(publish, json!({ "platforms": ["x"], "tone": "warm" })).await;
+    assert_eq!(fields(&problem), ["text", "tone"], "all at once, and each once: {problem}");
+    let request = json!({ "text": "short", "variants": variants, "platforms": ["x"] });
+    let (_, problem) = stage.api.post(publish, request).await;
+    assert_eq!(fields(&problem), ["variants[1].text"], "{problem}");
+
+    let (_, post) = stage.api.post("/api/v1/posts", json!({ "universal_content": long })).await;
+    let path = format!("/api/v1/posts/{}/publish", post["id"].as_str().unwrap());
+    let (_, problem) = stage.api.post(&path, json!({ "platforms": ["x"] })).await;
+    assert_eq!(fields(&problem), ["universal_content"], "{problem}");
+
+    let request = json!({ "universal_content": long, "platforms": ["x", "threads", "x"] });
+    let (_, answer) = stage.api.post("/api/v1/posts/validate", request).await;
+    let named: Vec<_> = answer["platforms"].as_array().unwrap().iter().map(|one| one["platform"].clone()).collect();
+    assert_eq!(named, ["x", "threads"], "each once, in the caller's order");
+    assert_eq!(answer["platforms"][0]["problems"][0]["field"], "universal_content");
+    let request = json!({ "universal_content": "short", "variants": variants, "platforms": ["x"] });
+    let (_, answer) = stage.api.post("/api/v1/posts/validate", request).await;
+    assert_eq!(answer["platforms"][0]["problems"][0]["field"], "variants[1].text");
+
+    // What no worker could do is refused at once.
+    for name in ["GROK_API_KEY", "TOGETHER_API_KEY", "OPENAI_API_KEY"] {
+        stage.app.set(name, "");
+    }
+    let api = stage.app.api().await;
+    let (status, problem) = api.post(publish, json!({ "text": "a", "platforms": ["x"], "optimize": true })).await;
+    assert_eq!((status, fields(&problem)), (422, vec!["optimize"]), "{problem}");
+}
+
+#[tokio::test]
 async fn a_repeat_with_the_same_key_publishes_once() {
     let stage = Stage::new().await;
     let send = async || {
@@ -66,6 +101,8 @@ async fn posts_are_written_read_changed_and_deleted() {
     let stage = Stage::new().await;
     let (status, post) = stage.api.post("/api/v1/posts", json!({ "universal_content": "one" })).await;
     assert_eq!((status, &post["version"]), (201, &json!(1)), "{post}");
+    let (_, read) = stage.api.get(&format!("/api/v1/posts/{}", post["id"].as_str().unwrap())).await;
+    assert_eq!(read, post, "what was answered is what was stored");
     let path = format!("/api/v1/posts/{}", post["id"].as_str().unwrap());
     let change = json!({ "universal_content": "two", "variants": [{ "platform": "x", "text": "on x" }], "version": 1 });
     let (status, changed) = stage.api.call(Method::PUT, &path, Some(change.clone())).await;

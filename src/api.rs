@@ -1,0 +1,78 @@
+//! The whole API on one screen: every call of every domain, and the document that describes them.
+
+use std::sync::Arc;
+
+use poem::{Endpoint, EndpointExt, Response, Route};
+use poem_openapi::{LicenseObject, OpenApi, OpenApiService};
+
+use crate::{
+    ai::{api::AiApi, models::ModelLists},
+    connections::api::ConnectionsApi,
+    http::{
+        App,
+        docs::{DocsEndpoint, Document, SpecEndpoint},
+        gate::Paths,
+        health::{Health, HealthApi},
+        limits::RateLimiter,
+        metrics::Figures,
+        router,
+    },
+    jobs::api::JobsApi,
+    media::{MediaApi, MediaService},
+    posts::api::PostsApi,
+    publishing::{Publisher, api::PublishingApi},
+};
+
+fn calls() -> impl OpenApi + Clone {
+    (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi, HealthApi)
+}
+
+/// What the routes need beyond [`App`].
+pub struct Services {
+    pub app: Arc<App>,
+    pub limiter: Arc<RateLimiter>,
+    pub health: Arc<Health>,
+    pub figures: Vec<Arc<dyn Figures>>,
+    pub publisher: Publisher,
+    pub models: Arc<ModelLists>,
+    pub media: Arc<MediaService>,
+}
+
+/// The API, ready to be served.
+pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static {
+    let document = Arc::new(Document::new(openapi_json(), || service().scalar_html()));
+    let metrics = Arc::new(router::metrics_of(document.spec()));
+    let paths =
+        Paths { public: &[], uploads: &["/api/v1/media"], largest_file_bytes: services.media.max_upload_bytes() };
+    let calls = Route::new()
+        .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
+        .at("/docs", DocsEndpoint(document))
+        .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures))
+        .nest("/", service())
+        .data(services.health)
+        .data(services.publisher)
+        .data(services.models)
+        .data(services.media);
+    router::guarded(calls, services.app, services.limiter, metrics, paths)
+}
+
+/// The OpenAPI document, as it is served and as it is kept in `openapi.json`.
+pub fn openapi_json() -> String {
+    service().spec() + "\n"
+}
+
+fn service() -> OpenApiService<impl OpenApi + Clone, ()> {
+    OpenApiService::new(calls(), "Multivio", env!("CARGO_PKG_VERSION"))
+        .summary("Write once; it appears, correct and exactly once, on every platform.")
+        .description(DESCRIPTION)
+        .license(LicenseObject::new("Apache-2.0").url("https://www.apache.org/licenses/LICENSE-2.0"))
+}
+
+const DESCRIPTION: &str = "\
+Slow or fragile work is a job: a call that starts one answers `202` with the `Location` to follow.
+
+- **Signing in**: `Authorization: Bearer <token>`.
+- **Errors** are problem documents (RFC 9457): `code` is stable, `errors` names every wrong field with its remedy.
+- **Repeating a write** is safe with an `Idempotency-Key`: the same key and body give the first answer again for 7 days.
+- **Lists** are newest first; pass `next_cursor` as `cursor` for the next page.
+- **Limits** are told in `RateLimit` and `RateLimit-Policy`; beyond them `429` says when in `Retry-After`.";

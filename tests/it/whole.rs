@@ -1,0 +1,153 @@
+//! The whole product on one machine, as a person starts it: what it prints, and what it leaves behind.
+
+use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use multivio::local::ServerFolder;
+use serde_json::Value;
+
+use crate::{
+    harness::{Program, eventually, full_size},
+    http::client,
+    media_api::walk,
+    media_clips::{Clips, X264, sources},
+};
+
+const SOON: Duration = Duration::from_secs(90);
+
+fn multivio(args: &[&str]) -> Program {
+    // Somebody is waiting for the tests, too.
+    let fast = ("MEDIA_X264_PRESET".to_owned(), "ultrafast".to_owned());
+    Program::start(env!("CARGO_BIN_EXE_multivio"), args, &[fast])
+}
+
+/// The result among what a program said.
+fn result_in(said: &str) -> Option<Value> {
+    let start = said.lines().position(|line| line == "{")?;
+    let end = said.lines().position(|line| line == "}")?;
+    let lines: Vec<_> = said.lines().skip(start).take(end + 1 - start).collect();
+    serde_json::from_str(&lines.join("\n")).ok()
+}
+
+/// Running programs that were told of a folder, or of where its servers' files are.
+fn running_in(folder: &Path) -> Vec<String> {
+    let servers = std::fs::read_link(folder.join("servers"));
+    let folders = [Some(folder.to_owned()), servers.ok()].map(|path| path.map(|path| path.display().to_string()));
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|process| std::fs::read_to_string(process.path().join("cmdline")).ok());
+    lines.filter(|line| folders.iter().flatten().any(|folder| line.contains(folder.as_str()))).collect()
+}
+
+#[tokio::test]
+async fn up_runs_everything_says_where_and_stops_all_of_it() {
+    let place = tempfile::tempdir().unwrap();
+    let data = place.path().join("data");
+    let folder = data.to_str().unwrap();
+    let mut up = multivio(&["--json", "up", "--sandbox", "--data", folder, "--listen", "127.0.0.1:0"]);
+    let said = eventually(SOON, "the addresses", || {
+        assert!(!up.has_ended(), "{}", up.log());
+        let said = result_in(&up.log());
+        async move { said }
+    })
+    .await;
+    let address = |name: &str| said[name].as_str().unwrap_or_else(|| panic!("no {name} in {said}")).to_owned();
+    let get = |url: String| client().get(url).bearer_auth(address("token")).timeout(SOON).send();
+    assert_eq!(get(address("docs")).await.unwrap().status(), 200);
+    assert_eq!(get(format!("{}/api/v1/jobs", address("api"))).await.unwrap().status(), 200, "the token is good");
+    assert!(get(address("sandbox")).await.is_ok());
+    eventually(SOON, "a worker of each queue", || async {
+        let health: Value = get(format!("{}/health", address("api"))).await.ok()?.json().await.ok()?;
+        let queues = health["checks"].as_array()?.iter().filter(|check| {
+            let is_queue = check["name"].as_str().is_some_and(|name| name.starts_with("queue:"));
+            is_queue && check["note"].as_str().is_some_and(|note| note.contains("1 worker(s)"))
+        });
+        (queues.count() == 4).then_some(())
+    })
+    .await;
+    let settings = std::fs::metadata(address("settings")).unwrap();
+    assert_eq!(settings.permissions().mode() & 0o777, 0o600, "it holds secrets");
+    assert!(!running_in(&data).is_empty());
+
+    assert!(up.stop(SOON).await.success(), "{}", up.log());
+    assert_eq!(running_in(&data), Vec::<String>::new());
+    assert!(get(format!("{}/health/live", address("api"))).await.is_err());
+    ServerFolder::open(&data).unwrap().remove().unwrap();
+}
+
+/// What the demo's table says of each row: its name and its state.
+fn states(report: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let rows = report["rows"].as_array().into_iter().flatten();
+    rows.map(|row| (text(&row["what"]), text(&row["job"]["state"]))).collect()
+}
+
+#[tokio::test]
+async fn the_demo_shows_a_job_of_every_kind_and_tells_what_a_file_is_not_fit_for() {
+    let clips = Clips::new();
+    // Too short for a reel.
+    let words = format!("{} {X264} -pix_fmt yuv420p -c:a aac -shortest", sources("320x180", 2.0));
+    let clip = clips.make("short.mp4", &words).await;
+    let folder = clips.path("demo");
+    let args = ["--json", "demo", "--once", "--folder", folder.to_str().unwrap(), clip.to_str().unwrap()];
+    let (status, said) = multivio(&args).finish(2 * SOON).await;
+    let report = result_in(&said).unwrap_or_else(|| panic!("no report in {said}"));
+    assert!(status.success() && report["succeeded"] == true, "{said}");
+    let states = states(&report);
+    assert!(states.iter().all(|(_, state)| state == "succeeded"), "{said}");
+    let done = |name: &str| states.iter().any(|(what, _)| what == name);
+    for what in ["transcode x_video", "transcode youtube_video", "shorten a text for X", "post to X"] {
+        assert!(done(what), "{what} is missing: {states:?}");
+    }
+    for what in ["workflow: transform", "workflow: transcode", "workflow: publish"] {
+        assert!(done(what), "{what} is missing: {states:?}");
+    }
+    assert_eq!(report["refused"][0]["what"], "transcode instagram_reel", "{said}");
+    assert!(report["refused"][0]["why"].as_str().unwrap().contains("2 s long"), "{said}");
+    assert_eq!(report["posts"], 2, "{said}");
+    assert!(!folder.exists(), "it removes what it made");
+    assert_eq!(running_in(&folder), Vec::<String>::new());
+}
+
+/// With the clip that it makes itself: minutes of work for two processors.
+#[tokio::test]
+async fn the_demo_makes_a_clip_and_every_rendition_of_it() {
+    if !full_size() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("demo");
+    let args = ["--json", "demo", "--once", "--folder", folder.to_str().unwrap()];
+    let (status, said) = multivio(&args).finish(10 * SOON).await;
+    let report = result_in(&said).unwrap_or_else(|| panic!("no report in {said}"));
+    assert!(status.success() && report["rows"].as_array().unwrap().len() == 8, "{said}");
+    assert_eq!(report["refused"], serde_json::json!([]), "{said}");
+    assert!(!folder.exists(), "it removes what it made");
+}
+
+#[tokio::test]
+async fn a_demo_that_is_interrupted_removes_what_it_made() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("demo");
+    let mut demo = multivio(&["demo", "--once", "--folder", folder.to_str().unwrap()]);
+    eventually(SOON, "the demo to be at work", || {
+        let is_up = demo.find_line(|line| line.contains("making a clip")).is_some();
+        async move { is_up.then_some(()) }
+    })
+    .await;
+    assert_eq!(demo.stop(SOON).await.code(), Some(1), "{}", demo.log());
+    assert!(!folder.exists());
+    assert_eq!(running_in(&folder), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn bench_prints_each_figure_beside_its_limit_and_leaves_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().to_str().unwrap();
+    let args = ["--json", "bench", "--folder", folder, "drain", "--jobs", "1000"];
+    let (status, said) = multivio(&args).finish(2 * SOON).await;
+    let report = result_in(&said).unwrap_or_else(|| panic!("no report in {said}"));
+    assert!(status.success(), "{said}");
+    let drain = &report["figures"][0];
+    assert!(drain["value"].as_f64().unwrap() > 0.0 && drain["limit"]["value"].as_f64().unwrap() > 0.0, "{said}");
+    assert_eq!(running_in(place.path()), Vec::<String>::new());
+    assert_eq!(walk(place.path()), Vec::<std::path::PathBuf>::new());
+}
