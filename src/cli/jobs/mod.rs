@@ -12,7 +12,7 @@ use super::{Failure, Screen};
 use crate::{
     db,
     ids::{GroupId, JobId, TenantId},
-    jobs::{Engine, Queue, State, belt::Belt, ledger::CancelOutcome},
+    jobs::{Engine, Priority, Queue, State, belt::Belt, ledger::CancelOutcome},
     telemetry::chain,
 };
 
@@ -22,6 +22,7 @@ Examples:
   multivio jobs list --state failed
   multivio jobs show job_01988f6e... --follow
   multivio jobs retry --failed --queue media
+  multivio jobs priority high job_01988f6e...
   multivio jobs pause publish && multivio jobs resume publish")]
 pub struct Arguments {
     #[command(subcommand)]
@@ -49,6 +50,13 @@ enum Command {
     },
     /// Run failed or cancelled jobs once more
     Retry(RetryArguments),
+    /// Change what goes first: of jobs that have not ended
+    Priority {
+        #[arg(value_name = "high|normal|low")]
+        priority: Priority,
+        #[arg(required = true)]
+        jobs: Vec<JobId>,
+    },
     /// Start nothing more of a queue; what runs goes on
     Pause {
         /// The queue
@@ -121,6 +129,7 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
         Command::Show { job, follow } => show::show(&engine, job, follow, screen).await,
         Command::Cancel { jobs } => cancel(&engine, jobs, screen).await,
         Command::Retry(wish) => retry(&engine, wish, screen).await,
+        Command::Priority { priority, jobs } => set_priority(&engine, priority, jobs, screen).await,
         Command::Pause { queue } => {
             engine.pause(queue, &operator()).await?;
             say(screen, queue.as_str(), format!("{queue} is paused; what runs goes on."), true)
@@ -169,6 +178,23 @@ async fn cancel(engine: &Engine, jobs: Vec<JobId>, screen: Screen) -> Result<(),
             CancelOutcome::Requested => (true, "runs; it is being stopped".to_owned()),
             CancelOutcome::TooLate(state) => (false, format!("too late, it has {state}")),
             CancelOutcome::NotFound => (false, "there is no such job".to_owned()),
+        };
+        outcomes.push(Outcome { of: job.to_string(), done, text });
+    }
+    say_all(screen, &outcomes)
+}
+
+async fn set_priority(engine: &Engine, priority: Priority, jobs: Vec<JobId>, screen: Screen) -> Result<(), Failure> {
+    let mut outcomes = Vec::new();
+    for job in jobs {
+        let done = engine.set_priority(None, job, priority).await?;
+        let text = if done {
+            format!("has priority {priority}")
+        } else {
+            match engine.job(None, job).await? {
+                Some(row) => format!("too late, it has {}", row.state),
+                None => "there is no such job".to_owned(),
+            }
         };
         outcomes.push(Outcome { of: job.to_string(), done, text });
     }
