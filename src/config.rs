@@ -8,6 +8,8 @@ use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 use secrecy::SecretString;
 use url::Url;
 
+use crate::jobs::LEASE;
+
 /// Looks a variable up: the environment in programs, a closure in tests.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -98,6 +100,8 @@ pub struct XConfig {
     pub create_deadline: Duration,
     /// How long after a post was accepted it may still be missing from its author's list.
     pub visibility: Duration,
+    /// How long a worker may be stopped in the middle of such a request and go on afterwards.
+    pub stall: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -215,6 +219,7 @@ impl Config {
                 client_secret: read.secret("TWITTER_CLIENT_SECRET").or_else(|| read.secret("TWITTER_API_SECRET")),
                 create_deadline: Duration::from_secs(read.at_least_one("TWITTER_CREATE_DEADLINE_SECONDS", 20).into()),
                 visibility: read.seconds("TWITTER_VISIBILITY_SECONDS", 60),
+                stall: read.seconds("TWITTER_STALL_SECONDS", LEASE.as_secs()),
             },
             storage: StorageConfig { folder: read.path("STORAGE_FOLDER", ".multivio/media") },
             media: MediaConfig {

@@ -8,10 +8,14 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use unicode_normalization::UnicodeNormalization;
 
+use crate::text::links;
+
 /// A text in the plain form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Likeness {
     plain: String,
+    /// The same without any link: X shows a link's target, and may write it another way.
+    linkless: String,
     /// A shortened link whose target X did not tell: the text may be another one.
     opaque: bool,
 }
@@ -67,16 +71,26 @@ impl Listed {
             Some(note) => (&note.text, &note.entities),
             None => (&self.text, &self.entities),
         };
-        let mut text = text.clone();
+        let (mut text, mut linkless) = (text.clone(), text.clone());
         // Long texts carry their own list of links; the links of attached media stand in the outer one.
         for link in entities.urls.iter().chain(&self.entities.urls) {
             let target = if link.is_media() { "" } else { link.expanded_url.as_deref().unwrap_or(&link.url) };
             text = text.replace(&link.url, target);
+            linkless = linkless.replace(&link.url, "");
         }
         if self.media_count() > 0 {
             text = without_trailing_short_link(&text).to_owned();
         }
-        plain(&text)
+        Likeness { linkless: plain(&without_links(&linkless)), ..Likeness::of(&text) }
+    }
+
+    /// Whether the post shows these files, where both sides name theirs. A key is a kind and the name of the upload.
+    pub fn shows(&self, uploads: &[String]) -> bool {
+        let shown = |upload: &String| {
+            let keys = &self.attachments.media_keys;
+            keys.iter().any(|key| key.split_once('_').map_or(key.as_str(), |(_, id)| id) == upload)
+        };
+        uploads.iter().all(shown)
     }
 }
 
@@ -93,18 +107,33 @@ impl Link {
 }
 
 impl Likeness {
-    /// Whether the two may be the same text although they differ: a link that cannot be seen through stands where
-    /// they part.
-    pub fn may_be(&self, other: &Self) -> bool {
-        let opaque = if self.opaque { self } else { other };
-        let clear = if self.opaque { other } else { self };
-        let Some((before, _)) = opaque.plain.split_once(SHORT_LINK) else { return false };
-        clear.plain.starts_with(before)
+    /// Whether this, as X shows it, may be the draft although they differ: in their links, or because X shows the
+    /// beginning and a link to the rest.
+    pub fn may_be(&self, draft: &Self) -> bool {
+        if self.linkless == draft.linkless {
+            return true;
+        }
+        let beginning = self.linkless.trim_end_matches('…').trim_end();
+        self.opaque && !beginning.is_empty() && draft.linkless.starts_with(beginning)
+    }
+
+    fn of(text: &str) -> Self {
+        let plain = plain(text);
+        let opaque = plain.split(' ').any(|word| word.starts_with(SHORT_LINK));
+        Self { plain, linkless: self::plain(&without_links(text)), opaque }
     }
 }
 
 pub fn of_draft(text: &str) -> Likeness {
-    plain(text)
+    Likeness::of(text)
+}
+
+fn without_links(text: &str) -> String {
+    let mut text = text.to_owned();
+    for link in links::find(&text).into_iter().rev() {
+        text.replace_range(link, "");
+    }
+    text
 }
 
 pub fn fingerprint(likeness: &Likeness) -> String {
@@ -113,14 +142,12 @@ pub fn fingerprint(likeness: &Likeness) -> String {
 
 const SHORT_LINK: &str = "t.co/";
 
-fn plain(text: &str) -> Likeness {
+fn plain(text: &str) -> String {
     let text = unescaped(text).nfc().collect::<String>().to_lowercase();
     let text = text.replace("https://", "").replace("http://", "");
     // X adds a slash to a bare host; white space at the ends and its amount elsewhere does not survive either.
     let words: Vec<&str> = text.split_whitespace().map(|word| word.trim_end_matches('/')).collect();
-    let plain = words.join(" ");
-    let opaque = words.iter().any(|word| word.starts_with(SHORT_LINK));
-    Likeness { plain, opaque }
+    words.join(" ")
 }
 
 /// Until nothing changes: whether X escapes is not documented, and a text may hold an escape of its own.

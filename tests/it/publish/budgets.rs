@@ -29,7 +29,7 @@ async fn publications(stage: &Stage, count: usize) -> Vec<Publication> {
     let mut publications = Vec::new();
     for n in 0..count {
         let id: PublicationId = stage.publish(&format!("budgeted {n}")).await.parse().unwrap();
-        publications.push(store::take(&stage.app.pool, id).await.unwrap().unwrap());
+        publications.push(store::reload(&stage.app.pool, id).await.unwrap().unwrap());
     }
     publications
 }

@@ -68,7 +68,7 @@ impl Rig {
 
     async fn look(&self, draft: &Draft, baseline: &str, taken: &[String]) -> Sighting {
         let fingerprint = self.connector.fingerprint(draft);
-        let search = Search { draft, fingerprint: &fingerprint, baseline, handle: None, taken };
+        let search = Search { draft, fingerprint: &fingerprint, baseline, handle: None, taken, media: &[] };
         self.connector.find(&self.call(), &search).await.expect("the list can be read")
     }
 
@@ -201,9 +201,20 @@ async fn the_edges_own_html_is_uncertain_on_a_create_and_passing_elsewhere() {
     rig.refuse("users.tweets", "edge_html").await;
     let draft = draft("hello");
     let (fingerprint, baseline) = (rig.connector.fingerprint(&draft), rig.baseline());
-    let search = Search { draft: &draft, fingerprint: &fingerprint, baseline: &baseline, handle: None, taken: &[] };
+    let search = Search { draft: &draft, fingerprint: &fingerprint, baseline: &baseline, handle: None, taken: &[], media: &[] };
     let error = rig.connector.find(&rig.call(), &search).await.expect_err("refused");
     assert_eq!(class_name(&error.class()), "retry");
+}
+
+#[tokio::test]
+async fn what_is_neither_success_nor_refusal_is_uncertain_on_a_create() {
+    let rig = Rig::new().await;
+    for status in [302, 304, 425, 502] {
+        let effect = json!({ "accept_then_status": status });
+        rig.sandbox.fault(json!({ "service": "x", "operation": "tweets.create", "effect": effect })).await;
+        let error = rig.connector.create(&rig.call(), &draft(&format!("with {status}")), &[]).await.expect_err("odd");
+        assert_eq!(class_name(&error.class()), "uncertain", "{status}");
+    }
 }
 
 #[tokio::test]
