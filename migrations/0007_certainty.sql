@@ -19,3 +19,6 @@ alter table publication_media add column processing_since timestamptz;
 
 -- All connections of one account at a platform, whoever's they are: a remote post belongs to one publication.
 create index connections_remote_account on connections (platform, remote_account_id);
+
+-- Counted and never asked for: a refresh token that is spent shows by being refused.
+alter table token_flights drop column sent;

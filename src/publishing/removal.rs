@@ -49,9 +49,8 @@ impl Job for RemovePost {
             let seen = Seen::default();
             let opened = publisher.accounts.open(&cx.engine, publication.connection, &seen).await;
             let mut account = opened.map_err(|trouble| trouble.into_stop(publication.now))?;
-            let remove = async |account: &Account| {
-                connector.delete(&Call { account, witness: &seen }, &remote.id).await
-            };
+            let remove =
+                async |account: &Account| connector.delete(&Call { account, witness: &seen }, &remote.id).await;
             let mut outcome = remove(&account).await;
             if outcome.as_ref().is_err_and(|error| error.class() == Class::Refresh) {
                 let renewed = publisher.accounts.renew(&cx.engine, &account, &seen).await;

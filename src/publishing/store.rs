@@ -278,12 +278,11 @@ pub async fn freeze(
 
 /// Counts one more job that makes media, asked for by a run itself; `false` when there were so many already.
 pub async fn count_making(tx: &mut PgConnection, publication: &Publication, most: i16) -> sqlx::Result<bool> {
-    let done =
-        sqlx::query("update publications set makings = makings + 1 where id = $1 and makings < $2")
-            .bind(publication.id)
-            .bind(most)
-            .execute(tx)
-            .await?;
+    let done = sqlx::query("update publications set makings = makings + 1 where id = $1 and makings < $2")
+        .bind(publication.id)
+        .bind(most)
+        .execute(tx)
+        .await?;
     Ok(done.rows_affected() == 1)
 }
 

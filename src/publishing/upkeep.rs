@@ -63,12 +63,7 @@ async fn left_alone(db: &PgPool) -> sqlx::Result<Vec<LeftAlone>> {
     .await
 }
 
-async fn take_up(
-    engine: &Engine,
-    publication: PublicationId,
-    tenant: TenantId,
-    publish: JobId,
-) -> Result<(), Stop> {
+async fn take_up(engine: &Engine, publication: PublicationId, tenant: TenantId, publish: JobId) -> Result<(), Stop> {
     let mut tx = engine.db().begin().await?;
     let tickets = reconcile::enqueue(&mut tx, engine, tenant, publication, publish).await.map_err(enqueue_stop)?;
     tx.commit().await?;

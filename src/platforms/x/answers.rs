@@ -62,6 +62,8 @@ pub fn meaning(effect: Effect, status: u16, headers: &HeaderMap, body: &[u8]) ->
     }
 }
 
+/// Told apart by the look, which tries again in other words.
+pub const INVALID_REQUEST: &str = "invalid_request";
 /// Told apart by the upload, which tries again with smaller pieces.
 pub const PIECE_TOO_LARGE: &str = "a piece of the file is too large for X";
 
@@ -74,7 +76,7 @@ fn refused_request(effect: Effect, said: &Said) -> ConnectorError {
     }
     match effect {
         Effect::Appends => ConnectorError::MediaRefused { platform: X, detail: said.detail() },
-        Effect::Creates | Effect::Trades | Effect::Repeatable => said.refused("invalid_request"),
+        Effect::Creates | Effect::Trades | Effect::Repeatable => said.refused(INVALID_REQUEST),
     }
 }
 

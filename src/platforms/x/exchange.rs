@@ -7,7 +7,9 @@ use std::{
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use reqwest::{Client, Method, RequestBuilder, header::{DATE, HeaderMap},
+use reqwest::{
+    Client, Method, RequestBuilder,
+    header::{DATE, HeaderMap},
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;

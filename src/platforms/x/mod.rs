@@ -42,7 +42,12 @@ pub struct X {
 
 impl X {
     pub fn new(config: &XConfig, client: Client) -> Self {
-        let timing = Timing { request: config.create_deadline, visibility: config.visibility, stall: config.stall, looks: &LOOKS };
+        let timing = Timing {
+            request: config.create_deadline,
+            visibility: config.visibility,
+            stall: config.stall,
+            looks: &LOOKS,
+        };
         Self { wire: Wire::new(config, client), timing }
     }
 }

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
 use super::{
-    answers::Effect,
+    answers::{self, Effect},
     exchange::Wire,
     is_id,
     likeness::{self, Listed},
@@ -31,11 +31,7 @@ const PAGES: usize = 5;
 const PAGE_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The newest id that is certainly older than the intent. `their_time` is X's own, where an answer told it lately.
-pub fn baseline(
-    intended_at: DateTime<Utc>,
-    their_time: Option<DateTime<Utc>>,
-    newest_known: Option<&str>,
-) -> String {
+pub fn baseline(intended_at: DateTime<Utc>, their_time: Option<DateTime<Utc>>, newest_known: Option<&str>) -> String {
     let since = their_time.map_or(intended_at - CLOCK_SKEW, |at| at - THEIR_SKEW);
     let by_time = u64::try_from(since.timestamp_millis() - EPOCH_MS).unwrap_or(0) << ID_SHIFT;
     let known = newest_known.and_then(|id| id.parse::<u64>().ok()).unwrap_or(0);
@@ -46,10 +42,18 @@ pub async fn find(wire: &Wire, call: &Call<'_>, search: &Search<'_>) -> Result<S
     if !is_id(&call.account.remote_id) {
         return Ok(Sighting::Unclear { why: "the account's id is not one of X" });
     }
+    let mut names = Names::Tweet;
     let mut next: Option<String> = None;
     let mut posts = Vec::new();
     for _ in 0..PAGES {
-        let page = page(wire, call, search.baseline, next.as_deref()).await?;
+        let page = match page(wire, call, search.baseline, next.as_deref(), names).await {
+            // X's documents disagree about its names: once with the other ones.
+            Err(ConnectorError::Refused { code: answers::INVALID_REQUEST, .. }) if names == Names::Tweet => {
+                names = Names::Post;
+                page(wire, call, search.baseline, next.as_deref(), names).await?
+            }
+            page => page?,
+        };
         // A list that does not say how long it is may be a refusal in disguise.
         let Some(meta) = page.meta else { return Ok(Sighting::Unclear { why: "X did not say how long the list is" }) };
         if !page.errors.is_empty() || meta.result_count != page.data.len() {
@@ -110,14 +114,26 @@ struct Meta {
     next_token: Option<String>,
 }
 
-async fn page(wire: &Wire, call: &Call<'_>, since: &str, next: Option<&str>) -> Result<PageOfPosts, ConnectorError> {
+/// Which of X's two sets of names it is asked in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Names {
+    Tweet,
+    Post,
+}
+
+async fn page(
+    wire: &Wire,
+    call: &Call<'_>,
+    since: &str,
+    next: Option<&str>,
+    names: Names,
+) -> Result<PageOfPosts, ConnectorError> {
     let path = format!("/2/users/{}/tweets", call.account.remote_id);
-    let mut query = vec![
-        ("max_results", PAGE_POSTS),
-        ("exclude", "retweets"),
-        ("since_id", since),
-        ("tweet.fields", "created_at,entities,attachments,conversation_id,note_tweet"),
-    ];
+    let fields = match names {
+        Names::Tweet => ("tweet.fields", "created_at,entities,attachments,conversation_id,note_tweet"),
+        Names::Post => ("post.fields", "created_at,entities,attachments,conversation_id,note_post"),
+    };
+    let mut query = vec![("max_results", PAGE_POSTS), ("exclude", "retweets"), ("since_id", since), fields];
     query.extend(next.map(|token| ("pagination_token", token)));
     let request = wire.get(&path, &query, call).timeout(PAGE_DEADLINE);
     let answer = wire.send("timeline", Effect::Repeatable, request, call.witness).await?;
