@@ -8,8 +8,6 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use unicode_normalization::UnicodeNormalization;
 
-use crate::text::links;
-
 /// A text in the plain form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Likeness {
@@ -71,17 +69,18 @@ impl Listed {
             Some(note) => (&note.text, &note.entities),
             None => (&self.text, &self.entities),
         };
-        let (mut text, mut linkless) = (text.clone(), text.clone());
+        // X's links have a scheme, those of a media file too.
+        let linkless = plain(&without_links(text));
+        let mut text = text.clone();
         // Long texts carry their own list of links; the links of attached media stand in the outer one.
         for link in entities.urls.iter().chain(&self.entities.urls) {
             let target = if link.is_media() { "" } else { link.expanded_url.as_deref().unwrap_or(&link.url) };
             text = text.replace(&link.url, target);
-            linkless = linkless.replace(&link.url, "");
         }
         if self.media_count() > 0 {
             text = without_trailing_short_link(&text).to_owned();
         }
-        Likeness { linkless: plain(&without_links(&linkless)), ..Likeness::of(&text) }
+        Likeness { linkless, ..Likeness::of(&text) }
     }
 
     /// Whether the post shows these files, where both sides name theirs. A key is a kind and the name of the upload.
@@ -128,12 +127,18 @@ pub fn of_draft(text: &str) -> Likeness {
     Likeness::of(text)
 }
 
+/// Without every word that holds a link, or what X may take for one: a scheme, or a name with a dot in it.
 fn without_links(text: &str) -> String {
-    let mut text = text.to_owned();
-    for link in links::find(&text).into_iter().rev() {
-        text.replace_range(link, "");
-    }
-    text
+    text.split_whitespace().filter(|word| !may_hold_link(word)).collect::<Vec<_>>().join(" ")
+}
+
+fn may_hold_link(word: &str) -> bool {
+    let dotted = || {
+        word.split('.')
+            .zip(word.split('.').skip(1))
+            .any(|(before, after)| before.ends_with(char::is_alphanumeric) && after.starts_with(char::is_alphabetic))
+    };
+    word.contains("://") || dotted()
 }
 
 pub fn fingerprint(likeness: &Likeness) -> String {

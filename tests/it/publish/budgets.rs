@@ -93,7 +93,7 @@ async fn a_platform_that_says_too_often_is_left_alone_and_costs_no_attempt() {
     let _worker = stage.worker().await;
     let id = stage.publish("after the limit").await;
     stage.until(&id, "sent").await;
-    assert_eq!(stage.outcomes(&id).await, ["refused", "created"]);
+    stage.until_outcomes(&id, &["refused", "created"]).await;
     let attempts: i64 = sqlx::query_scalar("select count(*) from job_attempts where class = 'retry'")
         .fetch_one(&stage.app.pool)
         .await

@@ -18,7 +18,7 @@ async fn a_lost_answer_is_looked_up_and_the_post_adopted() {
     let posts = stage.posts().await;
     assert_eq!((posts.len(), stage.creates().await), (1, 1));
     assert_eq!(sent["remote_id"], posts[0]["id"]);
-    assert_eq!(stage.outcomes(&id).await, ["adopted"]);
+    stage.until_outcomes(&id, &["adopted"]).await;
 }
 
 #[tokio::test]
@@ -29,7 +29,7 @@ async fn a_request_that_never_arrived_is_sent_again_once_that_is_certain() {
     let id = stage.publish("second time lucky").await;
     stage.until(&id, "sent").await;
     assert_eq!((stage.posts().await.len(), stage.creates().await), (1, 2));
-    assert_eq!(stage.outcomes(&id).await, ["absent", "created"]);
+    stage.until_outcomes(&id, &["absent", "created"]).await;
     // Two looks at least, and none of them used an attempt.
     assert!(stage.calls("users.tweets").await >= 2);
     let attempts: i16 =
@@ -80,7 +80,7 @@ async fn a_duplicate_refusal_after_a_lost_answer_proves_the_first_one() {
     let posts = stage.posts().await;
     assert_eq!(posts.len(), 1);
     assert_eq!(sent["remote_id"], posts[0]["id"]);
-    assert_eq!(stage.outcomes(&id).await, ["absent", "adopted"]);
+    stage.until_outcomes(&id, &["absent", "adopted"]).await;
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn p4_a_job_inside_its_create_is_too_late_to_cancel_and_brings_its_post() 
     let (status, problem) = stage.api.post(&format!("/api/v1/jobs/{job}/cancel"), json!({})).await;
     assert_eq!((status, &problem["code"]), (409, &json!("too_late")), "{problem}");
     stage.until(&id, "sent").await;
-    assert_eq!(stage.outcomes(&id).await, ["created"]);
+    stage.until_outcomes(&id, &["created"]).await;
     assert_eq!((stage.posts().await.len(), stage.creates().await), (1, 1));
 }
 
@@ -169,7 +169,7 @@ async fn p4_a_job_between_two_looks_is_too_late_to_cancel_until_its_post_is_cert
     let (done, text) = stage.app.cli(&["jobs", "cancel", &job]).await;
     assert!(!done && text.contains("too late"), "{text}");
     stage.until(&id, "failed").await;
-    assert_eq!(stage.outcomes(&id).await, ["absent", "refused"]);
+    stage.until_outcomes(&id, &["absent", "refused"]).await;
     eventually(SOON, "the settled job to run again on request", || async {
         (stage.api.post(&format!("/api/v1/jobs/{job}/retry"), json!({})).await.0 == 200).then_some(())
     })
@@ -189,9 +189,7 @@ async fn p10_a_worker_that_dies_with_the_answer_on_its_way_leaves_one_post() {
     let _second = stage.worker().await;
     stage.until(&id, "sent").await;
     assert_eq!((stage.posts().await.len(), stage.creates().await), (1, 1));
-    // `sent` commits in a statement of its own, before the intent is closed.
-    let closed = || async { (stage.outcomes(&id).await == ["adopted"]).then_some(()) };
-    eventually(SOON, "the intent to be closed as adopted", closed).await;
+    stage.until_outcomes(&id, &["adopted"]).await;
 }
 
 #[tokio::test]

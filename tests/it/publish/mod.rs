@@ -126,6 +126,12 @@ impl Stage {
         self.sandbox.post(&format!("/_sandbox/x/accounts/{id}/revoke"), json!({})).await;
     }
 
+    /// Waits for these outcomes: what is sent is committed by itself, before its intent is closed.
+    pub async fn until_outcomes(&self, id: &str, expected: &[&str]) {
+        let what = format!("the intents to have ended as {expected:?}");
+        eventually(SOON, &what, || async { (self.outcomes(id).await == expected).then_some(()) }).await;
+    }
+
     /// The outcomes of a publication's intents, in order.
     pub async fn outcomes(&self, id: &str) -> Vec<String> {
         let id: multivio::ids::PublicationId = id.parse().expect("an id");

@@ -145,8 +145,7 @@ async fn p10_an_answer_is_kept_although_another_run_has_taken_the_publication_up
     eventually(SOON, "the post to exist", || async { (stage.posts().await.len() == 1).then_some(()) }).await;
     sqlx::query("update publications set fence = fence + 1").execute(&stage.app.pool).await.unwrap();
     stage.until(&id, "sent").await;
-    eventually(SOON, "the intent to be closed", || async { (stage.outcomes(&id).await == ["created"]).then_some(()) })
-        .await;
+    stage.until_outcomes(&id, &["created"]).await;
 }
 
 #[tokio::test]
@@ -173,7 +172,7 @@ async fn a_person_who_found_the_post_settles_what_could_not_be_confirmed() {
     let remote = stage.posts().await[0]["id"].clone();
     let (status, settled) = settle(json!({ "exists": true, "remote_id": remote })).await;
     assert_eq!((status, &settled["phase"], &settled["remote_id"]), (200, &json!("sent"), &remote), "{settled}");
-    assert_eq!(stage.outcomes(&id).await, ["adopted"]);
+    stage.until_outcomes(&id, &["adopted"]).await;
     let (status, problem) = settle(json!({ "exists": false })).await;
     assert_eq!((status, &problem["code"]), (409, &json!("not_unconfirmed")), "{problem}");
 }

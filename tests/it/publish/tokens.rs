@@ -27,7 +27,7 @@ async fn a_refused_token_is_refreshed_and_the_post_goes_out() {
     let id = stage.publish("with a new token").await;
     stage.until(&id, "sent").await;
     assert_eq!((stage.calls("oauth2.refresh").await, stage.posts().await.len()), (1, 1));
-    assert_eq!(stage.outcomes(&id).await, ["refused", "created"]);
+    stage.until_outcomes(&id, &["refused", "created"]).await;
 }
 
 #[tokio::test]
