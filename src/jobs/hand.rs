@@ -305,6 +305,7 @@ mod tests {
             group: None,
             kind: "any".into(),
             failed_attempts: 0,
+            retries: 0,
             max_attempts: 1,
             timeout: LONG,
             args: serde_json::value::RawValue::from_string("null".into()).unwrap(),

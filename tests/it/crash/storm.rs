@@ -107,7 +107,9 @@ impl World {
         let servers = Servers::private().await;
         let mut app = App::on(&servers).await;
         let sandbox = app.sandbox().await;
-        app.set("TWITTER_CREATE_DEADLINE_SECONDS", "2").set("TWITTER_VISIBILITY_SECONDS", "1");
+        app.set("TWITTER_CREATE_DEADLINE_SECONDS", "2")
+            .set("TWITTER_VISIBILITY_SECONDS", "1")
+            .set("TWITTER_STALL_SECONDS", "0");
         let (postgres, redis) = (Proxy::to(servers.postgres_port()).await, Proxy::to(servers.redis_port()).await);
         app.set("DATABASE_URL", servers.database_url_at(app.db.name(), postgres.port()).expose_secret());
         app.set("REDIS_URL", servers.redis_url_at(redis.port()).expose_secret());
