@@ -88,17 +88,21 @@ async fn forget_old(tx: &mut PgConnection, name: &str, budget: &Budget) -> sqlx:
     Ok(())
 }
 
-/// The earliest instant at which one more leaves no stretch of the window with more than the limit. Slots to come
-/// keep the pace of the limit between them.
+/// The earliest instant at which one more leaves no stretch of the window with more than the limit. Only while that
+/// is to come do slots keep the pace of the limit between them. Time is the statement's, which begins with the lock
+/// in hand: by the transaction's own, a slot given a moment ago to another would count as one to come.
 async fn free_slot(tx: &mut PgConnection, name: &str, budget: &Budget) -> sqlx::Result<DateTime<Utc>> {
     let pace = budget.window / budget.limit.max(1);
     sqlx::query_scalar(
         "with live as (select slot_at from budget_grants where budget = $1 and (used_at is not null or expires_at > now())), \
          full_until as (select slot_at + make_interval(secs => $2) as at from live order by slot_at desc \
            offset $3 - 1 limit 1), \
-         said as (select reset_at as at from budget_windows where budget = $1 and remaining <= 0 and reset_at > now()), \
-         last as (select max(slot_at) + make_interval(secs => $4) as at from live where slot_at > now()) \
-         select greatest(now(), (select at from full_until), (select at from said), (select at from last))",
+         said as (select reset_at as at from budget_windows where budget = $1 and remaining <= 0), \
+         free as (select greatest(statement_timestamp(), (select at from full_until), (select at from said)) as at), \
+         last as (select max(slot_at) + make_interval(secs => $4) as at from live \
+           where slot_at > statement_timestamp()) \
+         select case when free.at > statement_timestamp() then greatest(free.at, last.at) else free.at end \
+         from free, last",
     )
     .bind(name)
     .bind(budget.window.as_secs_f64())

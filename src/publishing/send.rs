@@ -89,7 +89,7 @@ async fn admitted(run: &Run<'_>) -> Result<(), Halt> {
 async fn budgeted(run: &Run<'_>, attempt: i16) -> Result<(), Halt> {
     let mut tx = run.cx.db().begin().await?;
     let slot_at = budget::claim(&mut tx, &run.publication, run.connector.budgets(), attempt).await?;
-    let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *tx).await?;
+    let now: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *tx).await?;
     tx.commit().await?;
     if slot_at <= now {
         return Ok(());

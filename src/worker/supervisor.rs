@@ -24,7 +24,15 @@ use tracing::{error, warn};
 use uuid::Uuid;
 
 use crate::{
-    config::Config, db, jobs::Queue, jobs::ledger, jobs::worker::ENDS_AFTER_GRACE, shutdown, telemetry::chain,
+    config::Config,
+    db,
+    jobs::{
+        Queue,
+        ledger::{self, Death},
+        worker::ENDS_AFTER_GRACE,
+    },
+    shutdown,
+    telemetry::chain,
 };
 
 /// Lines of standard error that are kept for the record.
@@ -82,10 +90,15 @@ async fn supervise(config: &Config, queue: Queue) -> anyhow::Result<()> {
         if status.success() {
             return Ok(());
         }
-        let cause = cause_of(status, out_of_memory_kills() > out_of_memory_before, &last_lines);
+        let out_of_memory = out_of_memory_kills() > out_of_memory_before;
+        let cause = cause_of(status, out_of_memory, &last_lines);
+        let death = match status.signal() {
+            Some(libc::SIGKILL) if !out_of_memory => Death::KilledFromOutside,
+            _ => Death::OwnDoing,
+        };
         error!(%queue, cause, "the worker died");
         // Beside the restart, not before it: the ledger may be what is away.
-        let record = tokio::spawn(record(config.clone(), process, cause));
+        let record = tokio::spawn(record(config.clone(), process, death, cause));
         if stop.is_cancelled() {
             let _ended = record.await;
             anyhow::bail!("the worker did not stop in order: {status}");
@@ -170,20 +183,23 @@ fn cause_of(status: ExitStatus, out_of_memory: bool, last_lines: &LastLines) -> 
     }
 }
 
-/// Kills for lack of memory in this control group so far; zero where there is none.
+/// Kills for lack of memory so far, in this control group and on the whole machine; only a difference says something.
 fn out_of_memory_kills() -> u64 {
-    let events = std::fs::read_to_string("/sys/fs/cgroup/memory.events").unwrap_or_default();
-    let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    kills.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    let count = |file: &str| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        kills.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    count("/sys/fs/cgroup/memory.events") + count("/proc/vmstat")
 }
 
-async fn record(config: Config, process: Uuid, cause: String) {
+async fn record(config: Config, process: Uuid, death: Death, cause: String) {
     let until = Instant::now() + RECORD_WITHIN;
     loop {
         let attempt = async {
             let options = db::connect_options(&config.database, "multivio-supervisor")?;
             let mut db = PgConnection::connect_with(&options).await?;
-            ledger::report_death(&mut db, process, &cause).await?;
+            ledger::report_death(&mut db, process, death, &cause).await?;
             db.close().await
         };
         match tokio::time::timeout(Duration::from_secs(5), attempt).await {

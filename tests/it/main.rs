@@ -8,6 +8,7 @@ mod harness;
 
 mod ai;
 mod api_jobs;
+mod crash;
 mod engine;
 mod http;
 mod http_cli;

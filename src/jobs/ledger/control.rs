@@ -60,7 +60,7 @@ pub async fn request_retry(
     job: JobId,
 ) -> sqlx::Result<Option<JobId>> {
     sqlx::query_scalar(
-        "update jobs set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, \
+        "update jobs set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, blame = 0, \
                 suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null, result = null \
          where id = $1 and ($2::uuid is null or tenant_id = $2) and state in ('failed', 'cancelled') \
            and (unique_key is null or not exists ( \
@@ -86,7 +86,7 @@ pub async fn retry_failed(db: impl PgExecutor<'_>, queue: Queue, kind: Option<&s
          ), one_per_key as ( \
             select distinct on (tenant_id, kind, coalesce(unique_key, id::text)) id from picked \
             order by tenant_id, kind, coalesce(unique_key, id::text), id desc) \
-         update jobs j set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, \
+         update jobs j set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, blame = 0, \
                 suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null \
          from one_per_key p where j.id = p.id",
     )

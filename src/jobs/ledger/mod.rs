@@ -29,7 +29,7 @@ pub use query::{
 };
 pub use relay::{Leadership, lead, set_belt_epoch, step_down};
 pub use rescue::{
-    CRASHES_ALONE, Heartbeat, Rescued, WorkerRow, acquit, cancel_requests, hand_back_strays, heartbeat, lost_runs,
+    Death, Heartbeat, Rescued, WorkerRow, acquit, cancel_requests, hand_back_strays, heartbeat, lost_runs,
     reap, register, report_death, say_stopped,
 };
 pub use retention::{Retention, prune};

@@ -8,8 +8,29 @@ use uuid::Uuid;
 use super::millis;
 use crate::ids::{JobId, WorkerId};
 
-/// A crash counts towards this many only while the job ran alone (E10).
-pub const CRASHES_ALONE: i16 = 3;
+/// How a process died, and how strongly that speaks against a job which ran alone in it (E10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// It ended by itself: a signal of its own, an exit code, or more memory than there is.
+    OwnDoing,
+    /// Nobody is left who could say.
+    Vanished,
+    /// SIGKILL with memory to spare: an operator or an orchestrator. One job may meet a few of those by chance.
+    KilledFromOutside,
+}
+
+impl Death {
+    const fn blame(self) -> i16 {
+        match self {
+            Self::OwnDoing => 4,
+            Self::Vanished => 2,
+            Self::KilledFromOutside => 1,
+        }
+    }
+}
+
+/// Ends a job: three crashes of its own doing while it ran alone.
+const ENOUGH_BLAME: i16 = 3 * Death::OwnDoing.blame();
 
 /// Who a worker process is.
 #[derive(Debug, Clone)]
@@ -130,13 +151,14 @@ pub async fn cancel_requests(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx:
 }
 
 /// The supervising parent's word on how a worker process died. Its lease ends at once.
-pub async fn report_death(db: impl PgExecutor<'_>, process: Uuid, cause: &str) -> sqlx::Result<()> {
+pub async fn report_death(db: impl PgExecutor<'_>, process: Uuid, death: Death, cause: &str) -> sqlx::Result<()> {
     sqlx::query(
-        "update workers set state = 'crashed', cause = $2, lease_expires_at = now() \
+        "update workers set state = 'crashed', cause = $2, blame = $3, lease_expires_at = now() \
          where process_id = $1 and state in ('alive', 'stopping')",
     )
     .bind(process)
     .bind(cause)
+    .bind(death.blame())
     .execute(db)
     .await?;
     Ok(())
@@ -198,20 +220,23 @@ pub struct Rescued {
 
 /// Takes jobs back, at most `limit` (E10, E11, E12).
 ///
-/// The jobs of a process that died become suspects and run alone; only a crash while alone is counted, and the
-/// third ends the job with the cause. A run past its deadline in a living worker is a failed attempt.
+/// The jobs of a process that died become suspects and run alone; only a crash while alone is counted, and with
+/// enough blame the job ends with the cause. A run past its deadline in a living worker is a failed attempt.
 pub async fn reap(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<Vec<Rescued>> {
     let rows = sqlx::query(
         "with lost as ( \
-            select j.id, coalesce(w.lease_expires_at < now(), true) as died, coalesce(w.state = 'stopped', false) as stopped, j.worker_id, j.claimed_at, \
+            select j.id, coalesce(w.lease_expires_at < now(), true) as died, \
+                   coalesce(w.state = 'stopped', false) as stopped, j.worker_id, j.claimed_at, \
+                   coalesce(w.blame, $3) as blame, \
                    coalesce(w.cause, case when coalesce(w.lease_expires_at < now(), true) then 'process vanished' \
                                           else 'the run went on past its deadline' end) as cause \
             from jobs j left join workers w on w.id = j.worker_id \
             where j.state = 'running' and (w.id is null or w.lease_expires_at < now() or j.deadline_at < now()) \
             order by j.id limit $1 for update of j skip locked \
          ), judged as ( \
-            select l.*, j.crashes + (case when l.died and not l.stopped and j.suspect then 1 else 0 end)::smallint as crashes_now, \
-                   l.died and not l.stopped as crashed, \
+            select l.*, l.died and not l.stopped as crashed, \
+                   j.crashes + (case when l.died and not l.stopped and j.suspect then 1 else 0 end)::smallint as crashes_now, \
+                   j.blame + (case when l.died and not l.stopped and j.suspect then l.blame else 0 end)::smallint as blame_now, \
                    j.attempt + (case when l.died then 0 else 1 end)::smallint as attempt_now \
             from lost l join jobs j on j.id = l.id \
          ), logged as ( \
@@ -225,14 +250,14 @@ pub async fn reap(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<Vec<Rescu
             where w.id = l.worker_id and l.died and w.state in ('alive', 'stopping') \
          ) \
          update jobs j set \
-            crashes = d.crashes_now, attempt = d.attempt_now, \
+            crashes = d.crashes_now, blame = d.blame_now, attempt = d.attempt_now, \
             suspect = d.crashed, \
             state = case when j.cancel_requested then 'cancelled' \
-                         when d.crashes_now >= $2 or d.attempt_now >= j.max_attempts and not d.died then 'failed' \
+                         when d.blame_now >= $2 or d.attempt_now >= j.max_attempts and not d.died then 'failed' \
                          else 'queued' end::job_state, \
-            finished_at = case when j.cancel_requested or d.crashes_now >= $2 \
+            finished_at = case when j.cancel_requested or d.blame_now >= $2 \
                                  or d.attempt_now >= j.max_attempts and not d.died then now() end, \
-            why = case when d.crashes_now >= $2 then jsonb_build_object('code', 'crashed_alone', 'message', \
+            why = case when d.blame_now >= $2 then jsonb_build_object('code', 'crashed_alone', 'message', \
                            'it ended its process ' || d.crashes_now || ' times while nothing else ran: ' || d.cause) \
                        else jsonb_build_object('code', case when d.died then 'worker_died' else 'deadline' end, \
                                                'message', d.cause) end, \
@@ -240,7 +265,8 @@ pub async fn reap(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<Vec<Rescu
          from judged d where j.id = d.id returning j.id, d.worker_id, j.finished_at is not null, j.has_children",
     )
     .bind(limit)
-    .bind(CRASHES_ALONE)
+    .bind(ENOUGH_BLAME)
+    .bind(Death::Vanished.blame())
     .fetch_all(db)
     .await?;
     rows.iter().map(rescued).collect()

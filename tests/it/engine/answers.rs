@@ -104,7 +104,7 @@ async fn a_snooze_whose_answer_is_lost_does_not_undo_the_run_after_it() {
 async fn an_id_popped_into_an_answer_that_never_came_is_pushed_again() {
     let (stage, wires) = (Stage::new().await, Wires::new().await);
     let _worker = wires.worker(&stage).await;
-    wires.redis.lose_popped_ids();
+    wires.redis.lose_popped_ids("ops:default").await;
     let job = stage.enqueue(stage.steps([Step::Tell("ran".into())])).await;
     lost(&wires.redis).await;
     // Others pass by, so the belt is not simply empty.
@@ -121,7 +121,7 @@ async fn ids_lost_from_a_full_belt_are_found_without_pushing_everything_again() 
     let (stage, wires) = (Stage::new().await, Wires::new().await);
     let jobs: Vec<NewJob> = (0..400).map(|_| stage.steps([Step::Tell("ran".into()), Step::SleepMs(20)])).collect();
     let _worker = wires.worker(&stage).await;
-    wires.redis.lose_popped_ids();
+    wires.redis.lose_popped_ids("ops:default").await;
     let ids = stage.enqueue_all(&jobs).await;
     lost(&wires.redis).await;
     stage.all_succeed(&ids, Duration::from_secs(60)).await;

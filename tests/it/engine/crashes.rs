@@ -3,9 +3,13 @@
 use std::time::{Duration, Instant};
 
 use multivio::{
-    ids::WorkerId,
-    jobs::{NewJob, State},
+    ids::{JobId, WorkerId},
+    jobs::{
+        NewJob, Queue, State,
+        ledger::{self, Death},
+    },
 };
+use uuid::Uuid;
 
 use super::{Act, Stage, Step};
 
@@ -43,6 +47,44 @@ async fn one_poisonous_job_among_fifty_fails_alone_and_the_fifty_succeed() {
     }
     // Once among others, three times alone.
     assert_eq!(stage.witness.count(poison.id, "bites"), 4);
+}
+
+#[tokio::test]
+async fn a_kill_from_outside_says_less_than_a_crash_of_its_own() {
+    let stage = Stage::new().await;
+    let (innocent, poison) = (stage.enqueue(stage.job(Act::default())).await, stage.job(Act::default()));
+    // The first death only makes a suspect; from then on it ran alone.
+    for death in 0..=11 {
+        die_with(&stage, innocent, Death::KilledFromOutside).await;
+        let row = stage.row(innocent).await;
+        assert_eq!((row.state, row.crashes), (State::Queued, death), "{:?}", row.why);
+    }
+    die_with(&stage, innocent, Death::KilledFromOutside).await;
+    assert_eq!(stage.state(innocent).await, State::Failed, "there is an end to everything");
+    // Asked for once more, it begins with nothing against it.
+    assert!(stage.engine.retry(None, innocent).await.unwrap());
+    assert_eq!(stage.row(innocent).await.crashes, 0);
+
+    let poison = stage.enqueue(poison).await;
+    for death in 0..=2 {
+        die_with(&stage, poison, Death::OwnDoing).await;
+        assert_eq!((stage.state(poison).await, stage.row(poison).await.crashes), (State::Queued, death));
+    }
+    die_with(&stage, poison, Death::OwnDoing).await;
+    assert_eq!(stage.state(poison).await, State::Failed);
+}
+
+/// A worker that exists in the ledger only claims the job and dies.
+async fn die_with(stage: &Stage, job: JobId, death: Death) {
+    let mut db = stage.db().await;
+    let (id, process) = (WorkerId::new(), Uuid::new_v4());
+    let row = ledger::WorkerRow { id, process, queue: "ops".into(), host: "paper".into(), pid: 0 };
+    ledger::register(&mut *db, &row, SOON).await.unwrap();
+    let suspect = stage.row(job).await.suspect;
+    let claims = ledger::claim(&mut *db, id, Queue::Ops, &["act"], &[job], suspect).await.unwrap();
+    assert_eq!(claims.len(), 1);
+    ledger::report_death(&mut *db, process, death, "a test").await.unwrap();
+    ledger::reap(&mut *db, 10).await.unwrap();
 }
 
 #[tokio::test]

@@ -109,12 +109,7 @@ impl App {
 
     /// With settings of its own.
     pub async fn worker_with(&self, queue: Queue, env: &[(&str, &str)]) -> Worker {
-        let path = match queue {
-            Queue::Publish => env!("CARGO_BIN_EXE_multivio-publish"),
-            Queue::Ai => env!("CARGO_BIN_EXE_multivio-ai"),
-            Queue::Media => env!("CARGO_BIN_EXE_multivio-media"),
-            Queue::Ops => env!("CARGO_BIN_EXE_multivio-ops"),
-        };
+        let path = worker_path(queue);
         let mut all = self.env.clone();
         all.extend(env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let mut program = Program::start(path, &[], &all);
@@ -242,6 +237,16 @@ impl Worker {
         let pid = libc::pid_t::try_from(pid).expect("process numbers fit their own type");
         // SAFETY: plain numbers; it was a child of a program of ours a moment ago.
         unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// The program that runs jobs of this queue.
+pub fn worker_path(queue: Queue) -> &'static str {
+    match queue {
+        Queue::Publish => env!("CARGO_BIN_EXE_multivio-publish"),
+        Queue::Ai => env!("CARGO_BIN_EXE_multivio-ai"),
+        Queue::Media => env!("CARGO_BIN_EXE_multivio-media"),
+        Queue::Ops => env!("CARGO_BIN_EXE_multivio-ops"),
     }
 }
 

@@ -8,13 +8,15 @@ mod program;
 mod proxy;
 mod sandbox;
 mod servers;
+mod tripwire;
 mod wait;
 
-pub use app::{Api, App, Worker};
+pub use app::{Api, App, Worker, worker_path};
 pub use program::Program;
 pub use proxy::Proxy;
 pub use sandbox::Sandbox;
 pub use servers::{Servers, TestDb};
+pub use tripwire::{Side, Tripwire};
 pub use wait::{eventually, wait_until};
 
 /// Whether the large sizes were asked for (`bin/test --full`).

@@ -1,4 +1,5 @@
-//! A wire that can be cut, held, or made to lose one answer, between a program and its Postgres or Redis.
+//! A wire that can be cut, held, made to lose one answer, or hung with a [`Tripwire`], between a program and its
+//! Postgres, its Redis or the sandbox.
 
 use std::{
     collections::HashMap,
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use super::tripwire::{Side, Tripwire};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -30,10 +32,10 @@ enum State {
     Cut,
 }
 
-/// What is to be lost: the answer to the next request that contains the words.
+/// What is to be lost: the answer to the next request that contains all of the words.
 #[derive(Debug, Clone, Default)]
 struct Loss {
-    words: Option<Arc<str>>,
+    words: Option<Arc<[String]>>,
     /// How many in a row.
     times: usize,
     /// Answers of this kind are of no interest, such as the nothing of a blocking pop.
@@ -59,19 +61,33 @@ pub struct Proxy {
     state: watch::Sender<State>,
     loss: watch::Sender<Loss>,
     lost: Arc<AtomicUsize>,
+    /// Requests met whose answer is to be lost.
+    armed: Arc<AtomicUsize>,
     strandings: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
 
 impl Proxy {
     pub async fn to(server_port: u16) -> Self {
+        Self::through(server_port, None).await
+    }
+
+    /// Every request that passes is shown to the wire.
+    pub async fn hung_with(server_port: u16, tripwire: &Arc<Tripwire>) -> Self {
+        Self::through(server_port, Some(Arc::clone(tripwire))).await
+    }
+
+    async fn through(server_port: u16, tripwire: Option<Arc<Tripwire>>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
-        let (state, loss, lost) = (watch::Sender::new(State::Whole), watch::Sender::default(), Arc::default());
+        let (state, loss) = (watch::Sender::new(State::Whole), watch::Sender::default());
+        let (lost, armed) = (Arc::default(), Arc::default());
         let wire = Wire {
             state: state.subscribe(),
             loss: loss.clone(),
             lost: Arc::clone(&lost),
+            armed: Arc::clone(&armed),
+            tripwire,
             strandings: Arc::default(),
             made_at: 0,
         };
@@ -86,7 +102,7 @@ impl Proxy {
                 });
             }
         });
-        Self { port, state, loss, lost, strandings, accepting }
+        Self { port, state, loss, lost, armed, strandings, accepting }
     }
 
     pub fn port(&self) -> u16 {
@@ -100,12 +116,17 @@ impl Proxy {
     }
 
     pub fn lose_answers_to(&self, words: &str, times: usize) {
-        self.loss.send_replace(Loss { words: Some(words.into()), times, but_not: b"" });
+        self.loss.send_replace(Loss { words: Some([words.to_owned()].into()), times, but_not: b"" });
     }
 
-    /// The next ids that a blocking pop takes off a list never arrive.
-    pub fn lose_popped_ids(&self) {
-        self.loss.send_replace(Loss { words: Some("BLMPOP".into()), times: 1, but_not: b"*-1\r\n" });
+    /// The next ids that a blocking pop takes off the lists of this lane never arrive. A pop that waits already when
+    /// this is called would still get its answer: this returns once the next has been asked.
+    pub async fn lose_popped_ids(&self, lane: &str) {
+        let armed = self.armed.load(Ordering::SeqCst);
+        let words = ["BLMPOP".to_owned(), format!(":{lane}:")].into();
+        self.loss.send_replace(Loss { words: Some(words), times: 1, but_not: b"*-1\r\n" });
+        let asked = || async { self.armed.load(Ordering::SeqCst) > armed };
+        super::wait_until(Duration::from_secs(20), "a pop whose answer is to be lost", asked).await;
     }
 
     /// How many answers were lost so far.
@@ -144,9 +165,19 @@ struct Wire {
     state: watch::Receiver<State>,
     loss: watch::Sender<Loss>,
     lost: Arc<AtomicUsize>,
+    armed: Arc<AtomicUsize>,
+    tripwire: Option<Arc<Tripwire>>,
     strandings: Arc<AtomicUsize>,
     /// How many strandings there had been by then.
     made_at: usize,
+}
+
+/// What becomes of the answer to the request that has just passed.
+enum Answer {
+    /// Lost, unless it is this.
+    Lost { but_not: &'static [u8] },
+    /// Kept back for ever: whoever waits for it is about to be killed.
+    Withheld,
 }
 
 impl Wire {
@@ -174,7 +205,7 @@ impl Wire {
         mut self,
         mut from: OwnedReadHalf,
         mut to: OwnedWriteHalf,
-        armed: mpsc::UnboundedSender<&'static [u8]>,
+        armed: mpsc::UnboundedSender<Answer>,
     ) -> io::Result<()> {
         let mut reader = Statements::default();
         let mut bytes = vec![0; 64 * 1024];
@@ -187,10 +218,18 @@ impl Wire {
             let executed = reader.executed(&bytes[..read]);
             let Loss { words, but_not, .. } = self.loss.borrow().clone();
             if let Some(words) = words
-                && executed.iter().any(|text| text.contains(&*words))
-                && armed.send(but_not).is_err()
+                && executed.iter().any(|text| words.iter().all(|word| text.contains(word)))
             {
-                return Ok(());
+                if armed.send(Answer::Lost { but_not }).is_err() {
+                    return Ok(());
+                }
+                self.armed.fetch_add(1, Ordering::SeqCst);
+            }
+            match self.tripwire.as_ref().and_then(|tripwire| tripwire.met(&executed)) {
+                None => {}
+                Some(Side::Before) => return until_closed(&mut from, &mut bytes).await,
+                Some(Side::After) if armed.send(Answer::Withheld).is_err() => return Ok(()),
+                Some(Side::After) => {}
             }
             to.write_all(&bytes[..read]).await?;
         }
@@ -200,7 +239,7 @@ impl Wire {
         mut self,
         mut from: OwnedReadHalf,
         mut to: OwnedWriteHalf,
-        mut arm: mpsc::UnboundedReceiver<&'static [u8]>,
+        mut arm: mpsc::UnboundedReceiver<Answer>,
     ) -> io::Result<()> {
         let mut bytes = vec![0; 64 * 1024];
         loop {
@@ -209,14 +248,28 @@ impl Wire {
                 return Ok(());
             }
             self.passable().await;
-            if let Ok(but_not) = arm.try_recv()
-                && (but_not.is_empty() || &bytes[..read] != but_not)
-                && self.loss.send_if_modified(Loss::count_down)
-            {
+            let is_done = async |from: &mut OwnedReadHalf, bytes: &mut [u8]| {
                 // Until it is certain that the server has done it: nothing more comes.
-                while let Ok(Ok(1..)) = tokio::time::timeout(Duration::from_millis(50), from.read(&mut bytes)).await {}
-                self.lost.fetch_add(1, Ordering::SeqCst);
-                return Ok(());
+                while let Ok(Ok(1..)) = tokio::time::timeout(Duration::from_millis(50), from.read(bytes)).await {}
+            };
+            match arm.try_recv() {
+                Ok(Answer::Lost { but_not })
+                    if (but_not.is_empty() || &bytes[..read] != but_not)
+                        && self.loss.send_if_modified(Loss::count_down) =>
+                {
+                    is_done(&mut from, &mut bytes).await;
+                    self.lost.fetch_add(1, Ordering::SeqCst);
+                    return Ok(());
+                }
+                Ok(Answer::Withheld) => {
+                    is_done(&mut from, &mut bytes).await;
+                    if let Some(tripwire) = &self.tripwire {
+                        tripwire.spring();
+                    }
+                    // The other direction ends with the process.
+                    return std::future::pending().await;
+                }
+                Ok(Answer::Lost { .. }) | Err(_) => {}
             }
             to.write_all(&bytes[..read]).await?;
         }
@@ -231,21 +284,35 @@ impl Wire {
     }
 }
 
+/// Nothing passes any more until the client is gone.
+async fn until_closed(from: &mut OwnedReadHalf, bytes: &mut [u8]) -> io::Result<()> {
+    while from.read(bytes).await? > 0 {}
+    Ok(())
+}
+
 /// Follows a connection's requests far enough to know which statements it executes.
 #[derive(Default)]
 struct Statements {
     pending: Vec<u8>,
     /// Startup messages carry no type; everything after them does.
     is_started: bool,
+    is_http: bool,
     by_name: HashMap<Vec<u8>, String>,
 }
 
 impl Statements {
-    /// The texts of what these bytes execute: Redis's commands as they stand, Postgres's by the statement that a
-    /// Bind names.
+    /// The texts of what these bytes execute: Redis's commands as they stand, HTTP's first line, Postgres's by the
+    /// statement that a Bind names.
     fn executed(&mut self, bytes: &[u8]) -> Vec<String> {
         if !self.is_started && self.pending.is_empty() && bytes.first() == Some(&b'*') {
             return vec![String::from_utf8_lossy(bytes).into_owned()];
+        }
+        if !self.is_started && let Some(line) = http_request_line(bytes) {
+            self.is_http = true;
+            return vec![line];
+        }
+        if self.is_http {
+            return Vec::new();
         }
         self.pending.extend_from_slice(bytes);
         let mut executed = Vec::new();
@@ -284,4 +351,13 @@ impl Statements {
         self.is_started = body.starts_with(&PROTOCOL_3);
         Some((0, body))
     }
+}
+
+/// Heads are written in one piece by our client, with a body behind them or in pieces of its own.
+fn http_request_line(bytes: &[u8]) -> Option<String> {
+    const METHODS: [&[u8]; 5] = [b"GET ", b"POST ", b"PUT ", b"PATCH ", b"DELETE "];
+    METHODS.iter().any(|method| bytes.starts_with(method)).then(|| {
+        let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
+        String::from_utf8_lossy(line).into_owned()
+    })
 }

@@ -34,6 +34,29 @@ async fn publications(stage: &Stage, count: usize) -> Vec<Publication> {
     publications
 }
 
+const MANY_A_DAY: Budget = Budget {
+    name: "many",
+    scope: Scope::App,
+    limit: 10_000,
+    window: std::time::Duration::from_secs(24 * 60 * 60),
+    observed: false,
+};
+
+#[tokio::test]
+async fn while_there_is_room_a_slot_that_another_got_a_moment_ago_delays_nobody() {
+    let stage = Stage::new().await;
+    let publications = publications(&stage, 2).await;
+    // Both begin at the same time; the first waits for the other, as for its lock.
+    let mut first = stage.app.pool.begin().await.unwrap();
+    sqlx::query("select now()").execute(&mut *first).await.unwrap();
+    let mut other = stage.app.pool.begin().await.unwrap();
+    budget::claim(&mut other, &publications[1], &[MANY_A_DAY], 1).await.unwrap();
+    other.commit().await.unwrap();
+    let slot = budget::claim(&mut first, &publications[0], &[MANY_A_DAY], 1).await.unwrap();
+    let now: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *first).await.unwrap();
+    assert!(slot <= now, "it has to wait {}", slot - now);
+}
+
 async fn claim(db: &PgPool, publication: &Publication) -> DateTime<Utc> {
     let mut tx = db.begin().await.unwrap();
     let slot = budget::claim(&mut tx, publication, &[FIVE_A_MINUTE], 1).await.unwrap();

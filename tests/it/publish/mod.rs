@@ -58,7 +58,9 @@ impl Stage {
     }
 
     pub async fn publish_with(&self, mut request: Value) -> String {
-        request["platforms"] = json!(["x"]);
+        if request.get("connections").is_none() {
+            request["platforms"] = json!(["x"]);
+        }
         let (status, answer) = self.api.post("/api/v1/publish", request).await;
         assert_eq!(status, 202, "{answer}");
         answer["publications"][0]["id"].as_str().expect("an id").to_owned()

@@ -1,0 +1,186 @@
+//! A worker is killed at every request that publishing makes, on either side of it. The places are not listed here:
+//! a wire between the worker and its servers finds them (T2).
+
+use std::sync::Arc;
+
+use multivio::jobs::Queue;
+use serde_json::json;
+
+use crate::{
+    harness::{Proxy, Servers, Side, Tripwire, Worker, eventually},
+    publish::{SOON, Stage},
+};
+
+/// Lanes that share the places among them, so that the waiting of one is the work of another.
+const LANES: usize = 4;
+/// No way of a text onto the platform is this long: the places have to end by themselves.
+const TOO_MANY: usize = 200;
+
+/// One installation whose worker speaks through wires.
+struct Lane {
+    stage: Stage,
+    tripwire: Arc<Tripwire>,
+    _wires: [Proxy; 2],
+    worker: Worker,
+}
+
+impl Lane {
+    async fn new() -> Self {
+        let mut stage = Stage::new().await;
+        // Duplicates are to show as such: the platform does not help.
+        stage.settings(json!({ "duplicate_window_s": 0 })).await;
+        let tripwire = Arc::new(Tripwire::new(belongs_to_a_job));
+        let servers = Servers::shared();
+        let sandbox_port = stage.sandbox.url().rsplit(':').next().and_then(|port| port.parse().ok());
+        let wires = [
+            Proxy::hung_with(servers.postgres_port(), &tripwire).await,
+            Proxy::hung_with(sandbox_port.expect("an address ends in its port"), &tripwire).await,
+        ];
+        let database = servers.database_url_at(stage.app.db.name(), wires[0].port());
+        stage.app.set("DATABASE_URL", secrecy::ExposeSecret::expose_secret(&database));
+        for (name, value) in multivio::local::sandbox_settings(&format!("http://127.0.0.1:{}", wires[1].port())) {
+            stage.app.set(&name, value);
+        }
+        // The API leads the relay: what a leader does comes by the clock.
+        eventually(SOON, "the API to lead", || async {
+            sqlx::query_scalar::<_, i64>("select epoch from relay_leader where expires_at > now()")
+                .fetch_optional(&stage.app.pool)
+                .await
+                .ok()?
+        })
+        .await;
+        let worker = stage.worker().await;
+        Self { stage, tripwire, _wires: wires, worker }
+    }
+
+    /// Publishes one text on an account of its own while the trap is set; whether the worker died by it.
+    async fn publish(&mut self, text: &str, trap: Option<(usize, Side)>) -> bool {
+        self.stage.account = self.stage.sandbox.post("/_sandbox/x/accounts", json!({})).await;
+        self.stage.connection = self.stage.connect(&self.stage.account.clone()).await;
+        self.tripwire.arm(trap);
+        let request = json!({ "text": text, "connections": [self.stage.connection] });
+        let publication = self.stage.publish_with(request).await;
+        let died = tokio::select! {
+            () = self.tripwire.sprung() => true,
+            () = self.everything_ended() => false,
+        };
+        if died {
+            self.replace_the_worker().await;
+        }
+        self.stage.until(&publication, "sent").await;
+        self.everything_ended().await;
+        let open: i64 = sqlx::query_scalar("select count(*) from publication_intents where outcome = 'open'")
+            .fetch_one(&self.stage.app.pool)
+            .await
+            .expect("the database answers");
+        assert_eq!(open, 0, "an intent is open after {text}");
+        died
+    }
+
+    async fn replace_the_worker(&mut self) {
+        self.worker.crash();
+        let id = self.worker.id;
+        eventually(SOON, "the death to be recorded", || async {
+            let state: String = sqlx::query_scalar("select state from workers where id = $1")
+                .bind(id)
+                .fetch_one(&self.stage.app.pool)
+                .await
+                .ok()?;
+            (state == "crashed").then_some(())
+        })
+        .await;
+        // A new one, because one that dies again and again is started ever more slowly.
+        self.worker = self.stage.app.worker(Queue::Publish).await;
+    }
+
+    async fn everything_ended(&self) {
+        eventually(SOON, "every job to end", || async {
+            let open: i64 = sqlx::query_scalar(
+                "select count(*) from jobs where finished_at is null and kind in ('publish', 'reconcile')",
+            )
+            .fetch_one(&self.stage.app.pool)
+            .await
+            .ok()?;
+            (open == 0).then_some(())
+        })
+        .await;
+    }
+
+    async fn copies(&self, text: &str) -> usize {
+        self.stage.posts().await.iter().filter(|post| post["text"] == text).count()
+    }
+}
+
+/// What comes by the clock, whatever is published, makes no place of its own: heartbeats, elections, schedules.
+fn belongs_to_a_job(request: &str) -> bool {
+    const BY_THE_CLOCK: [&str; 9] = [
+        "update workers",
+        "into workers",
+        "relay_leader",
+        "h (id, run)",
+        "and cancel_requested",
+        "from installation",
+        "schedules",
+        "BEGIN",
+        "ROLLBACK",
+    ];
+    !BY_THE_CLOCK.iter().any(|words| request.contains(words))
+}
+
+#[tokio::test]
+async fn a_worker_killed_at_any_request_on_either_side_of_it_leaves_one_post() {
+    let lanes = (0..LANES).map(|lane| async move {
+        let mut places = 0;
+        let mut installation = Lane::new().await;
+        for side in [Side::Before, Side::After] {
+            for place in (lane..TOO_MANY).step_by(LANES) {
+                let text = format!("killed {side:?} request {place}");
+                let died = installation.publish(&text, Some((place, side))).await;
+                let seen = installation.tripwire.seen();
+                let last = seen.get(place).map_or("none", String::as_str);
+                assert_eq!(installation.copies(&text).await, 1, "{text}: {last}");
+                if !died {
+                    break;
+                }
+                places += 1;
+            }
+        }
+        let jobs: Vec<(String, i64)> =
+            sqlx::query_as("select state::text, count(*) from jobs where kind = 'publish' group by state")
+                .fetch_all(&installation.stage.app.pool)
+                .await
+                .expect("the database answers");
+        assert!(jobs.iter().all(|(state, _)| state == "succeeded"), "{jobs:?}");
+        places
+    });
+    let places: usize = futures::future::join_all(lanes).await.into_iter().sum();
+    // Fewer than this, and the wire does not see what it should.
+    assert!(places >= 2 * 15, "only {places} places were found");
+}
+
+/// The proof of the proof: with a publication that forgets that its post may exist, the same places make doubles.
+#[tokio::test]
+async fn without_looking_first_the_same_kill_doubles_the_post() {
+    let mut lane = Lane::new().await;
+    lane.publish("a clean run", None).await;
+    let seen = lane.tripwire.seen();
+    let create = seen.iter().position(|request| request.starts_with("POST") && request.contains("/2/tweets"));
+    let create = create.unwrap_or_else(|| panic!("the wire saw no creating request among {seen:#?}"));
+    sqlx::raw_sql(
+        "create function forget() returns trigger language plpgsql as $$ begin \
+             if new.fence > old.fence and old.phase = 'sending' then \
+                 new.phase := 'uploaded'; \
+                 update publication_intents set outcome = 'absent', settled_at = now() \
+                 where publication_id = new.id and outcome = 'open'; \
+             end if; \
+             return new; \
+         end $$; \
+         create trigger forget before update on publications for each row execute function forget();",
+    )
+    .execute(&lane.stage.app.pool)
+    .await
+    .expect("the trigger is made");
+    let text = "sent without looking";
+    assert!(lane.publish(text, Some((create, Side::After))).await, "the worker died at its creating request");
+    assert_eq!(lane.copies(text).await, 2, "a kill there is one that doubles a post unless somebody looks first");
+}
