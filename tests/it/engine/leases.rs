@@ -240,6 +240,14 @@ async fn what_a_silent_worker_was_charged_with_is_taken_back_even_an_end() {
     let row = stage.row(job).await;
     assert_eq!((row.state, row.suspect, row.crashes), (State::Queued, true, crashes - 1));
     assert!(row.finished_at.is_none());
+    let blamed: (i16, i16) =
+        sqlx::query_as("select b.blame, p.blame from jobs b, jobs p where b.id = $1 and p.id = $2")
+            .bind(job)
+            .bind(parent.id)
+            .fetch_one(&mut *db)
+            .await
+            .unwrap();
+    assert!(blamed.0 < blamed.1, "the blame went with it: {blamed:?}");
     assert_eq!(stage.attempts(job).await.last().unwrap().0, "lease_lost");
     assert_eq!(stage.state(parent.id).await, State::Failed, "its child has gone by its end");
     assert_eq!(ledger::acquit(&mut *db, last).await.unwrap(), 0, "once");
