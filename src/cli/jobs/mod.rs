@@ -56,8 +56,10 @@ enum Command {
     Retry(RetryArguments),
     /// Change what goes first: of jobs that have not ended
     Priority {
+        /// Which of two runnable jobs of a queue goes first; low is slow, never starved
         #[arg(value_name = "high|normal|low")]
         priority: Priority,
+        /// The jobs, as `jobs list` shows them
         #[arg(required = true)]
         jobs: Vec<JobId>,
     },

@@ -270,7 +270,7 @@ async fn rage(world: &World, storm: &Storm, rages: &AtomicBool, kills: &AtomicUs
             let worker = &mut workers[turn % WORKERS];
             // By turns the process that runs jobs alone, which is watched and started again, and all of it.
             let inner = worker.process().family().get(1).copied();
-            match inner.filter(|_| (turn / WORKERS) % 2 == 0) {
+            match inner.filter(|_| (turn / WORKERS).is_multiple_of(2)) {
                 Some(pid) => signal(pid, libc::SIGKILL),
                 None => {
                     worker.process().signal_group(libc::SIGKILL);
@@ -311,7 +311,7 @@ async fn rage(world: &World, storm: &Storm, rages: &AtomicBool, kills: &AtomicUs
                 }
                 Outage::LeaderStopped => {
                     let leader = eventually(Duration::from_secs(30), "somebody to lead", || async {
-                        world.leader(&*workers.lock().await).await
+                        world.leader(&workers.lock().await).await
                     })
                     .await;
                     let mut among = workers.lock().await;
