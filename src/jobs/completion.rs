@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::Value;
 use sqlx::PgPool;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{Mutex, mpsc},
+    task::JoinSet,
+};
 use tracing::{debug, error, warn};
 
 use super::{
@@ -29,26 +32,33 @@ const LOCKED_REST: Duration = Duration::from_millis(20);
 const GATHER: Duration = Duration::from_millis(2);
 const CROWD: usize = 64;
 
+/// Statements at once: while the ledger writes one batch, the next gathers and is sent.
+const AT_ONCE: usize = 2;
+
 /// Starts the task; it ends when the last sender is gone and everything is written.
 pub fn start(db: PgPool, engine: Engine, hand: Arc<Hand>) -> (mpsc::Sender<Settlement>, tokio::task::JoinHandle<()>) {
-    let (settlements, mut waiting) = mpsc::channel(WAITING);
+    let (settlements, waiting) = mpsc::channel(WAITING);
+    let (completion, waiting) = (Arc::new(Completion { db, engine, hand }), Arc::new(Mutex::new(waiting)));
+    let mut writers = JoinSet::new();
+    for _ in 0..AT_ONCE {
+        writers.spawn(write_all(Arc::clone(&completion), Arc::clone(&waiting)));
+    }
     let task = tokio::spawn(async move {
-        let completion = Completion { db, engine, hand };
-        let mut batch = Vec::with_capacity(BATCH);
-        let mut locked = Vec::new();
-        loop {
-            if locked.is_empty() {
-                if waiting.recv_many(&mut batch, BATCH).await == 0 {
-                    break;
-                }
-            } else {
-                // Others do not wait for a row that somebody holds (E4).
-                tokio::time::sleep(LOCKED_REST).await;
-                while batch.len() < BATCH
-                    && let Ok(more) = waiting.try_recv()
-                {
-                    batch.push(more);
-                }
+        while let Some(ended) = writers.join_next().await {
+            ended.expect("a writer waits out every error");
+        }
+    });
+    (settlements, task)
+}
+
+/// One writer: it gathers a batch, which another may do while this one writes.
+async fn write_all(completion: Arc<Completion>, waiting: Arc<Mutex<mpsc::Receiver<Settlement>>>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        if batch.is_empty() {
+            let mut waiting = waiting.lock().await;
+            if waiting.recv_many(&mut batch, BATCH).await == 0 {
+                return;
             }
             if batch.len() < CROWD && completion.hand.len() > 2 * CROWD {
                 tokio::time::sleep(GATHER).await;
@@ -58,11 +68,12 @@ pub fn start(db: PgPool, engine: Engine, hand: Arc<Hand>) -> (mpsc::Sender<Settl
                     batch.push(more);
                 }
             }
-            batch.append(&mut locked);
-            locked = completion.settle_for_sure(std::mem::take(&mut batch)).await;
+        } else {
+            // Others do not wait for a row that somebody holds (E4): the other writer takes them.
+            tokio::time::sleep(LOCKED_REST).await;
         }
-    });
-    (settlements, task)
+        batch = completion.settle_for_sure(batch).await;
+    }
 }
 
 struct Completion {

@@ -21,6 +21,8 @@ use crate::{db, ids::JobId, telemetry::chain};
 
 /// Most rows in one statement.
 pub const BATCH: usize = 512;
+/// Batches at once: the callers of one are answered and heard while others commit.
+const AT_ONCE: usize = 3;
 /// Jobs that wait for a batch; more callers than this wait with theirs.
 const WAITING: usize = 8 * BATCH;
 /// A list longer than this is filled by the relay in fair turns, not by whoever comes (E18).
@@ -40,7 +42,10 @@ impl Batcher {
     pub fn start(db: PgPool, belt: Belt) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING);
         let lengths = Lengths { known: Arc::default(), belt: belt.clone() };
-        tokio::spawn(run(waiting, db, belt, lengths.clone()));
+        let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
+        for _ in 0..AT_ONCE {
+            tokio::spawn(run(Arc::clone(&waiting), db.clone(), belt.clone(), lengths.clone()));
+        }
         Self { jobs, lengths }
     }
 
@@ -62,9 +67,11 @@ impl Batcher {
     }
 }
 
-async fn run(mut waiting: mpsc::Receiver<(NewJob, Reply)>, db: PgPool, belt: Belt, lengths: Lengths) {
+type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<(NewJob, Reply)>>>;
+
+async fn run(waiting: Waiting, db: PgPool, belt: Belt, lengths: Lengths) {
     let mut batch = Vec::with_capacity(BATCH);
-    while waiting.recv_many(&mut batch, BATCH).await > 0 {
+    while waiting.lock().await.recv_many(&mut batch, BATCH).await > 0 {
         batch.sort_by(|(a, _), (b, _)| unique_order(a).cmp(&unique_order(b)));
         let pushed = lengths.pushed_directly(batch.iter().map(|(job, _)| job)).await;
         let together = batch.iter().zip(pushed);
@@ -87,15 +94,20 @@ async fn run(mut waiting: mpsc::Receiver<(NewJob, Reply)>, db: PgPool, belt: Bel
             // A caller that went away has its job all the same.
             let _gone = reply.send(answer.map(|(id, _)| id));
         }
-        if !runnable.is_empty() {
-            match belt.push(&runnable).await {
-                Ok(longest) => lengths.learn(&runnable, longest),
-                Err(error) => debug!(error = %chain(&error), "left to the relay"),
-            }
+        tokio::spawn(ring(belt.clone(), lengths.clone(), runnable, rings));
+    }
+}
+
+/// What only saves time does not hold up the next batch.
+async fn ring(belt: Belt, lengths: Lengths, runnable: Vec<Runnable>, rings: bool) {
+    if !runnable.is_empty() {
+        match belt.push(&runnable).await {
+            Ok(longest) => lengths.learn(&runnable, longest),
+            Err(error) => debug!(error = %chain(&error), "left to the relay"),
         }
-        if rings && let Err(error) = belt.ring_relay().await {
-            debug!(error = %chain(&error), "the relay comes by itself");
-        }
+    }
+    if rings && let Err(error) = belt.ring_relay().await {
+        debug!(error = %chain(&error), "the relay comes by itself");
     }
 }
 

@@ -30,6 +30,8 @@ const BATCH: usize = 256;
 const LOOK: Duration = Duration::from_millis(500);
 /// Every so many fetches begin with another priority than the highest, so that none starves.
 const TURN: u64 = 8;
+/// From so many slots on a lane has two fetchers.
+const MANY: usize = 64;
 /// How long a suspect first waits for what runs beside it, while nothing else is claimed ...
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
 /// ... and at most, after it has waited in vain again and again.
@@ -40,6 +42,8 @@ pub struct Fetcher {
     pub lane: Lane,
     pub kinds: Vec<&'static str>,
     pub concurrency: usize,
+    /// The lane's, as many as its concurrency; shared by its fetchers.
+    pub slots: Arc<Semaphore>,
     pub engine: Engine,
     /// Connections of its own that commit asynchronously: a lost claim only runs again.
     pub claims: PgPool,
@@ -49,14 +53,19 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
+    /// How many fetchers a lane is worth: with many short jobs one pops and starts what it has while another's claim
+    /// is with the ledger.
+    pub const fn how_many(concurrency: usize) -> usize {
+        if concurrency >= MANY { 2 } else { 1 }
+    }
+
     /// Fetches until the worker stops; outages are waited out.
     pub async fn run(self) {
-        let slots = Arc::new(Semaphore::new(self.concurrency));
         let mut popper = None;
         let mut patience = Patience::new();
         let mut fetches = 0_u64;
         while !self.stopping.is_cancelled() {
-            let Some(permits) = self.free_slots(&slots).await else { return };
+            let Some(permits) = self.free_slots().await else { return };
             fetches += 1;
             let suspects = if !patience.is_due() { Suspects::Not } else { Suspects::by_turns(fetches) };
             let popped = match self.pop(&mut popper, &self.lists(fetches, suspects), permits.num_permits()).await {
@@ -69,14 +78,15 @@ impl Fetcher {
                 Popped::Claims(claims, _announced) => self.start(claims, permits).await,
                 Popped::Suspects(ids) => {
                     drop(permits);
-                    self.run_alone(&slots, &ids, &mut patience).await;
+                    self.run_alone(&ids, &mut patience).await;
                 }
             }
         }
     }
 
     /// A share of the slots, or what is free after a moment. `None`: the worker stops.
-    async fn free_slots(&self, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    async fn free_slots(&self) -> Option<OwnedSemaphorePermit> {
+        let slots = &self.slots;
         let first = tokio::select! {
             permit = Arc::clone(slots).acquire_owned() => permit.expect("never closed"),
             () = self.stopping.cancelled() => return None,
@@ -194,7 +204,7 @@ impl Fetcher {
     }
 
     /// A job that was in the hand of a crashed process runs with nothing beside it (E10).
-    async fn run_alone(&self, slots: &Arc<Semaphore>, ids: &[JobId], patience: &mut Patience) {
+    async fn run_alone(&self, ids: &[JobId], patience: &mut Patience) {
         let runnable = match self.runnable_suspects(Some(ids)).await {
             Ok(runnable) => runnable,
             Err(error) => return self.wait_out(&error).await,
@@ -216,7 +226,7 @@ impl Fetcher {
             Ok(claims) if claims.is_empty() => {}
             Ok(claims) => {
                 info!(job = %suspect, "runs alone: its last worker died with it in hand");
-                let permit = Arc::clone(slots).acquire_owned().await.expect("never closed");
+                let permit = Arc::clone(&self.slots).acquire_owned().await.expect("never closed");
                 self.start(claims, permit).await;
                 let _stopping = self.unless_stopping(self.hand.wait_settled(suspect)).await;
             }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use apalis::layers::WorkerBuilderExt;
 use apalis::prelude::{Monitor, ParallelizeExt, WorkerBuilder};
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     task::{JoinHandle, JoinSet},
     time::{Instant, timeout_at},
 };
@@ -104,24 +104,31 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
         save_schedules(&registry, &engine).await;
     }
     let lanes = registry.lanes(queue);
-    let claims =
-        own_pool(connect.options([("synchronous_commit", "off")]), u32::try_from(lanes.len() + 1).unwrap_or(u32::MAX));
+    let each = Fetcher::how_many(concurrency);
+    let claims = own_pool(
+        connect.options([("synchronous_commit", "off")]),
+        u32::try_from(lanes.len() * each + 1).unwrap_or(u32::MAX),
+    );
     let mut monitor = Monitor::new();
     let mut fetchers = JoinSet::new();
     for lane in lanes {
         let (claimed, jobs) = mpsc::channel(concurrency);
-        let fetcher = Fetcher {
-            queue,
-            lane,
-            kinds: registry.kinds(queue, lane),
-            concurrency,
-            engine: engine.clone(),
-            claims: claims.clone(),
-            hand: Arc::clone(&hand),
-            claimed,
-            stopping: stop.clone(),
-        };
-        fetchers.spawn(fetcher.run());
+        let slots = Arc::new(Semaphore::new(concurrency));
+        for _ in 0..each {
+            let fetcher = Fetcher {
+                queue,
+                lane,
+                kinds: registry.kinds(queue, lane),
+                concurrency,
+                slots: Arc::clone(&slots),
+                engine: engine.clone(),
+                claims: claims.clone(),
+                hand: Arc::clone(&hand),
+                claimed: claimed.clone(),
+                stopping: stop.clone(),
+            };
+            fetchers.spawn(fetcher.run());
+        }
         let (jobs, bench, name) = (ClaimedJobs::new(jobs), Arc::clone(&bench), format!("{queue}-{lane}"));
         let run_figures = Arc::clone(&run_figures);
         monitor = monitor.register(move |_| {

@@ -124,7 +124,8 @@ pub async fn hand_back_strays(
 }
 
 /// Which of the runs in this worker's hand the ledger does not know as its own: taken away past their deadline, or
-/// claimed by a commit that a crash of Postgres undid.
+/// claimed by a commit that a crash of Postgres undid. Only what runs names a worker; saying so would offer the planner
+/// the index of running jobs, through which each pair meets all that this worker runs.
 pub async fn lost_runs(
     db: impl PgExecutor<'_>,
     worker: WorkerId,
@@ -132,8 +133,7 @@ pub async fn lost_runs(
 ) -> sqlx::Result<Vec<(JobId, i32)>> {
     sqlx::query_as(
         "select h.id, h.run from unnest($2::uuid[], $3::integer[]) as h (id, run) \
-         where not exists (select from jobs j where j.id = h.id and j.run = h.run and j.worker_id = $1 \
-                           and j.state = 'running')",
+         where not exists (select from jobs j where j.id = h.id and j.run = h.run and j.worker_id = $1)",
     )
     .bind(worker)
     .bind(in_hand.iter().map(|(id, _)| id.uuid()).collect::<Vec<Uuid>>())

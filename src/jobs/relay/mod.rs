@@ -31,6 +31,9 @@ const LEADS_FOR: Duration = Duration::from_secs(4);
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// A round while nothing rings.
 const ROUND: Duration = Duration::from_millis(100);
+/// Shortest time from the start of one round to the next that a bell asks for: while jobs are enqueued by the
+/// thousand, each batch of them rings.
+const BETWEEN_BELLS: Duration = Duration::from_millis(10);
 /// A round while more waits than fits on the belt.
 const BUSY_ROUND: Duration = Duration::from_millis(25);
 /// A round that takes longer than this met a server that is not well.
@@ -51,6 +54,7 @@ pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
     let forgetting = tokio::spawn(forget::run(db.clone(), is_leading, stop.clone()));
     let mut relay = Relay::new(engine, db.clone());
     while !stop.is_cancelled() {
+        let began = Instant::now();
         let pause = match tokio::time::timeout(ROUND_DEADLINE, relay.round()).await {
             Ok(Ok(pause)) => pause,
             Ok(Err(error)) => {
@@ -65,7 +69,10 @@ pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
         leads.send_if_modified(|leads| std::mem::replace(leads, relay.leading.is_some()) != relay.leading.is_some());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = relay.engine.hub().bell(), if relay.leading.is_some() && pause <= ROUND => {}
+            () = async {
+                relay.engine.hub().bell().await;
+                tokio::time::sleep_until(began + BETWEEN_BELLS).await;
+            }, if relay.leading.is_some() && pause <= ROUND => {}
             () = stop.cancelled() => {}
         }
     }
