@@ -37,6 +37,8 @@ pub mod posts;
 pub mod publishing;
 /// How long a text is to each platform, and what else they refuse.
 pub mod text;
+/// Everything that is encrypted, moved from one key to the next.
+pub mod rotation;
 
 // How it is reached.
 /// Every call of the HTTP API.
