@@ -35,10 +35,10 @@ pub mod platforms;
 pub mod posts;
 /// Publications: phases, reconcile, the publish job.
 pub mod publishing;
-/// How long a text is to each platform, and what else they refuse.
-pub mod text;
 /// Everything that is encrypted, moved from one key to the next.
 pub mod rotation;
+/// How long a text is to each platform, and what else they refuse.
+pub mod text;
 
 // How it is reached.
 /// Every call of the HTTP API.

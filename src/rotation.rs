@@ -117,12 +117,7 @@ struct Pass {
     overtaken: bool,
 }
 
-async fn go_through(
-    db: &PgPool,
-    keyring: &Keyring,
-    sealed: SealedColumn,
-    tell: &impl Fn(u64),
-) -> sqlx::Result<Pass> {
+async fn go_through(db: &PgPool, keyring: &Keyring, sealed: SealedColumn, tell: &impl Fn(u64)) -> sqlx::Result<Pass> {
     let mut pass = Pass::default();
     let mut after = (Uuid::nil(), -1_i16);
     loop {
@@ -187,8 +182,7 @@ async fn write(
          from unnest($1::uuid[], $2::smallint[], $3::bytea[], $4::bytea[]) as n (row, position, old, new) \
          where t.{row} = n.row and {position} = n.position and t.{column} = n.old"
     );
-    let done =
-        sqlx::query(AssertSqlSafe(text)).bind(rows).bind(positions).bind(old).bind(new).execute(db).await?;
+    let done = sqlx::query(AssertSqlSafe(text)).bind(rows).bind(positions).bind(old).bind(new).execute(db).await?;
     Ok(done.rows_affected())
 }
 

@@ -93,11 +93,14 @@ fn verdict(counts: &[Count], unreadable: &[(String, u64)], overtaken: bool, chec
             "{lost} secret(s) are under keys that are not configured: {}",
             keys.join(", ")
         ))
-        .remedy("Add those keys to ENCRYPTION_KEYS_OLD. If they are lost, those accounts have to be connected again."));
+        .remedy(
+            "Add those keys to ENCRYPTION_KEYS_OLD. If they are lost, those accounts have to be connected again.",
+        ));
     }
     if !unreadable.is_empty() {
-        return Err(Failure::failed("some secrets cannot be read and were left as they are")
-            .remedy("Connect those accounts again, or restore their rows from a backup; keep the older keys till then."));
+        return Err(Failure::failed("some secrets cannot be read and were left as they are").remedy(
+            "Connect those accounts again, or restore their rows from a backup; keep the older keys till then.",
+        ));
     }
     if overtaken || (old > 0 && !check) {
         return Err(Failure::failed(format!("{old} secret(s) were written with an older key meanwhile")).remedy(

@@ -25,7 +25,9 @@ use super::{
     upload::{self, Arrived, UploadError},
 };
 use crate::{
-    http::{Accepted, App, Caller, Created, FieldError, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
+    http::{
+        Accepted, App, Caller, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page,
+    },
     ids::MediaId,
     jobs::{EnqueueError, NewJob, Priority, Ticket},
 };
@@ -167,19 +169,25 @@ impl MediaApi {
         caller: Caller,
         media: Data<&Arc<MediaService>>,
         media_id: Path<MediaId>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Gone, Problem> {
         caller.require(Scope::Workspace)?;
         let mut tx = media.db().begin().await?;
-        let deleted = store::delete(&mut tx, caller.tenant, media_id.0).await?;
-        tx.commit().await?;
-        match deleted {
-            Deleted::Done => Ok(Gone::Gone),
-            Deleted::NotFound => Err(Problem::not_found("media")),
-            Deleted::InUse => Err(Problem::conflict(
-                "media_in_use",
-                "A post uses this file. Take it out of the post, or delete the post, first.",
-            )),
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        match store::delete(&mut tx, caller.tenant, media_id.0).await? {
+            Deleted::Done => {}
+            Deleted::NotFound => return Err(Problem::not_found("media")),
+            Deleted::InUse => {
+                let text = "A post uses this file. Take it out of the post, or delete the post, first.";
+                return Err(Problem::conflict("media_in_use", text));
+            }
         }
+        let answer = claim.keep(&mut tx, Gone::default()).await?;
+        tx.commit().await?;
+        Ok(answer)
     }
 
     /// Make renditions
@@ -251,13 +259,6 @@ enum BytesAnswer {
         #[oai(header = "Content-Range")] String,
         #[oai(header = "ETag")] String,
     ),
-}
-
-#[derive(ApiResponse)]
-enum Gone {
-    /// It is deleted.
-    #[oai(status = 204)]
-    Gone,
 }
 
 async fn receive(
