@@ -288,8 +288,8 @@ fn is_header_name(name: &String) -> bool {
 
 /// As a browser sends it: compared letter by letter, so that one written otherwise would never be allowed.
 fn is_origin(text: &str) -> bool {
-    text == "*"
-        || Url::parse(text).is_ok_and(|url| url.origin().is_tuple() && url.origin().ascii_serialization() == text)
+    let is_exact = |url: Url| url.origin().is_tuple() && url.origin().ascii_serialization() == text;
+    text == "*" || (!text.contains('*') && Url::parse(text).is_ok_and(is_exact))
 }
 
 #[expect(clippy::ptr_arg, reason = "the reader gives what it has parsed")]

@@ -151,7 +151,7 @@ mod tests {
             ("ENCRYPTION_KEY", ""),
             ("ENCRYPTION_KEY", "hunter2"),
             ("ENCRYPTION_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
-            ("JWT_SECRET_KEY", "short"),
+            ("JWT_SECRET_KEY", "hunter2"),
             ("JWT_SECRET_KEY", "please-change-me-please-change-me-please"),
             ("JWT_SECRET_KEY", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
             ("DATABASE_URL", "postgres://multivio:password@db/multivio"),

@@ -74,7 +74,7 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
     let publisher = stage.worker().await;
     let published = stage.publish("for everyone to see").await;
     stage.until(&published, "sent").await;
-    stage.fault("tweets.create", json!({ "refuse": "duplicate" })).await;
+    stage.fault("tweets.create", json!({ "refuse": "text_too_long_403" })).await;
     let refused = stage.publish("refused").await;
     let settled = eventually(SOON, "the refused post to be settled", || async {
         let publication = stage.publication(&refused).await;
