@@ -530,6 +530,8 @@ async fn the_product_itself_is_described_and_open_only_where_it_should() {
             assert!(call["operationId"].is_string(), "{method} {path} has no operationId");
         }
     }
+    let options = api.request(Method::OPTIONS, "/api/v1/posts/validate").send().await.unwrap();
+    assert_eq!((options.status().as_u16(), &options.headers()["allow"]), (405, &"POST".parse().unwrap()));
     let docs = api.client.get(format!("{}/docs", api.url)).send().await.unwrap();
     let policy = docs.headers()["content-security-policy"].to_str().unwrap().to_owned();
     assert!(policy.contains("connect-src 'self'"), "{policy}");
