@@ -6,7 +6,7 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use multivio::{jobs::Queue, local::Programs};
+use multivio::{jobs::Queue, local::find_in_path};
 use reqwest::Method;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -165,7 +165,7 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
     assert!(timeline.to_string().contains("Incorrect API key"), "the providers' words are kept: {timeline}");
 
     // The database, as somebody who may read all of it sees it.
-    let dump = Command::new(Programs::find().unwrap().postgres_bin.join("pg_dump"))
+    let dump = Command::new(find_in_path("pg_dump").expect("pg_dump comes with Postgres"))
         .arg("--dbname")
         .arg(env("DATABASE_URL"))
         .output()
