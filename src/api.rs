@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use poem::{Endpoint, EndpointExt, Response, Route};
+use poem::{Endpoint, EndpointExt, Response, Route, http::Method};
 use poem_openapi::{LicenseObject, OpenApi, OpenApiService};
 
 use crate::{
@@ -43,7 +43,7 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
     let document = Arc::new(Document::new(openapi_json(), || service().scalar_html()));
     let metrics = Arc::new(router::metrics_of(document.spec()));
     let paths =
-        Paths { public: &[], uploads: &["/api/v1/media"], largest_file_bytes: services.media.max_upload_bytes() };
+        Paths { public: &[], uploads: &["/api/v1/media"], largest_file_bytes: services.media.max_upload_bytes(), cost };
     let calls = Route::new()
         .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
         .at("/docs", DocsEndpoint(document))
@@ -54,6 +54,16 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .data(services.models)
         .data(services.media);
     router::guarded(calls, services.app, services.limiter, metrics, paths)
+}
+
+/// For how many requests a call counts in its caller's limit: more where it keeps ffmpeg or a language model busy.
+fn cost(method: &Method, path: &str) -> u32 {
+    match path {
+        "/api/v1/ai/transform" if method == Method::POST => 10,
+        "/api/v1/media" if method == Method::POST => 5,
+        path if method == Method::POST && path.ends_with("/transcode") => 10,
+        _ => 1,
+    }
 }
 
 /// The OpenAPI document, as it is served and as it is kept in `openapi.json`.
@@ -75,4 +85,5 @@ Slow or fragile work is a job: a call that starts one answers `202` with the `Lo
 - **Errors** are problem documents (RFC 9457): `code` is stable, `errors` names every wrong field with its remedy.
 - **Repeating a write** is safe with an `Idempotency-Key`: the same key and body give the first answer again for 7 days.
 - **Lists** are newest first; pass `next_cursor` as `cursor` for the next page.
-- **Limits** are told in `RateLimit` and `RateLimit-Policy`; beyond them `429` says when in `Retry-After`.";
+- **Limits** are told in `RateLimit` and `RateLimit-Policy`; beyond them `429` says when in `Retry-After`. A transform
+  and a transcode count for 10 requests, an upload for 5.";

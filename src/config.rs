@@ -3,6 +3,8 @@
 //! Nothing below `main` reads the environment. A missing or malformed value is reported together with all the
 //! others, each with the variable's name and what it needs. Secrets are [`SecretString`]: they cannot be printed.
 
+mod production;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -50,7 +52,13 @@ pub struct ApiConfig {
     pub host: IpAddr,
     pub port: u16,
     pub allowed_origins: Vec<String>,
+    /// How many proxies of ours a request passes before it gets here; 0: whoever connects is the client.
+    pub trusted_proxies: u8,
+    /// Where each of them adds whom it heard the request from.
+    pub proxy_header: String,
     pub rate_limit_requests: u32,
+    /// Of all callers at one address together.
+    pub rate_limit_address_requests: u32,
     pub rate_limit_window: Duration,
 }
 
@@ -175,8 +183,10 @@ impl Config {
         Self::load(&|name| given(name).or_else(|| std::env::var(name).ok()))
     }
 
-    /// Whether the environment, or the `.env` file read before, has a say in it.
+    /// Whether the environment, or an `.env` file, has a say in it.
     pub fn is_set(name: &str) -> bool {
+        // One that cannot be read is told of when the settings are.
+        let _read = dotenvy::dotenv();
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
         std::env::var(name).is_ok_and(|value| !value.trim().is_empty())
     }
@@ -191,8 +201,13 @@ impl Config {
             api: ApiConfig {
                 host: read.parse("HOST", "an IP address to listen on, such as 0.0.0.0", IpAddr::from([127, 0, 0, 1])),
                 port: read.parse("PORT", "a port number", 8080),
-                allowed_origins: read.list("ALLOWED_ORIGINS"),
+                allowed_origins: read.origins("ALLOWED_ORIGINS"),
+                trusted_proxies: read.number("TRUSTED_PROXIES", 0..=16, 0),
+                proxy_header: read
+                    .optional("TRUSTED_PROXY_HEADER", "the name of a header", is_header_name)
+                    .unwrap_or_else(|| "X-Forwarded-For".into()),
                 rate_limit_requests: read.number("RATE_LIMIT_REQUESTS", 1..=u32::MAX, 600),
+                rate_limit_address_requests: read.number("RATE_LIMIT_ADDRESS_REQUESTS", 1..=u32::MAX, 6000),
                 rate_limit_window: read.seconds("RATE_LIMIT_WINDOW", 1, 60),
             },
             database: DatabaseConfig {
@@ -253,7 +268,11 @@ impl Config {
                 threads: read.optional("MEDIA_THREADS", "a whole number, 1 or more", |n: &usize| *n > 0),
             },
         };
-        if read.problems.is_empty() { Ok(config) } else { Err(ConfigError(read.problems)) }
+        let mut problems = read.problems;
+        if config.environment == Environment::Production {
+            problems.extend(production::unfit(&config));
+        }
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     }
 }
 
@@ -265,6 +284,17 @@ const MOST_CONNECTIONS: u32 = 10_000;
 fn is_log_filter(text: &String) -> bool {
     let is_meant = |part: &str| part.contains('=') || part.contains('[') || part.trim().parse::<LevelFilter>().is_ok();
     EnvFilter::try_new(text).is_ok() && text.split(',').all(is_meant)
+}
+
+#[expect(clippy::ptr_arg, reason = "the reader gives what it has parsed")]
+fn is_header_name(name: &String) -> bool {
+    poem::http::HeaderName::try_from(name.as_str()).is_ok()
+}
+
+/// As a browser sends it: compared letter by letter, so that one written otherwise would never be allowed.
+fn is_origin(text: &str) -> bool {
+    let is_exact = |url: Url| url.origin().is_tuple() && url.origin().ascii_serialization() == text;
+    text == "*" || (!text.contains('*') && Url::parse(text).is_ok_and(is_exact))
 }
 
 #[expect(clippy::ptr_arg, reason = "the reader gives what it has parsed")]
@@ -292,6 +322,15 @@ impl Reader<'_> {
     fn list(&self, name: &str) -> Vec<String> {
         let text = self.text(name).unwrap_or_default();
         text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    }
+
+    fn origins(&mut self, name: &str) -> Vec<String> {
+        let origins = self.list(name);
+        for origin in origins.iter().filter(|origin| !is_origin(origin)) {
+            let needs = "scheme://host, with a port unless it is the usual one, in small letters and nothing behind it";
+            self.problems.push(format!("{name} is not valid: {origin:?} is no origin; it needs {needs}"));
+        }
+        origins
     }
 
     fn path(&self, name: &str, default: &str) -> PathBuf {
@@ -405,6 +444,15 @@ mod tests {
             ("DB_MAX_OVERFLOW", "4294967295"),
             ("RATE_LIMIT_WINDOW", "0"),
             ("RATE_LIMIT_REQUESTS", "0"),
+            ("RATE_LIMIT_ADDRESS_REQUESTS", "0"),
+            ("TRUSTED_PROXIES", "everybody"),
+            ("TRUSTED_PROXY_HEADER", "x forwarded for"),
+            ("ALLOWED_ORIGINS", "https://app.example/"),
+            ("ALLOWED_ORIGINS", "https://App.example"),
+            ("ALLOWED_ORIGINS", "https://app.example:443"),
+            ("ALLOWED_ORIGINS", "https://*.example"),
+            ("ALLOWED_ORIGINS", "app.example"),
+            ("ALLOWED_ORIGINS", "null"),
             ("MEDIA_MAX_UPLOAD_BYTES", "0"),
             ("JWT_ACCESS_TOKEN_EXPIRE_MINUTES", &most),
             ("WORKER_GRACE_SECONDS", &most),

@@ -2,8 +2,8 @@
 //!
 //! XChaCha20-Poly1305 with a random nonce. A ciphertext is bound to the row and column it was made for, so that
 //! somebody who can write to the database still cannot move one user's token into another's row. It carries the id
-//! of its key, so that keys can be rotated: the first key encrypts, all decrypt. Nothing here may ever print a key
-//! or a plaintext.
+//! of its key, so that keys can be rotated: the first key encrypts, all decrypt ([`crate::rotation`] moves what is
+//! kept from one key to the next). Nothing here may ever print a key or a plaintext.
 
 use std::fmt;
 
@@ -21,7 +21,9 @@ const VERSION: u8 = 1;
 const KEY_BYTES: usize = 32;
 const KEY_ID_BYTES: usize = 4;
 const NONCE_BYTES: usize = 24;
-const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + NONCE_BYTES;
+/// The version and the key's id: enough to tell with which key something was encrypted.
+pub const PREFIX_BYTES: usize = 1 + KEY_ID_BYTES;
+const HEADER_BYTES: usize = PREFIX_BYTES + NONCE_BYTES;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CryptoError {
@@ -29,14 +31,27 @@ pub enum CryptoError {
     NoKey,
     #[error("key {position} of ENCRYPTION_KEY and ENCRYPTION_KEYS_OLD is not base64 of exactly 32 bytes")]
     BadKey { position: usize },
-    #[error("the stored secret is not one that this program wrote")]
+    #[error("the stored secret is not one that this program wrote: connect the account again, or restore its row")]
     Malformed,
     #[error(
         "the stored secret was encrypted with key {key_id}, which is not configured: add that key to ENCRYPTION_KEYS_OLD"
     )]
     UnknownKey { key_id: String },
-    #[error("the stored secret was altered, or moved from another row")]
+    #[error(
+        "the stored secret was altered, or moved from another row: connect the account again, or restore the row from \
+         a backup"
+    )]
     Tampered,
+}
+
+/// How far a stored secret is on its way to the first key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Current,
+    /// Readable, and to be encrypted anew before its key goes.
+    Old,
+    /// Its key is not configured.
+    Unreadable,
 }
 
 /// The place a secret is kept at; it can be read back from there only.
@@ -94,11 +109,30 @@ impl Keyring {
         let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: &place.bytes() };
         let sealed = key.cipher.encrypt(&nonce, payload).expect("only a text of 256 GiB cannot be encrypted");
         let mut out = Vec::with_capacity(HEADER_BYTES + sealed.len());
-        out.push(VERSION);
-        out.extend_from_slice(&key.id);
+        out.extend_from_slice(&prefix(key.id));
         out.extend_from_slice(&nonce);
         out.extend_from_slice(&sealed);
         out
+    }
+
+    /// How everything begins that the first key encrypted; what begins otherwise is to be encrypted anew.
+    pub fn current_prefix(&self) -> [u8; PREFIX_BYTES] {
+        prefix(self.keys[0].id)
+    }
+
+    /// The same secret under the first key.
+    pub fn reseal(&self, place: Place, stored: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        Ok(self.encrypt(place, &self.decrypt(place, stored)?))
+    }
+
+    /// Whether what begins like this was encrypted with the first key, with another that is configured, or neither.
+    pub fn standing(&self, stored: &[u8]) -> Standing {
+        let key = self.keys.iter().position(|key| stored.starts_with(&prefix(key.id)));
+        match key {
+            Some(0) => Standing::Current,
+            Some(_) => Standing::Old,
+            None => Standing::Unreadable,
+        }
     }
 
     pub fn decrypt(&self, place: Place, stored: &[u8]) -> Result<SecretString, CryptoError> {
@@ -134,6 +168,12 @@ impl NamedKey {
         id.copy_from_slice(&digest[..KEY_ID_BYTES]);
         Some(Self { id, cipher: XChaCha20Poly1305::new(&Key::from(key)) })
     }
+}
+
+fn prefix(key_id: [u8; KEY_ID_BYTES]) -> [u8; PREFIX_BYTES] {
+    let mut prefix = [VERSION; PREFIX_BYTES];
+    prefix[1..].copy_from_slice(&key_id);
+    prefix
 }
 
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
@@ -185,6 +225,18 @@ mod tests {
         assert_eq!(rotated.decrypt(place(1), &old).unwrap().expose_secret(), "secret");
         let new = rotated.encrypt(place(1), &"secret".into());
         assert!(ring(&[OTHER]).decrypt(place(1), &new).is_ok());
+    }
+
+    #[test]
+    fn what_an_older_key_encrypted_is_encrypted_anew_in_its_place() {
+        let (before, between, after) = (ring(&[STANDARD]), ring(&[OTHER, STANDARD]), ring(&[OTHER]));
+        let old = before.encrypt(place(1), &"secret".into());
+        assert_eq!((between.standing(&old), after.standing(&old)), (Standing::Old, Standing::Unreadable));
+        let new = between.reseal(place(1), &old).unwrap();
+        assert_eq!(after.standing(&new), Standing::Current);
+        assert!(new.starts_with(&after.current_prefix()));
+        assert_eq!(after.decrypt(place(1), &new).unwrap().expose_secret(), "secret");
+        assert_eq!(after.reseal(place(2), &new).unwrap_err(), CryptoError::Tampered, "it stays bound to its row");
     }
 
     #[test]

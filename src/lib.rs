@@ -35,6 +35,8 @@ pub mod platforms;
 pub mod posts;
 /// Publications: phases, reconcile, the publish job.
 pub mod publishing;
+/// Everything that is encrypted, moved from one key to the next.
+pub mod rotation;
 /// How long a text is to each platform, and what else they refuse.
 pub mod text;
 

@@ -43,6 +43,11 @@ pub fn builder() -> ClientBuilder {
         .redirect(redirect::Policy::none())
         .retry(retry::never())
         .no_proxy()
+        // Nothing is unpacked, whatever a dependency switches on: a small answer stays small.
+        .no_gzip()
+        .no_brotli()
+        .no_deflate()
+        .no_zstd()
 }
 
 /// Reads a whole answer, never more than `limit_bytes` of it.
@@ -100,6 +105,14 @@ mod tests {
         let response = client().unwrap().get(url).send().await.unwrap();
         assert_eq!(response.status(), 302);
         assert_eq!(served.load(std::sync::atomic::Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_as_it_comes_and_never_unpacked() {
+        let packed = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 6\r\n\r\npacked";
+        let (url, _) = server(packed).await;
+        let response = client().unwrap().get(url).send().await.unwrap();
+        assert_eq!(body(response, 6).await.unwrap(), "packed");
     }
 
     #[tokio::test]

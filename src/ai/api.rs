@@ -99,7 +99,7 @@ struct AiHealth {
 
 /// The model of one provider.
 #[derive(Debug, Object)]
-#[oai(rename = "AiModel")]
+#[oai(rename = "AiModel", skip_serializing_if_is_none)]
 struct Model {
     provider: String,
     model: String,
@@ -147,7 +147,7 @@ struct Budget {
 
 /// The workspace's use since the start of the month (UTC).
 #[derive(Debug, Object)]
-#[oai(rename = "AiUsage")]
+#[oai(rename = "AiUsage", skip_serializing_if_is_none)]
 struct Usage {
     calls: u64,
     cost_usd: f64,

@@ -181,7 +181,9 @@ impl ChatClient {
         {
             body.extend_from_slice(&piece);
         }
-        let refusal = Refusal::read(response.status().as_u16(), response.headers(), &body);
+        let mut refusal = Refusal::read(response.status().as_u16(), response.headers(), &body);
+        // Some repeat the key that they refuse, and what they say is kept and shown.
+        refusal.message = refusal.message.replace(self.config.api_key.expose_secret(), "[key]");
         let class = self.dialect.classify(&refusal);
         Err(refusal.into_error(self.name(), class))
     }

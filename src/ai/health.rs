@@ -36,7 +36,7 @@ pub enum ProviderState {
 
 /// One provider, as real traffic shows it.
 #[derive(Debug, Object)]
-#[oai(rename = "AiProviderHealth")]
+#[oai(rename = "AiProviderHealth", skip_serializing_if_is_none)]
 pub struct ProviderHealth {
     pub provider: String,
     pub state: ProviderState,

@@ -16,6 +16,7 @@ pub mod check;
 pub mod demo;
 pub mod health;
 pub mod jobs;
+pub mod keys;
 pub mod migrate;
 pub mod openapi;
 pub mod token;
@@ -52,6 +53,8 @@ commands! {
     Token = token,
     /// List, show, cancel, retry, pause, resume: the operators' view of jobs
     Jobs = jobs,
+    /// Change the key that encrypts what is kept, while everything runs
+    Keys = keys,
     /// Exit with 0 when this host's API, or a worker, is healthy (for containers)
     Health = health,
     /// Measure this machine with the product on it, each figure beside its limit

@@ -17,6 +17,7 @@ use crate::{
     ids::{ConnectionId, TenantId},
     jobs::{Engine, EnqueueError, NewJob, Stop, Why, job::Until},
     platforms::{Account, Class, Connectors, Explanation, Platform, TokenPair, Turn, Witness},
+    rotation::SealedColumn,
 };
 
 /// A token that is this close to its end is refreshed before it is used.
@@ -375,6 +376,24 @@ impl TokenTrouble {
         }
     }
 }
+
+/// What is encrypted here.
+pub const SEALED: [SealedColumn; 2] = [
+    SealedColumn {
+        table: "connections",
+        column: "access_token",
+        row: "id",
+        position: "0::smallint",
+        place: |row, _| access_place(ConnectionId::from_uuid(row)),
+    },
+    SealedColumn {
+        table: "connections",
+        column: "refresh_token",
+        row: "id",
+        position: "0::smallint",
+        place: |row, _| refresh_place(ConnectionId::from_uuid(row)),
+    },
+];
 
 fn access_place(id: ConnectionId) -> Place {
     Place::new("connections", "access_token", id.uuid())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use poem::web::Data;
 use poem_openapi::{
-    ApiResponse, Enum, Object, OpenApi,
+    Enum, Object, OpenApi,
     param::{Path, Query},
     payload::Json,
     types::{Password, ToJSON},
@@ -19,7 +19,7 @@ use super::{
     wake_key,
 };
 use crate::{
-    http::{App, Caller, Created, FieldError, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
+    http::{App, Caller, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
     ids::ConnectionId,
     jobs::EnqueueError,
     platforms::{Explanation, Platform},
@@ -100,14 +100,6 @@ struct ConnectionInput {
     refresh_token: Option<Password>,
     /// When the access token ends; without it, never.
     expires_at: Option<DateTime<Utc>>,
-}
-
-/// The account is no longer connected.
-#[derive(ApiResponse)]
-enum Removed {
-    /// It is disconnected and its tokens are gone
-    #[oai(status = 204)]
-    Done,
 }
 
 const LIST: &str = "connections";
@@ -196,17 +188,28 @@ impl ConnectionsApi {
     ///
     /// Its tokens are forgotten at once, and what was still to go out there is cancelled. What was published stays.
     #[oai(path = "/connections/:id", method = "delete", operation_id = "removeConnection")]
-    async fn remove(&self, app: Data<&Arc<App>>, caller: Caller, id: Path<ConnectionId>) -> Result<Removed, Problem> {
+    async fn remove(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<ConnectionId>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+    ) -> Result<Gone, Problem> {
         caller.require(Scope::Workspace)?;
         let mut tx = app.db.begin().await?;
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
         if !store::remove(&mut tx, caller.tenant, id.0).await? {
             return Err(Problem::not_found("connection"));
         }
         publishing::store::cancel_of_connection(&mut tx, id.0).await?;
         // What is parked on it runs, finds itself cancelled, and ends.
         app.engine.wake(&mut tx, &wake_key(id.0)).await?;
+        let answer = claim.keep(&mut tx, Gone::default()).await?;
         tx.commit().await?;
-        Ok(Removed::Done)
+        Ok(answer)
     }
 }
 

@@ -1,5 +1,5 @@
-//! What a write answers: `201 Created` or `202 Accepted` with a `Location`, kept so that a repeat with the same
-//! `Idempotency-Key` gets the same answer again.
+//! What a write answers: `201 Created` or `202 Accepted` with a `Location`, or `204` when nothing is left, kept so that
+//! a repeat with the same `Idempotency-Key` gets the same answer again.
 
 use poem::{
     IntoResponse, Response,
@@ -69,6 +69,45 @@ answers! {
     Accepted = ACCEPTED 202 "The work is on record and will be done; `Location` is the job or group to follow";
 }
 
+/// Nothing is left of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Gone {
+    replayed: bool,
+}
+
+impl IntoResponse for Gone {
+    fn into_response(self) -> Response {
+        let mut response = StatusCode::NO_CONTENT.into_response();
+        mark(&mut response, self.replayed);
+        response
+    }
+}
+
+impl ApiResponse for Gone {
+    fn meta() -> MetaResponses {
+        let response = MetaResponse {
+            description: "It is gone",
+            status: Some(204),
+            status_range: None,
+            content: Vec::new(),
+            headers: vec![replayed_header()],
+        };
+        MetaResponses { responses: vec![response] }
+    }
+
+    fn register(_registry: &mut Registry) {}
+}
+
+impl Answer for Gone {
+    fn kept(&self) -> Kept {
+        Kept { status: 204, location: None, body: None }
+    }
+
+    fn replay(kept: Kept) -> Option<Self> {
+        (kept.status == 204).then_some(Self { replayed: true })
+    }
+}
+
 /// An answer that can be kept with its `Idempotency-Key` and given again.
 pub trait Answer: Sized {
     fn kept(&self) -> Kept;
@@ -97,20 +136,25 @@ impl<T: ToJSON + ParseFromJSON> Answer for Json<T> {
 fn respond(status: StatusCode, location: &str, replayed: bool, body: impl IntoResponse) -> Response {
     let mut response = body.into_response();
     response.set_status(status);
-    let headers = response.headers_mut();
     // Locations are made of our own paths and ids, which are always valid.
-    headers.insert(header::LOCATION, HeaderValue::from_str(location).expect("a path of ours is a valid header"));
-    if replayed {
-        headers.insert(REPLAYED, HeaderValue::from_static("true"));
-    }
+    response
+        .headers_mut()
+        .insert(header::LOCATION, HeaderValue::from_str(location).expect("a path of ours is a valid header"));
+    mark(&mut response, replayed);
     response
 }
 
+fn mark(response: &mut Response, replayed: bool) {
+    if replayed {
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+}
+
 fn describe<T: Type>(status: u16, description: &'static str) -> MetaResponses {
-    let header = |name: &str, description: &str, required| MetaHeader {
-        name: name.to_owned(),
-        description: Some(description.to_owned()),
-        required,
+    let location = MetaHeader {
+        name: "Location".to_owned(),
+        description: Some("Where it is".to_owned()),
+        required: true,
         deprecated: false,
         schema: String::schema_ref(),
     };
@@ -120,10 +164,17 @@ fn describe<T: Type>(status: u16, description: &'static str) -> MetaResponses {
             status: Some(status),
             status_range: None,
             content: vec![MetaMediaType { content_type: Json::<T>::CONTENT_TYPE, schema: T::schema_ref() }],
-            headers: vec![
-                header("Location", "Where it is", true),
-                header("Idempotent-Replayed", "\"true\" when this answer was given before for the same key", false),
-            ],
+            headers: vec![location, replayed_header()],
         }],
+    }
+}
+
+fn replayed_header() -> MetaHeader {
+    MetaHeader {
+        name: "Idempotent-Replayed".to_owned(),
+        description: Some("\"true\" when this answer was given before for the same key".to_owned()),
+        required: false,
+        deprecated: false,
+        schema: String::schema_ref(),
     }
 }

@@ -5,10 +5,12 @@
 //! connection next to nothing.
 
 use std::{
+    collections::HashMap,
     future::Future,
     io,
+    net::IpAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,6 +26,8 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep, sleep},
 };
+
+use super::client_address::is_public;
 
 /// How long a client may take for what.
 #[derive(Debug, Clone, Copy)]
@@ -48,18 +52,67 @@ const _: () = assert!(LIMITS.patience.as_secs() > super::gate::ANSWER_TIME.as_se
 
 /// More clients than this wait in the backlog of the system.
 const MOST_CONNECTIONS: usize = 8192;
+/// So that nobody outside can take all of them. More are closed at once. Proxies of ours connect from inside.
+const MOST_OF_ONE_ADDRESS: usize = 1024;
 
 /// Accepts connections that watch their own pace.
 pub struct Watched {
     listener: TcpListener,
     local: LocalAddr,
+    limits: Limits,
     room: Arc<Semaphore>,
+    seats: Seats,
 }
 
 impl Watched {
     pub fn new(listener: TcpListener) -> io::Result<Self> {
+        Self::with(listener, LIMITS)
+    }
+
+    fn with(listener: TcpListener, limits: Limits) -> io::Result<Self> {
         let local = LocalAddr(listener.local_addr()?.into());
-        Ok(Self { listener, local, room: Arc::new(Semaphore::new(MOST_CONNECTIONS)) })
+        Ok(Self { listener, local, limits, room: Arc::new(Semaphore::new(MOST_CONNECTIONS)), seats: Seats::default() })
+    }
+}
+
+/// How many connections each address outside has.
+#[derive(Debug, Clone, Default)]
+struct Seats(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// A connection's seat; free again when it ends.
+#[derive(Debug)]
+struct Seat {
+    seats: Seats,
+    address: Option<IpAddr>,
+}
+
+impl Seats {
+    /// `None`: the address has as many as it may.
+    fn take(&self, address: IpAddr) -> Option<Seat> {
+        let address = address.to_canonical();
+        if !is_public(address) {
+            return Some(Seat { seats: self.clone(), address: None });
+        }
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_this = taken.entry(address).or_default();
+        if *of_this >= MOST_OF_ONE_ADDRESS {
+            return None;
+        }
+        *of_this += 1;
+        Some(Seat { seats: self.clone(), address: Some(address) })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let Some(address) = self.address else { return };
+        let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_this) = taken.get_mut(&address) {
+            *of_this -= 1;
+            if *of_this == 0 {
+                taken.remove(&address);
+            }
+        }
     }
 }
 
@@ -72,17 +125,23 @@ impl Acceptor for Watched {
 
     async fn accept(&mut self) -> io::Result<(Self::Io, LocalAddr, RemoteAddr, Scheme)> {
         let room = Arc::clone(&self.room).acquire_owned().await.expect("the semaphore is never closed");
-        let (stream, peer) = match self.listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, most likely: without a pause this would spin.
-                tracing::warn!(%error, "a connection could not be accepted");
-                sleep(Duration::from_millis(50)).await;
-                return Err(error);
+        let (stream, peer, seat) = loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    if let Some(seat) = self.seats.take(peer.ip()) {
+                        break (stream, peer, seat);
+                    }
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: without a pause this would spin.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(Duration::from_millis(50)).await;
+                    return Err(error);
+                }
             }
         };
         stream.set_nodelay(true)?;
-        let connection = Connection::new(stream, LIMITS, Some(room));
+        let connection = Connection::new(stream, self.limits, Some((room, seat)));
         Ok((connection, self.local.clone(), RemoteAddr(peer.into()), Scheme::HTTP))
     }
 }
@@ -93,7 +152,7 @@ pub struct Connection<S> {
     limits: Limits,
     pace: Pace,
     tick: Pin<Box<Sleep>>,
-    _room: Option<OwnedSemaphorePermit>,
+    _place: Option<(OwnedSemaphorePermit, Seat)>,
 }
 
 /// What was seen of the peer. Bytes and turns are counted as they come, times only at ticks.
@@ -109,10 +168,10 @@ struct Pace {
 }
 
 impl<S> Connection<S> {
-    fn new(stream: S, limits: Limits, room: Option<OwnedSemaphorePermit>) -> Self {
+    fn new(stream: S, limits: Limits, place: Option<(OwnedSemaphorePermit, Seat)>) -> Self {
         let now = Instant::now();
         let pace = Pace { read_bytes: 0, turns: 0, seen: (0, 0), quiet_since: now, sending_since: (now, 0) };
-        Self { stream, limits, pace, tick: Box::pin(sleep(limits.tick)), _room: room }
+        Self { stream, limits, pace, tick: Box::pin(sleep(limits.tick)), _place: place }
     }
 
     /// Called whenever the peer keeps us waiting.
@@ -267,7 +326,8 @@ mod tests {
         let (_client, server) = duplex(64);
         let room = Arc::new(Semaphore::new(1));
         let permit = Arc::clone(&room).try_acquire_owned().unwrap();
-        let mut connection = Connection::new(server, QUICK, Some(permit));
+        let seat = Seats::default().take([127, 0, 0, 1].into()).unwrap();
+        let mut connection = Connection::new(server, QUICK, Some((permit, seat)));
         let error = connection.read_to_end(&mut Vec::new()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(connection);
@@ -280,5 +340,64 @@ mod tests {
         let mut connection = Connection::new(server, QUICK, None);
         let error = connection.write_all(&[0; 1024]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn nobody_outside_takes_all_places_and_a_place_is_free_again_when_its_connection_ends() {
+        let (seats, one, other): (_, IpAddr, IpAddr) =
+            (Seats::default(), [203, 0, 113, 1].into(), [203, 0, 113, 2].into());
+        let mut taken: Vec<_> = (0..MOST_OF_ONE_ADDRESS).map(|_| seats.take(one).unwrap()).collect();
+        assert!(seats.take(one).is_none());
+        assert!(seats.take(other).is_some());
+        taken.pop();
+        assert!(seats.take(one).is_some());
+        drop(taken);
+        assert!(seats.0.lock().unwrap().is_empty(), "what is over is forgotten");
+        let proxied: Vec<_> = (0..2 * MOST_OF_ONE_ADDRESS).filter_map(|_| seats.take([10, 0, 0, 1].into())).collect();
+        assert_eq!(proxied.len(), 2 * MOST_OF_ONE_ADDRESS, "a proxy of ours brings everybody");
+    }
+
+    /// A server with little patience, and a client that says `first` and then one byte at a time.
+    async fn trickle(first: &str) -> (Duration, Vec<u8>) {
+        const IMPATIENT: Limits =
+            Limits { tick: Duration::from_millis(20), patience: Duration::from_secs(1), ..LIMITS };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let acceptor = Watched::with(listener, IMPATIENT).unwrap();
+        let calls = poem::Route::new().at(
+            "/",
+            poem::post(poem::endpoint::make(|request: poem::Request| async move {
+                request.into_body().into_bytes().await.map(|bytes| bytes.len().to_string()).map_err(poem::Error::from)
+            })),
+        );
+        let serving = tokio::spawn(poem::Server::new_with_acceptor(acceptor).run(calls));
+        let started = Instant::now();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(first.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while started.elapsed() < Duration::from_secs(20) && client.write_all(b"x").await.is_ok() {
+            let mut byte = [0; 256];
+            match tokio::time::timeout(Duration::from_millis(40), client.read(&mut byte)).await {
+                Err(_nothing_yet) => {}
+                Ok(Ok(0) | Err(_)) => break,
+                Ok(Ok(read)) => answer.extend_from_slice(&byte[..read]),
+            }
+        }
+        serving.abort();
+        (started.elapsed(), answer)
+    }
+
+    #[tokio::test]
+    async fn a_head_that_never_ends_costs_a_connection_for_a_moment_only() {
+        let (took, answer) = trickle("POST / HTTP/1.1\r\nhost: x\r\nx-slow: ").await;
+        assert!(took < Duration::from_secs(15), "{took:?}");
+        assert!(!answer.starts_with(b"HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_costs_a_connection_for_a_moment_only() {
+        let (took, answer) = trickle("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n").await;
+        assert!(took < Duration::from_secs(15), "{took:?}");
+        assert!(!answer.starts_with(b"HTTP/1.1 200"));
     }
 }

@@ -6,7 +6,7 @@
 
 use poem::{
     Endpoint, IntoResponse, Middleware, Request, Response, Result,
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
 };
 
 use crate::config::{Config, Environment};
@@ -20,9 +20,18 @@ const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static(
 );
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
+const PERMISSIONS_POLICY: HeaderName = HeaderName::from_static("permissions-policy");
+const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+
 /// For answers that are data: nothing in them may run, nobody may frame them.
 const DATA_CSP: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000; includeSubDomains");
+
+/// No page of ours needs any of it.
+const PERMISSIONS: HeaderValue = HeaderValue::from_static(
+    "accelerometer=(), camera=(), display-capture=(), geolocation=(), gyroscope=(), microphone=(), payment=(), usb=()",
+);
 
 /// Adds the headers. Works on errors too, as everything inside it answers with a response.
 pub struct Edge {
@@ -70,7 +79,7 @@ impl<E: Endpoint> Endpoint for EdgeEndpoint<E> {
         };
         let headers = response.headers_mut();
         // Once, rather than in steps: about so many are added here and further out.
-        headers.reserve(12);
+        headers.reserve(16);
         self.rules.secure(headers);
         self.rules.share(origin, preflight, headers);
         Ok(response)
@@ -82,6 +91,9 @@ impl Edge {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        headers.insert(PERMISSIONS_POLICY, PERMISSIONS);
+        headers.insert(OPENER_POLICY, HeaderValue::from_static("same-origin"));
+        headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
         // A page that needs more (the docs) says so itself; a list of posts must not stay in a shared cache.
         headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(DATA_CSP);
         headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
@@ -154,7 +166,12 @@ mod tests {
         let headers = answer(edge(&["https://app.example"]), Method::GET, "https://app.example").await;
         assert_eq!(headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
         assert_eq!(headers[header::CACHE_CONTROL], "no-store");
-        assert!(headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap().contains("default-src 'none'"));
+        let policy = headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+        assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{policy}");
+        assert_eq!(headers[header::REFERRER_POLICY], "no-referrer");
+        assert_eq!(headers[header::X_FRAME_OPTIONS], "DENY");
+        assert!([OPENER_POLICY, RESOURCE_POLICY].iter().all(|policy| headers[policy] == "same-origin"));
+        assert!(headers[PERMISSIONS_POLICY].to_str().unwrap().contains("camera=()"));
         assert!(!headers.contains_key(header::ACCESS_CONTROL_ALLOW_CREDENTIALS));
         assert!(!headers.contains_key(header::STRICT_TRANSPORT_SECURITY));
         let production = Edge { hsts: true, ..edge(&[]) };

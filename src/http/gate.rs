@@ -14,8 +14,9 @@ use poem::{
 };
 
 use super::{
-    App, Problem,
+    App, FieldError, Problem,
     auth::{Caller, caller_of},
+    client_address::{ClientAddress, Proxies},
     limits::{RateLimiter, Subject, Verdict},
 };
 
@@ -30,7 +31,7 @@ const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// What the gate must know about paths, from the router.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Paths {
     /// Beginnings of paths below `/api` that are open to everyone.
     pub public: &'static [&'static str],
@@ -38,6 +39,14 @@ pub struct Paths {
     pub uploads: &'static [&'static str],
     /// The largest of those.
     pub largest_file_bytes: u64,
+    /// For how many requests a call counts.
+    pub cost: fn(&Method, &str) -> u32,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self { public: &[], uploads: &[], largest_file_bytes: 0, cost: |_, _| 1 }
+    }
 }
 
 pub struct Gate {
@@ -50,13 +59,16 @@ impl<E: Endpoint> Middleware<E> for Gate {
     type Output = GateEndpoint<E>;
 
     fn transform(&self, inner: E) -> Self::Output {
-        let (limit, window) = (self.limiter.limit(), self.limiter.window().as_secs());
+        let window = self.limiter.window().as_secs();
+        let own = format!("\"{OWN}\";q={};w={window}", self.limiter.limit());
+        let both = format!("{own}, \"{SHARED}\";q={};w={window}", self.limiter.address_limit());
         GateEndpoint {
             inner,
             app: Arc::clone(&self.app),
             limiter: Arc::clone(&self.limiter),
             paths: self.paths,
-            policy: text_header(&format!("\"requests\";q={limit};w={window}")),
+            proxies: Proxies::new(&self.app.config.api),
+            policy: [text_header(&own), text_header(&both)],
         }
     }
 }
@@ -66,7 +78,20 @@ pub struct GateEndpoint<E> {
     app: Arc<App>,
     limiter: Arc<RateLimiter>,
     paths: Paths,
-    policy: HeaderValue,
+    proxies: Proxies,
+    /// Of the caller alone, and with that of his address.
+    policy: [HeaderValue; 2],
+}
+
+/// The names of the two limits in the headers.
+const OWN: &str = "requests";
+const SHARED: &str = "address";
+
+/// What was counted, and the verdict that matters most.
+struct Counted {
+    name: &'static str,
+    verdict: Verdict,
+    by_address: bool,
 }
 
 impl<E: Endpoint> Endpoint for GateEndpoint<E> {
@@ -77,29 +102,43 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
             return self.pass(request).await;
         }
         let caller = caller_of(&request, &self.app.auth);
-        let verdict = self.limiter.count(subject(&request, &caller)).await;
-        let mut response = match verdict {
+        let counted = self.count(&request, &caller).await;
+        let mut response = match counted.verdict {
             Verdict::Refuse { retry_in } => Problem::too_many_requests(retry_in).into_response(),
             Verdict::Pass { .. } => match self.admit(request, caller) {
                 Ok(request) => self.pass(request).await?,
                 Err(problem) => problem.into_response(),
             },
         };
-        self.tell(verdict, &mut response);
+        self.tell(&counted, &mut response);
         Ok(response)
     }
 }
 
-/// A caller by who he is; a stranger by where he comes from.
-fn subject(request: &Request, caller: &Result<Option<Caller>, Problem>) -> Subject {
-    if let Ok(Some(caller)) = caller {
-        return Subject::User(caller.user);
-    }
-    let address = request.remote_addr().as_socket_addr().map(|address| address.ip());
-    Subject::address(address.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()))
-}
-
 impl<E: Endpoint> GateEndpoint<E> {
+    /// A caller by who he is and, with all others there, by where he comes from; a stranger by where he comes from.
+    async fn count(&self, request: &Request, caller: &Result<Option<Caller>, Problem>) -> Counted {
+        let ClientAddress { ip, is_own } = self.proxies.client(request);
+        let cost = (self.paths.cost)(request.method(), request.uri().path());
+        let subject = match caller {
+            Ok(Some(caller)) => Subject::User(caller.user),
+            _ => Subject::strangers(ip),
+        };
+        let verdict = self.limiter.count(subject, cost).await;
+        let Verdict::Pass { remaining, .. } = verdict else {
+            return Counted { name: OWN, verdict, by_address: is_own };
+        };
+        if !is_own {
+            return Counted { name: OWN, verdict, by_address: false };
+        }
+        match self.limiter.count(Subject::address(ip), cost).await {
+            Verdict::Pass { remaining: shared, .. } if shared >= remaining => {
+                Counted { name: OWN, verdict, by_address: true }
+            }
+            tighter => Counted { name: SHARED, verdict: tighter, by_address: true },
+        }
+    }
+
     fn admit(&self, mut request: Request, caller: Result<Option<Caller>, Problem>) -> Result<Request, Problem> {
         match caller? {
             Some(caller) => {
@@ -112,6 +151,9 @@ impl<E: Endpoint> GateEndpoint<E> {
     }
 
     async fn pass(&self, mut request: Request) -> Result<Response> {
+        if let Some(refused) = encoded(&request) {
+            return Ok(refused);
+        }
         let may_have_body = !matches!(*request.method(), Method::GET | Method::HEAD);
         if may_have_body && is_file(&request) && begins_with(&request, self.paths.uploads) {
             if let Err(problem) = bound_file(&mut request, self.paths.largest_file_bytes) {
@@ -133,16 +175,30 @@ impl<E: Endpoint> GateEndpoint<E> {
         }
     }
 
-    fn tell(&self, verdict: Verdict, response: &mut Response) {
-        let (remaining, resets_in) = match verdict {
+    fn tell(&self, counted: &Counted, response: &mut Response) {
+        let (remaining, resets_in) = match counted.verdict {
             Verdict::Pass { remaining, resets_in } => (remaining, resets_in),
             Verdict::Refuse { retry_in } => (0, retry_in),
         };
         let headers = response.headers_mut();
-        headers.insert(RATE_LIMIT_POLICY, self.policy.clone());
+        headers.insert(RATE_LIMIT_POLICY, self.policy[usize::from(counted.by_address)].clone());
         let seconds = resets_in.as_millis().div_ceil(1000);
-        headers.insert(RATE_LIMIT, text_header(&format!("\"requests\";r={remaining};t={seconds}")));
+        let name = counted.name;
+        headers.insert(RATE_LIMIT, text_header(&format!("\"{name}\";r={remaining};t={seconds}")));
     }
+}
+
+/// A body is read as it comes: what is packed could grow without bound when it is unpacked.
+fn encoded(request: &Request) -> Option<Response> {
+    let encodings = request.headers().get_all(header::CONTENT_ENCODING);
+    if encodings.iter().all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return None;
+    }
+    let mut response = Problem::unsupported_media_type("Send the body as it is, without Content-Encoding.")
+        .with_errors(vec![FieldError::new("Content-Encoding", "is not taken", "Leave it out")])
+        .into_response();
+    response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    Some(response)
 }
 
 fn text_header(text: &str) -> HeaderValue {

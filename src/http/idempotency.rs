@@ -111,15 +111,20 @@ impl Claim {
 }
 
 async fn try_lock(tx: &mut PgConnection, claimed: &Claimed) -> sqlx::Result<bool> {
+    let lock = lock_of(claimed.tenant, &claimed.given.route, &claimed.given.key);
+    sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(tx).await
+}
+
+/// The advisory lock that a request holds while it works under a key. `route` is the method and the path.
+pub fn lock_of(tenant: TenantId, route: &str, key: &str) -> i64 {
     let name = Sha256::new()
         .chain_update("idempotency")
-        .chain_update(claimed.tenant.uuid().as_bytes())
-        .chain_update(&claimed.given.route)
+        .chain_update(tenant.uuid().as_bytes())
+        .chain_update(route)
         .chain_update([0])
-        .chain_update(&claimed.given.key)
+        .chain_update(key)
         .finalize();
-    let lock = i64::from_be_bytes(name[..8].try_into().expect("a hash is longer than 8 bytes"));
-    sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(tx).await
+    i64::from_be_bytes(name[..8].try_into().expect("a hash is longer than 8 bytes"))
 }
 
 type Columns = (Vec<u8>, Option<i16>, Option<String>, Option<Value>);

@@ -8,6 +8,8 @@
 //! - a process may hold back at most an eighth of what was left when it last asked, so a caller spread over many
 //!   processes may be refused that much early, never late;
 //! - without Redis each process counts by itself and gives the whole limit: `limit` x processes.
+//!
+//! A call that keeps more than a database busy counts for several.
 
 use std::{
     collections::HashMap,
@@ -44,16 +46,27 @@ const REDIS_REST: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Subject {
     User(UserId),
-    /// Of an IPv6 address its /64, which is what one customer has.
+    /// Everybody at one address who did not prove who he is.
+    Strangers(IpAddr),
+    /// Everybody at one address.
     Address(IpAddr),
 }
 
 impl Subject {
+    pub fn strangers(address: IpAddr) -> Self {
+        Self::Strangers(customer(address))
+    }
+
     pub fn address(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V6(v6) => Self::Address(IpAddr::V6((v6.to_bits() >> 64 << 64).into())),
-            v4 => Self::Address(v4),
-        }
+        Self::Address(customer(address))
+    }
+}
+
+/// Of an IPv6 address its /64, which is what one customer has.
+fn customer(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+        v4 => v4,
     }
 }
 
@@ -61,6 +74,7 @@ impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::User(user) => write!(f, "user:{user}"),
+            Self::Strangers(address) => write!(f, "strangers:{address}"),
             Self::Address(address) => write!(f, "address:{address}"),
         }
     }
@@ -81,8 +95,8 @@ pub enum Verdict {
 
 pub struct RateLimiter {
     limit: u32,
+    address_limit: u32,
     window: Duration,
-    block: u32,
     shards: [Mutex<HashMap<Subject, Arc<Cell>>>; SHARDS],
     hasher: std::collections::hash_map::RandomState,
     shared: Option<Shared>,
@@ -125,46 +139,63 @@ struct Grant {
 impl RateLimiter {
     /// Without `shared` every process counts by itself.
     pub fn new(config: &ApiConfig, shared: Option<Shared>) -> Self {
-        let limit = config.rate_limit_requests.max(1);
         Self {
-            limit,
+            limit: config.rate_limit_requests.max(1),
+            address_limit: config.rate_limit_address_requests.max(1),
             window: config.rate_limit_window.max(Duration::from_secs(1)),
-            block: (limit / 64).clamp(1, LARGEST_BLOCK),
             shards: Default::default(),
             hasher: Default::default(),
             shared,
         }
     }
 
+    /// Of one caller.
     pub fn limit(&self) -> u32 {
         self.limit
+    }
+
+    /// Of all callers at one address together.
+    pub fn address_limit(&self) -> u32 {
+        self.address_limit
     }
 
     pub fn window(&self) -> Duration {
         self.window
     }
 
-    /// Counts one request of `subject`.
-    pub async fn count(&self, subject: Subject) -> Verdict {
+    fn limit_of(&self, subject: Subject) -> u32 {
+        match subject {
+            Subject::User(_) | Subject::Strangers(_) => self.limit,
+            Subject::Address(_) => self.address_limit,
+        }
+    }
+
+    /// Counts a request of `subject` as `cost` requests.
+    pub async fn count(&self, subject: Subject, cost: u32) -> Verdict {
+        let limit = self.limit_of(subject);
+        // Otherwise a small limit would forbid a call altogether.
+        let cost = cost.min(limit);
         let cell = self.cell(subject);
-        if let Some(verdict) = cell.take(Instant::now()) {
+        if let Ok(verdict) = cell.take(Instant::now(), cost) {
             return verdict;
         }
         let _turn = cell.asking.lock().await;
         // Whoever had the turn before may have brought some.
-        if let Some(verdict) = cell.take(Instant::now()) {
-            return verdict;
-        }
+        let missing = match cell.take(Instant::now(), cost) {
+            Ok(verdict) => return verdict,
+            Err(missing) => missing,
+        };
+        let ask = Ask { subject, missing, limit, window: self.window };
         let grant = match &self.shared {
-            Some(shared) => shared.ask(subject, self).await,
+            Some(shared) => shared.ask(ask).await,
             None => None,
         };
-        let grant = grant.unwrap_or(Grant { granted: self.limit, used: self.limit, ends_in: self.window });
         let now = Instant::now();
-        let bucket =
-            Bucket { left: grant.granted, untaken: self.limit.saturating_sub(grant.used), ends: now + grant.ends_in };
-        cell.put(bucket);
-        cell.take(now).unwrap_or(Verdict::Refuse { retry_in: grant.ends_in })
+        match grant {
+            Some(grant) => cell.add(now, grant.granted, limit.saturating_sub(grant.used), grant.ends_in),
+            None => cell.put(Bucket { left: limit, untaken: 0, ends: now + self.window }),
+        }
+        cell.take(now, cost).unwrap_or(Verdict::Refuse { retry_in: grant.map_or(self.window, |grant| grant.ends_in) })
     }
 
     fn cell(&self, subject: Subject) -> Arc<Cell> {
@@ -186,17 +217,25 @@ impl RateLimiter {
 }
 
 impl Cell {
-    /// `None`: nothing is known of the present window, or this process's block is used up; ask.
-    fn take(&self, now: Instant) -> Option<Verdict> {
+    /// `Err`: so many more would have to be asked for.
+    fn take(&self, now: Instant, cost: u32) -> Result<Verdict, u32> {
         let mut guard = lock(&self.bucket);
-        let bucket = guard.as_mut().filter(|bucket| bucket.ends > now)?;
-        if bucket.left > 0 {
-            bucket.left -= 1;
-            let remaining = bucket.left.saturating_add(bucket.untaken);
-            return Some(Verdict::Pass { remaining, resets_in: bucket.ends - now });
+        let bucket = guard.as_mut().filter(|bucket| bucket.ends > now).ok_or(cost)?;
+        let resets_in = bucket.ends - now;
+        if bucket.left >= cost {
+            bucket.left -= cost;
+            return Ok(Verdict::Pass { remaining: bucket.left.saturating_add(bucket.untaken), resets_in });
         }
-        // Nobody has any: no need to ask again before the window ends.
-        (bucket.untaken == 0).then(|| Verdict::Refuse { retry_in: bucket.ends - now })
+        let missing = cost - bucket.left;
+        // So many are not to be had: no need to ask before the window ends.
+        if bucket.untaken < missing { Ok(Verdict::Refuse { retry_in: resets_in }) } else { Err(missing) }
+    }
+
+    /// To what is left of the same window.
+    fn add(&self, now: Instant, granted: u32, untaken: u32, ends_in: Duration) {
+        let mut guard = lock(&self.bucket);
+        let left = guard.filter(|bucket| bucket.ends > now).map_or(0, |bucket| bucket.left);
+        *guard = Some(Bucket { left: left.saturating_add(granted), untaken, ends: now + ends_in });
     }
 
     fn put(&self, bucket: Bucket) {
@@ -204,19 +243,29 @@ impl Cell {
     }
 }
 
+/// What a process asks Redis for.
+#[derive(Debug, Clone, Copy)]
+struct Ask {
+    subject: Subject,
+    missing: u32,
+    limit: u32,
+    window: Duration,
+}
+
 /// A panic while counting leaves numbers, not a broken structure: going on with them is right.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Grants up to ARGV[1], at most an eighth of what is left (but one), and says when the window ends.
+/// Grants at least ARGV[1] or nothing, up to ARGV[2] but at most an eighth of what is left, and says when the window
+/// ends.
 const SCRIPT: &str = r"
-local block, limit, window_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local missing, block, limit, window_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local used = tonumber(redis.call('GET', KEYS[1]) or '0')
 local left = limit - used
 local granted = 0
-if left > 0 then
-  granted = math.max(1, math.min(block, math.floor(left / 8)))
+if left >= missing then
+  granted = math.max(missing, math.min(block, math.floor(left / 8)))
   used = redis.call('INCRBY', KEYS[1], granted)
 end
 local ends_in = redis.call('PTTL', KEYS[1])
@@ -234,22 +283,23 @@ impl Shared {
     }
 
     /// `None` when Redis cannot say.
-    async fn ask(&self, subject: Subject, limiter: &RateLimiter) -> Option<Grant> {
+    async fn ask(&self, ask: Ask) -> Option<Grant> {
         if self.elapsed_ms() < self.rest_until_ms.load(Ordering::Relaxed) {
             return None;
         }
-        match tokio::time::timeout(REDIS_WAIT, self.call(subject, limiter)).await {
+        match tokio::time::timeout(REDIS_WAIT, self.call(ask)).await {
             Ok(Ok(grant)) => Some(grant),
             Ok(Err(error)) => self.rest(&chain(&error)),
             Err(_elapsed) => self.rest("no answer in time"),
         }
     }
 
-    async fn call(&self, subject: Subject, limiter: &RateLimiter) -> Result<Grant, BeltError> {
-        let key = format!("{}:rate:{subject}", self.belt.prefix().await?);
-        let window_ms = u64::try_from(limiter.window.as_millis()).unwrap_or(u64::MAX);
+    async fn call(&self, ask: Ask) -> Result<Grant, BeltError> {
+        let key = format!("{}:rate:{}", self.belt.prefix().await?, ask.subject);
+        let block = (ask.limit / 64).clamp(1, LARGEST_BLOCK);
+        let window_ms = u64::try_from(ask.window.as_millis()).unwrap_or(u64::MAX);
         let mut call = self.script.prepare_invoke();
-        call.key(key).arg(limiter.block).arg(limiter.limit).arg(window_ms);
+        call.key(key).arg(ask.missing).arg(block).arg(ask.limit).arg(window_ms);
         let (granted, used, ends_in_ms) = call.invoke_async::<(u32, u32, u64)>(&mut self.belt.connection()).await?;
         Ok(Grant { granted, used, ends_in: Duration::from_millis(ends_in_ms) })
     }
@@ -275,7 +325,10 @@ mod tests {
             host: IpAddr::from([127, 0, 0, 1]),
             port: 0,
             allowed_origins: Vec::new(),
+            trusted_proxies: 0,
+            proxy_header: String::new(),
             rate_limit_requests: limit,
+            rate_limit_address_requests: 2 * limit,
             rate_limit_window: window,
         };
         RateLimiter { window, ..RateLimiter::new(&config, None) }
@@ -291,29 +344,52 @@ mod tests {
         let (one, other) = (Subject::User(UserId::new()), Subject::User(UserId::new()));
         let tasks = (0..300).map(|_| {
             let limiter = Arc::clone(&limiter);
-            tokio::spawn(async move { passes(limiter.count(one).await) })
+            tokio::spawn(async move { passes(limiter.count(one, 1).await) })
         });
         let passed = futures::future::join_all(tasks).await.into_iter().filter(|passed| *passed.as_ref().unwrap());
         assert_eq!(passed.count(), 100);
-        assert!(matches!(limiter.count(one).await, Verdict::Refuse { .. }));
-        assert!(matches!(limiter.count(other).await, Verdict::Pass { remaining: 99, .. }));
+        assert!(matches!(limiter.count(one, 1).await, Verdict::Refuse { .. }));
+        assert!(matches!(limiter.count(other, 1).await, Verdict::Pass { remaining: 99, .. }));
+    }
+
+    #[tokio::test]
+    async fn a_dear_call_counts_for_several_and_a_cheap_one_may_still_pass() {
+        let limiter = limiter(25, Duration::from_secs(60));
+        let subject = Subject::User(UserId::new());
+        assert!(matches!(limiter.count(subject, 10).await, Verdict::Pass { remaining: 15, .. }));
+        assert!(matches!(limiter.count(subject, 10).await, Verdict::Pass { remaining: 5, .. }));
+        assert!(!passes(limiter.count(subject, 10).await));
+        assert!(matches!(limiter.count(subject, 5).await, Verdict::Pass { remaining: 0, .. }));
+        // A limit below the price of a call makes it rare, and not impossible.
+        assert!(passes(limiter.count(Subject::User(UserId::new()), 1_000).await));
+    }
+
+    #[tokio::test]
+    async fn all_at_one_address_share_a_limit_of_its_own() {
+        let limiter = limiter(5, Duration::from_secs(60));
+        let address = "192.0.2.1".parse().unwrap();
+        for _ in 0..10 {
+            assert!(passes(limiter.count(Subject::address(address), 1).await));
+        }
+        assert!(!passes(limiter.count(Subject::address(address), 1).await));
+        assert!(passes(limiter.count(Subject::strangers(address), 1).await), "strangers are counted apart");
     }
 
     #[tokio::test]
     async fn a_new_window_starts_anew() {
-        let limiter = limiter(1, Duration::from_millis(30));
-        let subject = Subject::address("192.0.2.1".parse().unwrap());
-        assert!(passes(limiter.count(subject).await));
-        let Verdict::Refuse { retry_in } = limiter.count(subject).await else { panic!("passed beyond the limit") };
+        let limiter = limiter(1, Duration::from_millis(300));
+        let subject = Subject::strangers("192.0.2.1".parse().unwrap());
+        assert!(passes(limiter.count(subject, 1).await));
+        let Verdict::Refuse { retry_in } = limiter.count(subject, 1).await else { panic!("passed beyond the limit") };
         tokio::time::sleep(retry_in).await;
-        assert!(passes(limiter.count(subject).await));
+        assert!(passes(limiter.count(subject, 1).await));
     }
 
     #[tokio::test]
     async fn a_flood_of_callers_does_not_grow_the_memory() {
         let limiter = limiter(10, Duration::from_secs(60));
         for host in 0..(SHARDS * SHARD_ROOM * 2) as u32 {
-            limiter.count(Subject::Address(IpAddr::from(host.to_be_bytes()))).await;
+            limiter.count(Subject::Address(IpAddr::from(host.to_be_bytes())), 1).await;
         }
         let remembered: usize = limiter.shards.iter().map(|shard| lock(shard).len()).sum();
         assert!(remembered <= SHARDS * SHARD_ROOM);

@@ -88,13 +88,11 @@ impl Metrics {
 
     /// The methods that `path` answers to, without repetition.
     pub fn methods(&self, path: &str) -> Vec<&Method> {
-        let mut methods: Vec<&Method> = Vec::new();
-        for route in &self.routes {
-            if route.matches(&route.method, path) && !methods.contains(&&route.method) {
-                methods.push(&route.method);
-            }
-        }
-        methods
+        // The path that answers: others match as well when it stands in the place of a parameter.
+        let Some(answers) = self.routes.iter().find(|route| route.matches(&route.method, path)) else {
+            return Vec::new();
+        };
+        self.routes.iter().filter(|route| route.path == answers.path).map(|route| &route.method).collect()
     }
 
     /// The name of the parameter at this place (0 is the first) of the path that answers for `path`.

@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod auth;
 pub mod body;
+pub mod client_address;
 pub mod connection;
 pub mod docs;
 pub mod edge;
@@ -22,7 +23,7 @@ pub mod state;
 pub mod tag;
 pub mod translate;
 
-pub use answer::{Accepted, Created};
+pub use answer::{Accepted, Created, Gone};
 pub use auth::{Caller, Scope};
 pub use body::Input;
 pub use idempotency::{IdempotencyKey, Turn};

@@ -289,14 +289,16 @@ impl IntoResponse for Problem {
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
 /// Every call can meet these: the document says so once, here.
-const DOCUMENTED: [(u16, &str); 11] = [
+const DOCUMENTED: [(u16, &str); 13] = [
     (400, "The request could not be understood"),
     (401, "No valid token"),
     (403, "The token lacks the scope"),
     (404, "No such thing, or it is not yours"),
+    (408, "The body took too long to arrive"),
     (409, "It does not fit the present state, or the same Idempotency-Key is under way"),
     (413, "The body is too large"),
     (415, "The content type is not supported"),
+    (416, "The file has no such part"),
     (422, "Some fields cannot be accepted, or the Idempotency-Key was used with another body"),
     (429, "Too many requests"),
     (500, "Something went wrong on our side"),

@@ -197,11 +197,17 @@ impl Engine {
 
     pub async fn cancel(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<CancelOutcome> {
         let outcome = ledger::cancel(&mut *self.0.db.acquire().await?, tenant, job).await?;
+        self.cancelled(job, outcome).await?;
+        Ok(outcome)
+    }
+
+    /// What follows from [`ledger::cancel`], once it is committed.
+    pub async fn cancelled(&self, job: JobId, outcome: CancelOutcome) -> sqlx::Result<()> {
         if outcome == CancelOutcome::Cancelled {
             self.release(vec![job]).await?;
             self.tell(&[job]).await;
         }
-        Ok(outcome)
+        Ok(())
     }
 
     /// Runs a failed or cancelled job once more; `false` when it is in neither state.

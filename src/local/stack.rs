@@ -165,15 +165,15 @@ impl Setting {
             ("MEDIA_SCRATCH_FOLDER".to_owned(), below("scratch")),
         ];
         env.extend(options.defaults.iter().filter(|(name, _)| !Config::is_set(name)).cloned());
-        let given = Config::from_env_with(&env)?;
-        if given.encryption_keys.is_empty() {
+        if !Config::is_set("ENCRYPTION_KEY") {
             let key = servers.kept("encryption.key", || STANDARD.encode(rand::random::<[u8; 32]>()))?;
             env.push(("ENCRYPTION_KEY".to_owned(), key));
         }
-        if given.jwt.is_none() {
+        if !Config::is_set("JWT_SECRET_KEY") {
             let secret = servers.kept("jwt.secret", || hex::encode(rand::random::<[u8; 32]>()))?;
             env.push(("JWT_SECRET_KEY".to_owned(), secret));
         }
+        let given = Config::from_env_with(&env)?;
         let mut api = options.listen.unwrap_or(SocketAddr::new(given.api.host, given.api.port));
         if api.port() == 0 {
             api.set_port(free_port().map_err(LocalError::io("find a free port"))?);

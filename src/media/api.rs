@@ -3,13 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use poem::{
-    Body,
+    Body, IntoResponse, Response,
     web::{Data, Multipart},
 };
 use poem_openapi::{
     ApiResponse, OpenApi,
     param::{Path, Query},
-    payload::{Binary, Json},
+    payload::{Binary, Json, Payload},
+    registry::MetaSchemaRef,
 };
 use serde_json::json;
 
@@ -25,7 +26,9 @@ use super::{
     upload::{self, Arrived, UploadError},
 };
 use crate::{
-    http::{Accepted, App, Caller, Created, FieldError, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
+    http::{
+        Accepted, App, Caller, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page,
+    },
     ids::MediaId,
     jobs::{EnqueueError, NewJob, Priority, Ticket},
 };
@@ -130,7 +133,7 @@ impl MediaApi {
         let opened = media.storage().open(&row.storage_key, range.clone()).await;
         let opened = opened.map_err(|error| Problem::internal(&error))?;
         let etag = format!("\"{}\"", hex::encode(&row.sha256));
-        let body = Binary(Body::from_bytes_stream(opened.bytes));
+        let body = FileBytes(Body::from_bytes_stream(opened.bytes));
         let sent = opened.range;
         let length = sent.end - sent.start;
         Ok(if range.is_some() {
@@ -154,7 +157,7 @@ impl MediaApi {
         caller.require(Scope::Workspace)?;
         let opened = media.open_rendition(caller.tenant, media_id.0, PresetName::Thumbnail).await;
         let opened = opened.map_err(open_problem)?;
-        let (body, etag) = (Binary(Body::from_bytes_stream(opened.bytes)), format!("\"{}\"", media_id.0));
+        let (body, etag) = (FileBytes(Body::from_bytes_stream(opened.bytes)), format!("\"{}\"", media_id.0));
         Ok(BytesAnswer::Whole(body, opened.mime, opened.size_bytes, etag, "none".into(), CACHE.into()))
     }
 
@@ -167,19 +170,25 @@ impl MediaApi {
         caller: Caller,
         media: Data<&Arc<MediaService>>,
         media_id: Path<MediaId>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Gone, Problem> {
         caller.require(Scope::Workspace)?;
         let mut tx = media.db().begin().await?;
-        let deleted = store::delete(&mut tx, caller.tenant, media_id.0).await?;
-        tx.commit().await?;
-        match deleted {
-            Deleted::Done => Ok(Gone::Gone),
-            Deleted::NotFound => Err(Problem::not_found("media")),
-            Deleted::InUse => Err(Problem::conflict(
-                "media_in_use",
-                "A post uses this file. Take it out of the post, or delete the post, first.",
-            )),
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        match store::delete(&mut tx, caller.tenant, media_id.0).await? {
+            Deleted::Done => {}
+            Deleted::NotFound => return Err(Problem::not_found("media")),
+            Deleted::InUse => {
+                let text = "A post uses this file. Take it out of the post, or delete the post, first.";
+                return Err(Problem::conflict("media_in_use", text));
+            }
         }
+        let answer = claim.keep(&mut tx, Gone::default()).await?;
+        tx.commit().await?;
+        Ok(answer)
     }
 
     /// Make renditions
@@ -229,13 +238,30 @@ impl MediaApi {
 
 const CACHE: &str = "private, max-age=3600";
 
+/// The bytes of a file, of whatever type it is.
+struct FileBytes(Body);
+
+impl Payload for FileBytes {
+    const CONTENT_TYPE: &'static str = "*/*";
+
+    fn schema_ref() -> MetaSchemaRef {
+        Binary::<Body>::schema_ref()
+    }
+}
+
+impl IntoResponse for FileBytes {
+    fn into_response(self) -> Response {
+        self.0.into_response()
+    }
+}
+
 /// Bytes, with what a browser needs to know about them.
 #[derive(ApiResponse)]
 enum BytesAnswer {
     /// All of them.
     #[oai(status = 200)]
     Whole(
-        Binary<Body>,
+        FileBytes,
         #[oai(header = "Content-Type")] String,
         #[oai(header = "Content-Length")] u64,
         #[oai(header = "ETag")] String,
@@ -245,19 +271,12 @@ enum BytesAnswer {
     /// The part that was asked for.
     #[oai(status = 206)]
     Part(
-        Binary<Body>,
+        FileBytes,
         #[oai(header = "Content-Type")] String,
         #[oai(header = "Content-Length")] u64,
         #[oai(header = "Content-Range")] String,
         #[oai(header = "ETag")] String,
     ),
-}
-
-#[derive(ApiResponse)]
-enum Gone {
-    /// It is deleted.
-    #[oai(status = 204)]
-    Gone,
 }
 
 async fn receive(

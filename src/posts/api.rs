@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use poem::web::Data;
 use poem_openapi::{
-    ApiResponse, Object, OpenApi,
+    Object, OpenApi,
     param::{Path, Query},
     payload::Json,
 };
@@ -14,7 +14,7 @@ use super::{
     store::{self, Removal},
 };
 use crate::{
-    http::{App, Caller, Created, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
+    http::{App, Caller, Created, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
     ids::PostId,
     platforms::Platform,
     publishing::{Publisher, api::media_problem, check},
@@ -93,14 +93,6 @@ struct Validation {
     platforms: Vec<PlatformReport>,
 }
 
-/// Nothing is left of it.
-#[derive(ApiResponse)]
-enum Deleted {
-    /// It is deleted
-    #[oai(status = 204)]
-    Done,
-}
-
 const LIST: &str = "posts";
 /// What the text for everywhere is called here.
 const UNIVERSAL: &str = "universal_content";
@@ -172,43 +164,61 @@ impl PostsApi {
         app: Data<&Arc<App>>,
         caller: Caller,
         id: Path<PostId>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<PostChange>,
     ) -> Result<Json<PostView>, Problem> {
         caller.require(Scope::Workspace)?;
+        let mut tx = app.db.begin().await?;
+        let request = poem_openapi::types::ToJSON::to_json(&body.0);
+        let claim = match key.claim::<Json<PostView>>(&mut tx, &caller, request).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
         let PostChange { universal_content, variants, media, version } = body.0;
         let post = PostInput { universal_content, variants, media };
         let (post, _) = post.examine(id.0, caller.tenant, UNIVERSAL).accepted()?;
-        let mut tx = app.db.begin().await?;
         let changed =
             store::update(&mut tx, caller.tenant, id.0, version, &post.universal_content, &post.variants, &post.media);
         if !changed.await.map_err(unknown_media)? {
-            drop(tx);
-            store::get(&app.db, caller.tenant, id.0).await?.ok_or_else(|| Problem::not_found("post"))?;
+            store::get(&mut *tx, caller.tenant, id.0).await?.ok_or_else(|| Problem::not_found("post"))?;
             let text = "The post was changed since the version you name. Read it again and repeat your change.";
             return Err(Problem::conflict("changed_meanwhile", text));
         }
+        let post = store::get(&mut *tx, caller.tenant, id.0).await?;
+        let post = post.ok_or_else(|| Problem::not_found("post"))?;
+        let answer = claim.keep(&mut tx, Json(PostView::from(post))).await?;
         tx.commit().await?;
-        let post = store::get(&app.db, caller.tenant, id.0).await?;
-        Ok(Json(post.ok_or_else(|| Problem::not_found("post"))?.into()))
+        Ok(answer)
     }
 
     /// Delete a post
     ///
     /// What was published stays on its platforms.
     #[oai(path = "/posts/:id", method = "delete", operation_id = "deletePost")]
-    async fn delete(&self, app: Data<&Arc<App>>, caller: Caller, id: Path<PostId>) -> Result<Deleted, Problem> {
+    async fn delete(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<PostId>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+    ) -> Result<Gone, Problem> {
         caller.require(Scope::Workspace)?;
         let mut tx = app.db.begin().await?;
-        let removal = store::remove(&mut tx, caller.tenant, id.0).await?;
-        tx.commit().await?;
-        match removal {
-            Removal::Removed => Ok(Deleted::Done),
-            Removal::NotFound => Err(Problem::not_found("post")),
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        match store::remove(&mut tx, caller.tenant, id.0).await? {
+            Removal::Removed => {}
+            Removal::NotFound => return Err(Problem::not_found("post")),
             Removal::InUse => {
                 let text = "Publications of this post are still to go out. Cancel them first.";
-                Err(Problem::conflict("publications_open", text))
+                return Err(Problem::conflict("publications_open", text));
             }
         }
+        let answer = claim.keep(&mut tx, Gone::default()).await?;
+        tx.commit().await?;
+        Ok(answer)
     }
 
     /// Ask whether content would be accepted

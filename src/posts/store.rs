@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::{FromRow, PgConnection, PgPool, types::Json};
+use sqlx::{FromRow, PgConnection, PgExecutor, PgPool, types::Json};
 
 use super::{Attached, Post};
 use crate::{
@@ -59,7 +59,7 @@ macro_rules! select {
     };
 }
 
-pub async fn get(db: &PgPool, tenant: TenantId, id: PostId) -> sqlx::Result<Option<Post>> {
+pub async fn get(db: impl PgExecutor<'_>, tenant: TenantId, id: PostId) -> sqlx::Result<Option<Post>> {
     let row: Option<Row> =
         sqlx::query_as(select!("p.id = $2 and p.removed_at is null")).bind(tenant).bind(id).fetch_optional(db).await?;
     Ok(row.map(Post::from))

@@ -172,25 +172,30 @@ impl PublishingApi {
     async fn cancel(
         &self,
         app: Data<&Arc<App>>,
-        publisher: Data<&Publisher>,
         caller: Caller,
         id: Path<PublicationId>,
-        // Cancelling twice is cancelling once: there is nothing to keep.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Json<PublicationView>, Problem> {
         caller.require(Scope::Workspace)?;
         let mut tx = app.db.begin().await?;
-        let outcome = store::cancel(&mut tx, caller.tenant, id.0).await?;
-        tx.commit().await?;
-        match outcome {
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        match store::cancel(&mut tx, caller.tenant, id.0).await? {
             None => return Err(Problem::not_found("publication")),
             Some(Cancel::TooLate(phase)) => return Err(too_late(phase)),
             Some(Cancel::Cancelled) => {}
         }
-        let publication = find(&app, &caller, id.0).await?;
+        let publication = store::get(&mut *tx, caller.tenant, id.0).await?;
+        let publication = publication.ok_or_else(|| Problem::not_found("publication"))?;
+        let job = publication.job;
+        // Neither it nor a late one is in doubt, which alone has a link to look at.
+        let answer = claim.keep(&mut tx, Json(PublicationView::new(publication, None))).await?;
+        tx.commit().await?;
         // The publication decides; its job only ends sooner for this.
-        app.engine.cancel(Some(caller.tenant), publication.job).await?;
-        Ok(Json(view(&app, &publisher, publication).await?))
+        app.engine.cancel(Some(caller.tenant), job).await?;
+        Ok(answer)
     }
 
     /// Send a late publication all the same
@@ -200,25 +205,27 @@ impl PublishingApi {
     async fn send_late(
         &self,
         app: Data<&Arc<App>>,
-        publisher: Data<&Publisher>,
         caller: Caller,
         id: Path<PublicationId>,
-        // Saying it twice is saying it once: there is nothing to keep.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Json<PublicationView>, Problem> {
         caller.require(Scope::Workspace)?;
         let mut tx = app.db.begin().await?;
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
         let accepted = store::accept_lateness(&mut tx, caller.tenant, id.0).await?;
-        if accepted {
-            app.engine.wake(&mut tx, &wake_key(id.0)).await?;
-        }
-        tx.commit().await?;
-        let publication = find(&app, &caller, id.0).await?;
+        let publication = store::get(&mut *tx, caller.tenant, id.0).await?;
+        let publication = publication.ok_or_else(|| Problem::not_found("publication"))?;
         if !accepted {
             let text = format!("The publication is {}; it no longer waits for that word.", publication.phase);
             return Err(Problem::conflict("not_waiting", text));
         }
-        Ok(Json(view(&app, &publisher, publication).await?))
+        app.engine.wake(&mut tx, &wake_key(id.0)).await?;
+        let answer = claim.keep(&mut tx, Json(PublicationView::new(publication, None))).await?;
+        tx.commit().await?;
+        Ok(answer)
     }
 
     /// Settle a publication

@@ -13,8 +13,10 @@ use super::{
 };
 use crate::{
     crypto::Place,
+    ids::PublicationId,
     jobs::Until,
     platforms::{Account, Call, Class, MediaFile, Step, UploadState},
+    rotation::SealedColumn,
 };
 
 /// A platform that processes a file for longer has lost it.
@@ -117,8 +119,21 @@ fn kept_state(run: &Run<'_>, file: &File) -> Option<UploadState> {
     }
 }
 
+/// What is encrypted here.
+pub const SEALED: SealedColumn = SealedColumn {
+    table: "publication_media",
+    column: "upload_state",
+    row: "publication_id",
+    position: "position",
+    place: |row, position| upload_place(PublicationId::from_uuid(row), position),
+};
+
 fn place(run: &Run<'_>, file: &File) -> Place {
+    upload_place(run.publication.id, file.position)
+}
+
+fn upload_place(publication: PublicationId, position: i16) -> Place {
     const COLUMNS: [&str; 4] = ["upload_state", "upload_state_1", "upload_state_2", "upload_state_3"];
-    let column = usize::try_from(file.position).ok().and_then(|at| COLUMNS.get(at)).unwrap_or(&"upload_state_more");
-    Place::new("publication_media", column, run.publication.id.uuid())
+    let column = usize::try_from(position).ok().and_then(|at| COLUMNS.get(at)).unwrap_or(&"upload_state_more");
+    Place::new("publication_media", column, publication.uuid())
 }

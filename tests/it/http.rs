@@ -257,13 +257,16 @@ fn limits(requests: u32, window: Duration) -> ApiConfig {
         host: [127, 0, 0, 1].into(),
         port: 0,
         allowed_origins: Vec::new(),
+        trusted_proxies: 0,
+        proxy_header: String::new(),
         rate_limit_requests: requests,
+        rate_limit_address_requests: requests,
         rate_limit_window: window,
     }
 }
 
 async fn passes(limiter: &RateLimiter, subject: Subject) -> bool {
-    matches!(limiter.count(subject).await, Verdict::Pass { .. })
+    matches!(limiter.count(subject, 1).await, Verdict::Pass { .. })
 }
 
 #[tokio::test]
@@ -321,7 +324,6 @@ async fn a_request_that_is_no_http_or_ends_early_harms_nobody() {
     let heads = [
         "\u{0}\u{1}\u{2}\r\n\r\n".to_owned(),
         "GET /api/v1/list HTTP/9.9\r\n\r\n".to_owned(),
-        "POST /api/v1/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello".to_owned(),
         "POST /api/v1/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{".to_owned(),
         format!("GET /api/v1/list HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(1 << 20)),
     ];
@@ -335,6 +337,133 @@ async fn a_request_that_is_no_http_or_ends_early_harms_nobody() {
         assert!(!answer.contains(" 200 ") && !answer.contains(" 500 "), "{answer}");
     }
     assert_eq!(served.echo("{\"text\": \"on\"}").send().await.unwrap().status(), 200);
+}
+
+/// What two servers could understand differently is understood by none: behind each body waits a request that only
+/// who was misled would answer.
+#[tokio::test]
+async fn a_request_smuggled_in_anothers_body_is_never_answered() {
+    let served = Served::new(&App::new().await).await;
+    let address = served.url.trim_start_matches("http://").to_owned();
+    let smuggled = "GET /smuggled HTTP/1.1\r\nhost: x\r\nx-request-id: smuggled\r\n\r\n";
+    let chunk = format!("{:x}\r\n{smuggled}\r\n0\r\n\r\n", smuggled.len());
+    let body = smuggled.to_owned();
+    let long = smuggled.len();
+    for (head, body) in [
+        // Two lengths.
+        (format!("content-length: {long}\r\ncontent-length: 0\r\n"), &body),
+        (format!("content-length: 0, {long}\r\n"), &body),
+        (format!("content-length: +{long}\r\n"), &body),
+        (format!("content-length : {long}\r\n"), &body),
+        // A length beside chunks: the chunks count, so that what is inside of them is body.
+        ("content-length: 0\r\ntransfer-encoding: chunked\r\n".to_owned(), &chunk),
+        ("transfer-encoding: chunked\r\ncontent-length: 4\r\n".to_owned(), &chunk),
+        // Chunks that are none.
+        (format!("transfer-encoding: xchunked\r\ncontent-length: {long}\r\n"), &body),
+        (format!("transfer-encoding: chunked, identity\r\ncontent-length: {long}\r\n"), &body),
+        (format!("transfer-encoding : chunked\r\ncontent-length: {long}\r\n"), &body),
+        // A header in two lines, as nobody writes them any more.
+        (format!("x-a: b\r\n content-length: 0\r\ncontent-length: {long}\r\n"), &body),
+        (format!("transfer-encoding:\r\n chunked\r\ncontent-length: {long}\r\n"), &body),
+        (format!("x\0y: z\r\ncontent-length: {long}\r\n"), &body),
+    ] {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        let request = format!(
+            "POST /api/v1/echo HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
+             content-type: application/json\r\n{head}\r\n{body}",
+            served.token
+        );
+        let _cut = stream.write_all(request.as_bytes()).await;
+        let _closed = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _reset = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 4"), "{head:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{head:?} was answered twice: {answer}");
+        assert!(!answer.contains("smuggled"), "{head:?}: {answer}");
+    }
+    assert_eq!(served.echo("{\"text\": \"on\"}").send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_packed_body_is_refused_before_it_is_read() {
+    let served = Served::new(&App::new().await).await;
+    for encoding in ["gzip", "br", "zstd", "deflate", "identity, gzip", "x-unheard-of"] {
+        let response = served.echo(vec![0x1f; 4096]).header("content-encoding", encoding).send().await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["accept-encoding"]),
+            (415, &"identity".parse().unwrap())
+        );
+        assert_eq!(response.json::<Value>().await.unwrap()["field"], "Content-Encoding");
+    }
+    let plain = served.echo("{\"text\": \"on\"}").header("content-encoding", "identity").send().await.unwrap();
+    assert_eq!(plain.status(), 200);
+}
+
+/// 127 levels are read; what is deeper is refused before it could exhaust a stack.
+#[tokio::test]
+async fn a_body_nested_without_end_is_refused_at_any_depth() {
+    let served = Served::new(&App::new().await).await;
+    for (depth, status) in [(100, 422), (128, 400), (200_000, 400)] {
+        let body = format!("{{\"text\": {}{}}}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(served.echo(body).send().await.unwrap().status(), status, "{depth} levels");
+    }
+}
+
+#[tokio::test]
+async fn strangers_are_told_apart_by_our_own_proxies_words_alone() {
+    let mut app = App::new().await;
+    app.set("RATE_LIMIT_REQUESTS", "2").set("RATE_LIMIT_ADDRESS_REQUESTS", "3");
+    let ask = async |served: &Served, token: bool, said: &str| {
+        let mut request = served.client.get(format!("{}/api/v1/list", served.url)).header("x-forwarded-for", said);
+        if token {
+            request = request.bearer_auth(&served.token);
+        }
+        request.send().await.unwrap()
+    };
+    // Nobody told us of a proxy: whatever a client writes there, it stays the same stranger.
+    let alone = Served::new(&app).await;
+    let mut statuses = Vec::new();
+    for said in ["198.51.100.1", "198.51.100.2", "198.51.100.3"] {
+        statuses.push(ask(&alone, false, said).await.status().as_u16());
+    }
+    assert_eq!(statuses, [401, 401, 429]);
+
+    app.set("TRUSTED_PROXIES", "1");
+    let behind = Served::new(&app).await;
+    for client in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+        let said = format!("127.0.0.1, {client}");
+        assert_eq!(ask(&behind, false, &said).await.status(), 401, "{client} is somebody else");
+    }
+    // Many users at one address share what an address may.
+    let mut names = Vec::new();
+    for user in 0..4 {
+        let mut other = App::new().await;
+        other.set("RATE_LIMIT_REQUESTS", "2");
+        let request = behind.client.get(format!("{}/api/v1/list", behind.url)).header("x-forwarded-for", "203.0.113.7");
+        let response = request.bearer_auth(other.token()).send().await.unwrap();
+        assert_eq!(response.headers()["ratelimit-policy"], "\"requests\";q=2;w=60, \"address\";q=3;w=60");
+        let told = response.headers()["ratelimit"].to_str().unwrap();
+        names.push((response.status().as_u16(), told.split(';').next().unwrap().to_owned()));
+        assert_eq!(response.headers().contains_key("retry-after"), user == 3);
+    }
+    assert_eq!(names.last().unwrap(), &(429, "\"address\"".to_owned()), "{names:?}");
+    assert!(names[..3].iter().all(|(status, _)| *status == 200), "{names:?}");
+}
+
+#[tokio::test]
+async fn a_call_that_keeps_a_model_busy_counts_for_several() {
+    let mut app = App::new().await;
+    app.set("RATE_LIMIT_REQUESTS", "25");
+    let api = app.api().await;
+    let left = async |method: Method, path: &str| {
+        let response = api.request(method, path).json(&json!({})).send().await.unwrap();
+        let told = response.headers()["ratelimit"].to_str().unwrap().to_owned();
+        told.split("r=").nth(1).unwrap().split(';').next().unwrap().parse::<u32>().unwrap()
+    };
+    assert_eq!(left(Method::GET, "/api/v1/jobs").await, 24);
+    assert_eq!(left(Method::POST, "/api/v1/ai/transform").await, 14);
+    assert_eq!(left(Method::POST, "/api/v1/posts").await, 13);
 }
 
 #[tokio::test]
@@ -395,12 +524,14 @@ async fn the_product_itself_is_described_and_open_only_where_it_should() {
             // A question that is too long for an address writes nothing.
             let is_write = !path.ends_with("/validate")
                 && path.starts_with("/api/")
-                && matches!(method.as_str(), "post" | "patch");
+                && matches!(method.as_str(), "post" | "patch" | "put" | "delete");
             let takes_key = call["parameters"].to_string().contains("\"Idempotency-Key\"");
             assert!(takes_key || !is_write, "{method} {path} takes no Idempotency-Key");
             assert!(call["operationId"].is_string(), "{method} {path} has no operationId");
         }
     }
+    let options = api.request(Method::OPTIONS, "/api/v1/posts/validate").send().await.unwrap();
+    assert_eq!((options.status().as_u16(), &options.headers()["allow"]), (405, &"POST".parse().unwrap()));
     let docs = api.client.get(format!("{}/docs", api.url)).send().await.unwrap();
     let policy = docs.headers()["content-security-policy"].to_str().unwrap().to_owned();
     assert!(policy.contains("connect-src 'self'"), "{policy}");

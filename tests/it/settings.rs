@@ -14,6 +14,7 @@ const MANIFEST: &str = include_str!("../../Cargo.toml");
 const API_IMAGE: &str = include_str!("../../Dockerfile.api");
 const WORKER_IMAGE: &str = include_str!("../../Dockerfile.worker");
 const HAZARDS: &str = include_str!("../../docs/hazards.md");
+const SECURITY: &str = include_str!("../../docs/security.md");
 
 /// Between a worker's own grace time and its killing: for handing back what is not finished.
 const HAND_BACK_SECONDS: u64 = 10;
@@ -146,17 +147,18 @@ fn number_after(line: &str, word: &str) -> Option<u64> {
 
 /// A rule whose test was renamed would be a rule that nobody proves.
 #[test]
-fn the_tests_that_prove_the_hazards_rules_exist() {
+fn the_tests_that_prove_the_hazards_rules_and_fail_attacks_exist() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = String::new();
     for folder in ["src", "tests", "sandbox"] {
         read_all(&root.join(folder), &mut sources);
     }
-    let rows = HAZARDS.lines().filter(|line| line.starts_with("| ") && line.ends_with(" |"));
+    let rows = HAZARDS.lines().chain(SECURITY.split("## Attacks").nth(1).expect("its table").lines());
+    let rows = rows.filter(|line| line.starts_with("| ") && line.ends_with(" |"));
     let proofs = rows.filter_map(|row| row.trim_end_matches(" |").rsplit(" | ").next());
     let names = proofs.flat_map(|proof| proof.split('`').skip(1).step_by(2)).filter(|name| !name.contains(' '));
     let missing: Vec<_> = names.filter(|name| !sources.contains(&format!("fn {name}("))).collect();
-    assert!(missing.is_empty(), "docs/hazards.md names tests that do not exist: {missing:#?}");
+    assert!(missing.is_empty(), "docs/hazards.md or docs/security.md names tests that do not exist: {missing:#?}");
 }
 
 fn read_all(folder: &std::path::Path, into: &mut String) {

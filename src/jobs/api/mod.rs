@@ -29,7 +29,11 @@ use super::{
     ledger::{self, CancelOutcome, GroupStatus, JobFilter, JobRow},
 };
 use crate::{
-    http::{App, Caller, IdempotencyKey, Page, Problem, Scope, Tag, Turn, page},
+    http::{
+        App, Caller, IdempotencyKey, Page, Problem, Scope, Tag, Turn,
+        answer::{Answer, Kept},
+        page,
+    },
     ids::{GroupId, JobId, TenantId},
 };
 
@@ -93,6 +97,22 @@ enum Cancelled {
     /// It runs; it is being stopped, within about a second
     #[oai(status = 202)]
     Asked(Json<JobView>),
+}
+
+impl Answer for Cancelled {
+    fn kept(&self) -> Kept {
+        let (status, view) = match self {
+            Self::Done(view) => (200, view),
+            Self::Asked(view) => (202, view),
+        };
+        Kept { status, ..view.kept() }
+    }
+
+    fn replay(kept: Kept) -> Option<Self> {
+        let is_asked = kept.status == 202;
+        let view = Json::replay(kept)?;
+        Some(if is_asked { Self::Asked(view) } else { Self::Done(view) })
+    }
 }
 
 /// A stream of events, or word that there will be none.
@@ -233,11 +253,15 @@ impl JobsApi {
         app: Data<&Arc<App>>,
         caller: Caller,
         id: Path<JobId>,
-        // Cancelling twice is cancelling once: there is nothing to keep.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Cancelled, Problem> {
         caller.require(Scope::Workspace)?;
-        let outcome = app.engine.cancel(Some(caller.tenant), id.0).await?;
+        let mut tx = app.db.begin().await?;
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let outcome = ledger::cancel(&mut tx, Some(caller.tenant), id.0).await?;
         match outcome {
             CancelOutcome::NotFound => return Err(Problem::not_found("job")),
             CancelOutcome::TooLate(State::Cancelled) | CancelOutcome::Cancelled | CancelOutcome::Requested => {}
@@ -246,9 +270,14 @@ impl JobsApi {
             }
             CancelOutcome::Committed => return Err(Problem::too_late(COMMITTED)),
         }
-        let row = find(&app.engine, caller.tenant, id.0).await?;
-        let view = Json(view_of(&app, &row).await?);
-        Ok(if outcome == CancelOutcome::Requested { Cancelled::Asked(view) } else { Cancelled::Done(view) })
+        let row = ledger::get(&mut *tx, Some(caller.tenant), id.0).await?;
+        let row = row.ok_or_else(|| Problem::not_found("job"))?;
+        let view = Json(JobView::new(&row, &Context::default()));
+        let asked = outcome == CancelOutcome::Requested;
+        let answer = claim.keep(&mut tx, if asked { Cancelled::Asked(view) } else { Cancelled::Done(view) }).await?;
+        tx.commit().await?;
+        app.engine.cancelled(id.0, outcome).await?;
+        Ok(answer)
     }
 
     /// Change a job's priority

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{eventually, wait_until};
 
-const KEPT_LINES: usize = 2_000;
+const KEPT_LINES: usize = 50_000;
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// A running program with its log. Dropping it kills it; when that is because a test fails, its log is printed.

@@ -1,0 +1,195 @@
+//! What is fit for development only: production refuses it, all at once, each with what to change.
+
+use std::net::IpAddr;
+
+use secrecy::{ExposeSecret, SecretString};
+use tracing_subscriber::filter::LevelFilter;
+use url::{Host, Url};
+
+use super::Config;
+use crate::crypto::Keyring;
+
+/// Bytes of a secret that signs or encrypts.
+const SHORTEST_SECRET: usize = 32;
+/// A random secret of that length has more different characters than this in any alphabet.
+const LEAST_VARIETY: usize = 8;
+
+/// What stands in samples, in guides and in the sandbox, and is nobody's secret.
+const PLACEHOLDERS: [&str; 8] =
+    ["change_me", "change-me", "changeme", "placeholder", "your-", "your_", "example", "sandbox"];
+const COMMON: [&str; 6] = ["password", "secret", "test", "admin", "postgres", "multivio"];
+
+/// One line for everything that has to change.
+pub(super) fn unfit(config: &Config) -> Vec<String> {
+    let mut unfit = Vec::new();
+    secrets(config, &mut unfit);
+    addresses(config, &mut unfit);
+    for origin in &config.api.allowed_origins {
+        if origin == "*" {
+            unfit.push("ALLOWED_ORIGINS allows every page there is: name the origins".to_owned());
+        } else if origin.starts_with("http://") {
+            unfit.push(format!("ALLOWED_ORIGINS allows {origin}, which anybody on the way can alter: use https"));
+        }
+    }
+    let is_debug = |part: &str| part.trim().parse::<LevelFilter>().is_ok_and(|level| level > LevelFilter::INFO);
+    if config.log_level.split(',').any(is_debug) {
+        let remedy = "use info, and name the part to look into: info,multivio::jobs=debug";
+        unfit.push(format!("LOG_LEVEL says everything about everything: {remedy}"));
+    }
+    unfit.into_iter().map(|line| format!("{line} (ENVIRONMENT is production)")).collect()
+}
+
+fn secrets(config: &Config, unfit: &mut Vec<String>) {
+    match Keyring::new(&config.encryption_keys) {
+        Err(error) => unfit.push(error.to_string()),
+        Ok(_) if config.encryption_keys.iter().any(|key| is_dull(key.expose_secret())) => {
+            unfit.push("ENCRYPTION_KEY is no random key: `openssl rand -base64 32` makes one".to_owned());
+        }
+        Ok(_) => {}
+    }
+    if let Some(jwt) = &config.jwt {
+        let secret = jwt.secret.expose_secret();
+        if secret.len() < SHORTEST_SECRET || is_dull(secret) || is_placeholder(secret) {
+            unfit.push("JWT_SECRET_KEY is short or can be guessed: `openssl rand -base64 48` makes one".to_owned());
+        }
+    }
+    let password = Url::parse(config.database.url.expose_secret()).ok();
+    if password.as_ref().and_then(Url::password).is_some_and(is_placeholder) {
+        unfit.push("DATABASE_URL has a password that can be guessed: give its user another".to_owned());
+    }
+    let x_client_id = config.x.client_id.clone().map(SecretString::from);
+    let keys = [
+        ("GROK_API_KEY", config.ai.grok.as_ref().map(|provider| &provider.api_key)),
+        ("TOGETHER_API_KEY", config.ai.together.as_ref().map(|provider| &provider.api_key)),
+        ("OPENAI_API_KEY", config.ai.openai.as_ref().map(|provider| &provider.api_key)),
+        ("TWITTER_CLIENT_ID", x_client_id.as_ref()),
+        ("TWITTER_CLIENT_SECRET", config.x.client_secret.as_ref()),
+    ];
+    for (name, key) in keys {
+        if key.is_some_and(|key| is_placeholder(key.expose_secret())) {
+            unfit.push(format!("{name} is a placeholder: set it to the service's own, or leave it out"));
+        }
+    }
+}
+
+/// Outside services are asked over TLS, and outside.
+fn addresses(config: &Config, unfit: &mut Vec<String>) {
+    let provider = |provider: &Option<super::AiProviderConfig>| provider.as_ref().map(|it| it.base_url.clone());
+    let addresses = [
+        ("TWITTER_API_BASE_URL", Some(config.x.api_base.clone())),
+        ("GROK_BASE_URL", provider(&config.ai.grok)),
+        ("TOGETHER_BASE_URL", provider(&config.ai.together)),
+        ("OPENAI_BASE_URL", provider(&config.ai.openai)),
+    ];
+    for (name, url) in addresses {
+        let Some(url) = url else { continue };
+        if url.scheme() != "https" || is_near(&url) {
+            unfit.push(format!("{name} leads to a stand-in or over an open line: leave it out, or use https outside"));
+        }
+    }
+}
+
+fn is_near(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost") || !name.contains('.'),
+        Some(Host::Ipv4(address)) => is_near_address(address.into()),
+        Some(Host::Ipv6(address)) => is_near_address(address.to_canonical()),
+        None => true,
+    }
+}
+
+fn is_near_address(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local() || v4.is_unspecified(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified() || v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
+
+fn is_placeholder(secret: &str) -> bool {
+    let secret = secret.to_ascii_lowercase();
+    COMMON.contains(&secret.as_str()) || PLACEHOLDERS.iter().any(|word| secret.contains(word))
+}
+
+fn is_dull(secret: &str) -> bool {
+    let different: std::collections::BTreeSet<_> = secret.bytes().collect();
+    different.len() < LEAST_VARIETY
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ConfigError, Environment};
+    use super::*;
+
+    const FIT: [(&str, &str); 7] = [
+        ("ENVIRONMENT", "production"),
+        ("DATABASE_URL", "postgres://multivio:u3Jk9sLq@db.internal/multivio"),
+        ("REDIS_URL", "redis://belt.internal"),
+        ("ENCRYPTION_KEY", "4f3VvPAy9sZcE1qUO1m5dYxk2H0bWJtq8R7nLhGc6Xo="),
+        ("JWT_SECRET_KEY", "nXk2o9Vb4s7QhT0yJ3mLcR8wE5zAu1Gf6Dp+Ki/SxHq"),
+        ("GROK_API_KEY", "xai-9f2c71d0"),
+        ("ALLOWED_ORIGINS", "https://app.multivio.dev"),
+    ];
+
+    /// Production's settings with these in their place; set to nothing counts as not set.
+    fn load(changes: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let lookup = |name: &str| {
+            let found = changes.iter().chain(&FIT).find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        Config::load(&lookup)
+    }
+
+    #[test]
+    fn production_starts_with_what_is_fit_for_it() {
+        assert_eq!(load(&[]).unwrap().environment, Environment::Production);
+        load(&[("LOG_LEVEL", "info,multivio::jobs=debug"), ("ALLOWED_ORIGINS", ""), ("JWT_SECRET_KEY", "")]).unwrap();
+    }
+
+    #[test]
+    fn production_refuses_each_thing_that_is_only_fit_for_development_by_name() {
+        for (name, value) in [
+            ("ENCRYPTION_KEY", ""),
+            ("ENCRYPTION_KEY", "hunter2"),
+            ("ENCRYPTION_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+            ("JWT_SECRET_KEY", "hunter2"),
+            ("JWT_SECRET_KEY", "please-change-me-please-change-me-please"),
+            ("JWT_SECRET_KEY", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+            ("DATABASE_URL", "postgres://multivio:password@db/multivio"),
+            ("GROK_API_KEY", "CHANGE_ME"),
+            ("OPENAI_API_KEY", "sk-sandbox-key"),
+            ("TWITTER_CLIENT_ID", "CHANGE_ME"),
+            ("TWITTER_CLIENT_SECRET", "sandbox-secret"),
+            ("TWITTER_API_BASE_URL", "http://api.x.com"),
+            ("TWITTER_API_BASE_URL", "https://127.0.0.1:9/x"),
+            ("GROK_BASE_URL", "https://localhost/xai"),
+            ("GROK_BASE_URL", "https://sandbox:9000/xai"),
+            ("GROK_BASE_URL", "https://[::ffff:10.0.0.1]/xai"),
+            ("ALLOWED_ORIGINS", "https://a.multivio.dev,*"),
+            ("ALLOWED_ORIGINS", "http://a.multivio.dev"),
+            ("LOG_LEVEL", "debug"),
+            ("LOG_LEVEL", "multivio=info,TRACE"),
+        ] {
+            let error = load(&[(name, value)]).expect_err(value).to_string();
+            assert!(error.starts_with("1 problem(s)") && error.contains(name), "{name}={value}: {error}");
+            let is_secret = !value.is_empty() && (name.ends_with("KEY") || name.ends_with("SECRET"));
+            assert!(!is_secret || !error.contains(value), "the value is repeated: {error}");
+        }
+    }
+
+    #[test]
+    fn all_of_it_is_one_list_and_staging_and_development_take_it() {
+        let all = [
+            ("ENCRYPTION_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+            ("JWT_SECRET_KEY", "short"),
+            ("GROK_API_KEY", "CHANGE_ME"),
+            ("GROK_BASE_URL", "http://127.0.0.1:9/xai"),
+            ("ALLOWED_ORIGINS", "*"),
+            ("LOG_LEVEL", "debug"),
+        ];
+        let error = load(&all).unwrap_err().to_string();
+        assert!(error.starts_with("6 problem(s)"), "{error}");
+        for environment in ["staging", "development"] {
+            load(&[&all[..], &[("ENVIRONMENT", environment)]].concat()).unwrap();
+        }
+    }
+}
