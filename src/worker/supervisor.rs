@@ -38,6 +38,8 @@ use crate::{
 /// Lines of standard error that are kept for the record.
 const LAST_LINES: usize = 12;
 const LAST_LINE_CHARS: usize = 300;
+/// Of these, the lines that a cause repeats.
+const LAST_WORDS: usize = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A worker that lived this long did not die of its start.
@@ -184,10 +186,12 @@ fn cause_of(status: ExitStatus, out_of_memory: bool, last_lines: &LastLines) -> 
         (None, None) => "an unknown end".to_owned(),
     };
     let last_lines = last_lines.lock().expect("nothing panics while it holds this lock");
-    match last_lines.back() {
-        Some(last) => format!("{how}; last words: {last}"),
-        None => how,
+    if last_lines.is_empty() {
+        return how;
     }
+    // Another thread may have had a word after the one that tells why.
+    let words: Vec<&str> = last_lines.iter().rev().take(LAST_WORDS).rev().map(String::as_str).collect();
+    format!("{how}; last words: {}", words.join(" / "))
 }
 
 /// Kills for lack of memory so far, in this control group and on the whole machine; only a difference says something.

@@ -8,7 +8,7 @@ mod settling;
 mod tokens;
 mod way;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use multivio::jobs::Queue;
 use reqwest::Method;
@@ -76,12 +76,25 @@ impl Stage {
         answer
     }
 
+    /// The publication once it is in this phase; what it hangs on when that takes too long.
     pub async fn until(&self, id: &str, phase: &str) -> Value {
-        eventually(SOON, &format!("the publication to be {phase}"), || async {
+        let deadline = Instant::now() + SOON;
+        loop {
             let publication = self.publication(id).await;
-            (publication["phase"] == phase).then_some(publication)
-        })
-        .await
+            if publication["phase"] == phase {
+                return publication;
+            }
+            if Instant::now() > deadline {
+                let jobs: Vec<Value> = sqlx::query_scalar(
+                    "select to_jsonb(j) from jobs j where kind in ('publish', 'reconcile') order by id",
+                )
+                .fetch_all(&self.app.pool)
+                .await
+                .expect("the database answers");
+                panic!("the publication is not {phase}: {publication:#}\nits jobs: {jobs:#?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// What exists at the platform, oldest first.
