@@ -16,6 +16,8 @@ use secrecy::SecretString;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
+use crate::jobs::LEASE;
+
 /// Looks a variable up: the environment in programs, a closure in tests.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -115,6 +117,8 @@ pub struct XConfig {
     pub create_deadline: Duration,
     /// How long after a post was accepted it may still be missing from its author's list.
     pub visibility: Duration,
+    /// How long a worker may be stopped in the middle of such a request and go on afterwards.
+    pub stall: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -235,6 +239,7 @@ impl Config {
                 client_secret: read.secret("TWITTER_CLIENT_SECRET").or_else(|| read.secret("TWITTER_API_SECRET")),
                 create_deadline: read.seconds("TWITTER_CREATE_DEADLINE_SECONDS", 1, 20),
                 visibility: read.seconds("TWITTER_VISIBILITY_SECONDS", 0, 60),
+                stall: read.seconds("TWITTER_STALL_SECONDS", 0, LEASE.as_secs()),
             },
             storage: StorageConfig { folder: read.path("STORAGE_FOLDER", ".multivio/media") },
             media: MediaConfig {

@@ -6,7 +6,7 @@ use multivio::{
     jobs::{Queue, Registry},
     media::MediaService,
     outbound,
-    publishing::{Publish, Publisher, Reconcile},
+    publishing::{Publish, Publisher, PublishingUpkeep, Reconcile, RemovePost},
     worker,
 };
 
@@ -14,6 +14,11 @@ fn main() -> ExitCode {
     worker::main(Queue::Publish, 16, |config, db| {
         let media = MediaService::new(config, db)?;
         let publisher = Publisher::new(config, &outbound::client()?, Arc::new(media))?;
-        Ok(Registry::of(Queue::Publish).job::<Publish>().job::<Reconcile>().service(Arc::new(publisher)))
+        Ok(Registry::of(Queue::Publish)
+            .job::<Publish>()
+            .job::<Reconcile>()
+            .job::<RemovePost>()
+            .service(Arc::new(publisher))
+            .upkeep("publishing-upkeep", "* * * * *", &PublishingUpkeep {}))
     })
 }

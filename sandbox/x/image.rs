@@ -22,8 +22,6 @@ pub fn read(bytes: &[u8]) -> Option<Image> {
         gif::read(bytes)
     } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
         webp(bytes)
-    } else if bytes.starts_with(b"BM") {
-        bmp(bytes)
     } else {
         None
     };
@@ -117,14 +115,6 @@ fn webp(bytes: &[u8]) -> Option<Image> {
         _ => return None,
     };
     Some(still("image/webp", width, height))
-}
-
-fn bmp(bytes: &[u8]) -> Option<Image> {
-    let stated = usize::try_from(le32(bytes, 2)?).ok()?;
-    if stated > bytes.len() {
-        return None;
-    }
-    Some(still("image/bmp", le32(bytes, 18)?, le32(bytes, 22)?.cast_signed().unsigned_abs()))
 }
 
 #[cfg(test)]

@@ -199,7 +199,8 @@ fn shown(world: &World, post: &Post, cut: bool) -> Shown {
         length += push(&mut shown.text, &chars[at..link.start], escape);
         let display: String =
             link.expanded.split_once("://").map_or("", |(_, rest)| rest).trim_start_matches("www.").into();
-        shown.urls.push(url_entity(length, &link.short, &link.expanded, &shortened(&display)));
+        let target = if world.settings.encode_links { encoded(&link.expanded) } else { link.expanded.clone() };
+        shown.urls.push(url_entity(length, &link.short, &target, &shortened(&display)));
         shown.text.push_str(&link.short);
         length += link.short.chars().count();
         at = link.end;
@@ -223,6 +224,14 @@ fn shown(world: &World, post: &Post, cut: bool) -> Shown {
         shown.text.push_str(link);
     }
     shown
+}
+
+/// The same address with everything but ASCII percent-encoded.
+fn encoded(address: &str) -> String {
+    address
+        .bytes()
+        .map(|byte| if byte.is_ascii() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
 /// Where a long text is cut: never inside a link, and short enough to be an ordinary post.

@@ -34,6 +34,8 @@ pub struct Settings {
     pub too_long: TooLong,
     /// A6: whether `& < >` come back escaped is not confirmed.
     pub html_escape: bool,
+    /// Links come back with everything but ASCII percent-encoded, as another spelling of the same address.
+    pub encode_links: bool,
     /// A8: which set of names the server speaks.
     pub naming: Naming,
     /// A2: quotes are for Enterprise apps only.
@@ -95,6 +97,7 @@ impl Default for Settings {
             premium_video_max_s: 125 * 60,
             too_long: TooLong::Forbidden,
             html_escape: true,
+            encode_links: false,
             naming: Naming::Tweet,
             enterprise: false,
             rate_limits_enabled: true,

@@ -174,7 +174,7 @@ impl Accounts {
     ) -> Result<Account, TokenTrouble> {
         match flight::take(engine.db(), row.tenant_id, row.id, row.generation).await? {
             Taken::Theirs => self.await_other(engine, row).await,
-            Taken::Ours { fence, .. } => {
+            Taken::Ours(fence) => {
                 let outcome = self.fly(engine, row, fence, witness).await;
                 // Only frees the way earlier: the flight expires by itself.
                 if let Err(error) = flight::lands(engine.db(), row.id, fence).await {

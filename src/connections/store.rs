@@ -62,6 +62,11 @@ pub async fn get(db: impl PgExecutor<'_>, tenant: TenantId, id: ConnectionId) ->
     .transpose()
 }
 
+/// The name of an account, disconnected or not.
+pub async fn username(db: impl PgExecutor<'_>, id: ConnectionId) -> sqlx::Result<String> {
+    sqlx::query_scalar("select username from connections where id = $1").bind(id).fetch_one(db).await
+}
+
 /// Newest first, after the one the page before ended with.
 pub async fn list(
     db: impl PgExecutor<'_>,

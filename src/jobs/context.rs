@@ -35,6 +35,8 @@ pub struct JobContext {
     /// Failed attempts before this run, plus one.
     pub attempt: u16,
     pub max_attempts: u16,
+    /// How often somebody asked to run the job once more; runs after a crash or a failed attempt are none of these.
+    pub retries: i16,
     pub tenant: TenantId,
     pub group: Option<GroupId>,
     /// When it was meant to run.
@@ -63,6 +65,7 @@ impl JobContext {
             run: claim.run,
             attempt: claim.failed_attempts + 1,
             max_attempts: claim.max_attempts,
+            retries: claim.retries,
             tenant: claim.tenant,
             group: claim.group,
             due_at: claim.due_at,

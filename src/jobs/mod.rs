@@ -63,5 +63,6 @@ pub mod health;
 
 pub use context::JobContext;
 pub use engine::{Engine, EnqueueError, Ticket};
+pub use heart::LEASE;
 pub use job::{Backoff, Job, Lane, NewJob, OnParent, Priority, Queue, State, Stop, Until, Why};
 pub use registry::Registry;

@@ -140,6 +140,19 @@ impl ConnectorError {
         )
     }
 
+    /// Said to a creating request: whether it was done is not known. Whatever is neither a refusal that is understood
+    /// nor certainly never left counts.
+    pub fn leaves_doubt(&self) -> bool {
+        matches!(
+            self,
+            Self::AnswerLost { .. }
+                | Self::AnswerUnclear { .. }
+                | Self::Unavailable { .. }
+                | Self::Interrupted { .. }
+                | Self::Unreadable { .. }
+        )
+    }
+
     /// In words a user understands.
     pub fn explain(&self) -> Explanation {
         let (code, turn, message): (&str, Turn, String) = match self {

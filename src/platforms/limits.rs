@@ -39,6 +39,9 @@ pub struct Timing {
     pub request: Duration,
     /// From the platform's acceptance until the post shows in its author's list.
     pub visibility: Duration,
+    /// How long the sender may be stopped in the middle of it and go on afterwards: a worker's lease, at whose end the
+    /// kernel ends a process that holds such a request.
+    pub stall: Duration,
     /// When to look, counted from the intent; a last look follows at [`Timing::certain_after`].
     pub looks: &'static [Duration],
 }
@@ -46,7 +49,7 @@ pub struct Timing {
 impl Timing {
     /// Counted from the intent: a look after this that sees nothing proves that nothing is there.
     pub fn certain_after(&self) -> Duration {
-        self.request + self.visibility
+        self.request + self.visibility + self.stall
     }
 
     /// How long after the intent the look numbered `look` (from 0) is due.
@@ -69,18 +72,24 @@ mod tests {
     const TIMING: Timing = Timing {
         request: Duration::from_secs(20),
         visibility: Duration::from_secs(60),
+        stall: Duration::from_secs(8),
         looks: &[Duration::from_secs(5), Duration::from_secs(60)],
     };
 
     #[test]
     fn the_last_look_comes_after_the_request_and_the_visibility_delay() {
         let looks: Vec<_> = (0..4).map(|look| TIMING.look_after(look).as_secs()).collect();
-        assert_eq!(looks, [5, 60, 80, 110]);
+        assert_eq!(looks, [5, 60, 88, 118]);
     }
 
     #[test]
     fn looks_are_never_later_than_certainty_needs() {
-        let short = Timing { request: Duration::from_secs(2), visibility: Duration::from_secs(1), ..TIMING };
+        let short = Timing {
+            request: Duration::from_secs(2),
+            visibility: Duration::from_secs(1),
+            stall: Duration::ZERO,
+            ..TIMING
+        };
         assert_eq!(short.look_after(0).as_secs(), 3);
         assert_eq!(short.look_after(2).as_secs(), 3);
     }

@@ -51,6 +51,11 @@ pub trait Connector: Send + Sync {
         state: Option<UploadState>,
     ) -> Result<Step, ConnectorError>;
 
+    /// How long the platform keeps a half-done upload, counted from its first step; `None` as long as it takes.
+    fn upload_lifetime(&self, _state: &UploadState) -> Option<Duration> {
+        None
+    }
+
     /// The platform's own name for a post that is about to be created, where it gives one beforehand (an upload
     /// session, a container): it is kept with the intent and handed to [`Connector::find`].
     fn native_handle(&self, _media: &[Staged]) -> Option<String> {
@@ -76,6 +81,9 @@ pub trait Connector: Send + Sync {
 
     /// Where a person sees what an account has posted.
     fn profile(&self, username: &str) -> String;
+
+    /// The account's post of this id, as a person names it; `None` when no post can be called that.
+    fn post_named(&self, username: &str, remote_id: &str) -> Option<RemotePost>;
 
     /// Removes a post; one that is gone already counts as removed.
     async fn delete(&self, call: &Call<'_>, remote_id: &str) -> Result<(), ConnectorError>;
@@ -121,6 +129,8 @@ pub struct Search<'a> {
     pub handle: Option<&'a str>,
     /// Posts of this account that belong to other publications.
     pub taken: &'a [String],
+    /// What the platform calls the files of the post, in order, where they are known.
+    pub media: &'a [String],
 }
 
 /// What a look saw.

@@ -12,8 +12,9 @@ use poem_openapi::{
 
 pub use super::request::media_problem;
 use super::{
-    Phase, Publication, Publisher, plan,
+    Phase, Publication, Publisher, RemovePost, plan,
     request::{self, Options, plan_problem},
+    settle::{self, Settled},
     store::{self, Cancel},
     view::{AcceptedView, LatePolicyName, PublicationView},
     wake_key,
@@ -21,7 +22,9 @@ use super::{
 use crate::{
     connections,
     http::{Accepted, App, Caller, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
-    ids::{ConnectionId, PostId, PublicationId},
+    ids::{ConnectionId, JobId, PostId, PublicationId},
+    jobs::{EnqueueError, NewJob},
+    platforms::RemotePost,
     posts::{
         self,
         input::{Examined, File, PlatformName, PostInput, Variant},
@@ -217,6 +220,88 @@ impl PublishingApi {
         }
         Ok(Json(view(&app, &publisher, publication).await?))
     }
+
+    /// Settle a publication
+    ///
+    /// For one that is `unconfirmed`: you looked at the account (`look_at`) and say whether the post is there. Then
+    /// nobody looks for it any more; one that is not there can be published again.
+    #[oai(path = "/publications/:id/settle", method = "post", operation_id = "settlePublication")]
+    async fn settle(
+        &self,
+        app: Data<&Arc<App>>,
+        publisher: Data<&Publisher>,
+        caller: Caller,
+        id: Path<PublicationId>,
+        // Saying it twice is saying it once: there is nothing to keep.
+        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        body: Input<SettleInput>,
+    ) -> Result<Json<PublicationView>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let publication = find(&app, &caller, id.0).await?;
+        let post = named(&app, &publisher, &publication, body.0).await?;
+        let mut tx = app.db.begin().await?;
+        match settle::settle(&mut tx, &publication, post.as_ref()).await? {
+            Settled::Done => tx.commit().await?,
+            Settled::NotInDoubt(phase) => {
+                let text = format!("The publication is {phase}; only an unconfirmed one is settled by your word.");
+                return Err(Problem::conflict("not_unconfirmed", text));
+            }
+            Settled::TooEarly(at) => {
+                let text = format!("The post may still be on its way. Look at the account again after {at}.");
+                return Err(Problem::conflict("too_early", text));
+            }
+            Settled::Taken => {
+                let text = "That post belongs to another publication of yours. Look for another one, or say that \
+                            there is none.";
+                return Err(Problem::conflict("remote_post_taken", text));
+            }
+        }
+        Ok(Json(view(&app, &publisher, find(&app, &caller, id.0).await?).await?))
+    }
+
+    /// Remove the post from its platform
+    ///
+    /// For a publication that is out. A job does it; follow it to its end.
+    #[oai(path = "/publications/:id/remote-post", method = "delete", operation_id = "removeRemotePost")]
+    async fn remove(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<PublicationId>,
+        // Removing twice is removing once: there is nothing to keep.
+        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+    ) -> Result<Accepted<RemovalAccepted>, Problem> {
+        caller.require(Scope::Workspace)?;
+        let publication = find(&app, &caller, id.0).await?;
+        if publication.phase != Phase::Sent {
+            let text = format!("The publication is {}; there is no post to remove.", publication.phase);
+            return Err(Problem::conflict("not_out", text));
+        }
+        let job = NewJob::of(&RemovePost { publication: id.0 }, caller.tenant).unique(id.0.uuid().to_string());
+        let job_id = match app.engine.enqueue(job).await {
+            Ok(job) => job,
+            Err(EnqueueError::Duplicate { existing }) => existing,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Accepted::new(format!("/api/v1/jobs/{job_id}"), RemovalAccepted { job_id }))
+    }
+}
+
+/// What a person found who looked at the account.
+#[derive(Debug, Object)]
+#[oai(deny_unknown_fields)]
+struct SettleInput {
+    /// Whether the post is there.
+    exists: bool,
+    /// The platform's own id of the post; goes with `exists`.
+    #[oai(validator(max_length = 200))]
+    remote_id: Option<String>,
+}
+
+/// Where to follow the removal.
+#[derive(Debug, Clone, PartialEq, Eq, Object)]
+struct RemovalAccepted {
+    job_id: JobId,
 }
 
 impl PublishInput {
@@ -231,6 +316,7 @@ impl PublishInput {
             max_lateness_seconds: self.max_lateness_seconds,
             optimize: self.optimize,
             tone: self.tone,
+            republish: false,
         };
         (content, options)
     }
@@ -278,6 +364,31 @@ async fn put_on_its_way(
     Ok(answer)
 }
 
+/// The post that a person names, if one is said to be there.
+async fn named(
+    app: &App,
+    publisher: &Publisher,
+    publication: &Publication,
+    word: SettleInput,
+) -> Result<Option<RemotePost>, Problem> {
+    match (word.exists, word.remote_id) {
+        (false, None) => Ok(None),
+        (false, Some(_)) => {
+            Err(Problem::invalid_field("remote_id", "goes with exists", "Leave it out, or send \"exists\": true"))
+        }
+        (true, None) => {
+            Err(Problem::invalid_field("remote_id", "is missing", "Send the post's id: it ends the post's address"))
+        }
+        (true, Some(id)) => {
+            let username = connections::store::username(&app.db, publication.connection).await?;
+            let connector = publisher.accounts.connectors().get(publication.platform);
+            let post = connector.and_then(|connector| connector.post_named(&username, &id));
+            let remedy = "Send the post's id: it ends the post's address";
+            post.map(Some).ok_or_else(|| Problem::invalid_field("remote_id", "is no id of a post", remedy))
+        }
+    }
+}
+
 async fn find(app: &App, caller: &Caller, id: PublicationId) -> Result<Publication, Problem> {
     store::get(&app.db, caller.tenant, id).await?.ok_or_else(|| Problem::not_found("publication"))
 }
@@ -286,9 +397,9 @@ async fn view(app: &App, publisher: &Publisher, publication: Publication) -> Res
     let mut look_at = None;
     if publication.phase.is_in_doubt()
         && let Some(connector) = publisher.accounts.connectors().get(publication.platform)
-        && let Some(connection) = connections::store::get(&app.db, publication.tenant, publication.connection).await?
     {
-        look_at = Some(connector.profile(&connection.username));
+        let username = connections::store::username(&app.db, publication.connection).await?;
+        look_at = Some(connector.profile(&username));
     }
     Ok(PublicationView::new(publication, look_at))
 }

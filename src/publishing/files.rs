@@ -42,7 +42,8 @@ struct Row {
 const REFERENCE: &str = "publication";
 
 /// The files as they are frozen, in place of what a run before had frozen.
-pub async fn replace(tx: &mut PgConnection, publication: &Publication, files: &[File]) -> sqlx::Result<()> {
+/// `false`: one of them was deleted meanwhile.
+pub async fn replace(tx: &mut PgConnection, publication: &Publication, files: &[File]) -> sqlx::Result<bool> {
     sqlx::query("delete from publication_media where publication_id = $1")
         .bind(publication.id)
         .execute(&mut *tx)
@@ -62,9 +63,11 @@ pub async fn replace(tx: &mut PgConnection, publication: &Publication, files: &[
         .execute(&mut *tx)
         .await?;
         // Held until the publication is settled: the post may be edited meanwhile.
-        media_store::take_reference(tx, publication.tenant, file.media, REFERENCE, publication.id.uuid()).await?;
+        if !media_store::take_reference(tx, publication.tenant, file.media, REFERENCE, publication.id.uuid()).await? {
+            return Ok(false);
+        }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Lets go of the files of a publication that is settled.
@@ -98,24 +101,39 @@ pub async fn of(db: impl PgExecutor<'_>, publication: PublicationId) -> sqlx::Re
         .collect()
 }
 
-/// Keeps how far an upload is. The remote lifetime counts from the first state.
+/// How far an upload is.
+pub struct Progress<'a> {
+    pub state: &'a [u8],
+    /// What was brought so far is kept by the platform for so long, counted from the first state.
+    pub lifetime: Option<Duration>,
+    /// The platform has all of it and works on it.
+    pub processing: bool,
+}
+
+/// Keeps how far an upload is, and says how long the platform has been processing it. `None`: the publication was
+/// taken up by somebody else.
 pub async fn keep_state(
     db: impl PgExecutor<'_>,
     publication: &Publication,
     position: i16,
-    state: &[u8],
-) -> sqlx::Result<bool> {
-    let done = sqlx::query(
-        "update publication_media m set upload_state = $4, upload_started_at = coalesce(m.upload_started_at, now()) \
-         from publications p where m.publication_id = $1 and m.position = $3 and p.id = $1 and p.fence = $2",
+    progress: &Progress<'_>,
+) -> sqlx::Result<Option<Duration>> {
+    let seconds: Option<f64> = sqlx::query_scalar(
+        "update publication_media m set upload_state = $4, upload_started_at = coalesce(m.upload_started_at, now()), \
+           expires_at = coalesce(m.upload_started_at, now()) + make_interval(secs => $5), \
+           processing_since = case when $6 then coalesce(m.processing_since, now()) end \
+         from publications p where m.publication_id = $1 and m.position = $3 and p.id = $1 and p.fence = $2 \
+         returning coalesce(extract(epoch from now() - m.processing_since), 0)::float8",
     )
     .bind(publication.id)
     .bind(publication.fence)
     .bind(position)
-    .bind(state)
-    .execute(db)
+    .bind(progress.state)
+    .bind(progress.lifetime.map(|lifetime| lifetime.as_secs_f64()))
+    .bind(progress.processing)
+    .fetch_optional(db)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()))
 }
 
 pub async fn keep_staged(
@@ -126,7 +144,7 @@ pub async fn keep_staged(
     lifetime: Option<Duration>,
 ) -> sqlx::Result<bool> {
     let done = sqlx::query(
-        "update publication_media m set upload_state = null, remote_id = $4, \
+        "update publication_media m set upload_state = null, processing_since = null, remote_id = $4, \
            expires_at = coalesce(m.upload_started_at, now()) + make_interval(secs => $5) \
          from publications p where m.publication_id = $1 and m.position = $3 and p.id = $1 and p.fence = $2",
     )
@@ -142,8 +160,8 @@ pub async fn keep_staged(
 
 pub async fn forget(db: impl PgExecutor<'_>, publication: PublicationId, position: i16) -> sqlx::Result<()> {
     sqlx::query(
-        "update publication_media set upload_state = null, upload_started_at = null, remote_id = null, \
-         expires_at = null where publication_id = $1 and position = $2",
+        "update publication_media set upload_state = null, upload_started_at = null, processing_since = null, \
+         remote_id = null, expires_at = null where publication_id = $1 and position = $2",
     )
     .bind(publication)
     .bind(position)
@@ -154,8 +172,8 @@ pub async fn forget(db: impl PgExecutor<'_>, publication: PublicationId, positio
 
 pub async fn forget_all(db: impl PgExecutor<'_>, publication: PublicationId) -> sqlx::Result<()> {
     sqlx::query(
-        "update publication_media set upload_state = null, upload_started_at = null, remote_id = null, \
-         expires_at = null where publication_id = $1",
+        "update publication_media set upload_state = null, upload_started_at = null, processing_since = null, \
+         remote_id = null, expires_at = null where publication_id = $1",
     )
     .bind(publication)
     .execute(db)

@@ -4,10 +4,15 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgConnection, PgExecutor};
+use sqlx::{FromRow, PgConnection, PgExecutor, PgPool, types::Json};
 
 use super::{Phase, Publication};
-use crate::{connections::store::stored, ids::PublicationId, jobs::job::stored_names};
+use crate::{
+    connections::store::stored,
+    ids::PublicationId,
+    jobs::{job::stored_names, ledger},
+    platforms::Explanation,
+};
 
 stored_names! {
     /// What a creating request turned out to have done.
@@ -30,6 +35,8 @@ stored_names! {
 #[derive(Debug, Clone)]
 pub struct Intent {
     pub attempt: i16,
+    /// Of the content that was meant: after an edit and a second chance, another one's.
+    pub fingerprint: String,
     pub baseline: String,
     pub native_handle: Option<String>,
     pub intended_at: DateTime<Utc>,
@@ -43,6 +50,7 @@ pub struct Intent {
 #[derive(FromRow)]
 struct Row {
     attempt: i16,
+    fingerprint: String,
     baseline: String,
     native_handle: Option<String>,
     intended_at: DateTime<Utc>,
@@ -58,6 +66,7 @@ impl TryFrom<Row> for Intent {
     fn try_from(row: Row) -> sqlx::Result<Self> {
         Ok(Self {
             attempt: row.attempt,
+            fingerprint: row.fingerprint,
             baseline: row.baseline,
             native_handle: row.native_handle,
             intended_at: row.intended_at,
@@ -108,7 +117,7 @@ pub async fn open(tx: &mut PgConnection, publication: &Publication, new: &NewInt
 /// All of a publication, in the order in which they were meant.
 pub async fn of(db: impl PgExecutor<'_>, publication: PublicationId) -> sqlx::Result<Vec<Intent>> {
     let rows: Vec<Row> = sqlx::query_as(
-        "select attempt, baseline, native_handle, intended_at, certain_after, looks, outcome, code \
+        "select attempt, fingerprint, baseline, native_handle, intended_at, certain_after, looks, outcome, code \
          from publication_intents where publication_id = $1 order by attempt",
     )
     .bind(publication)
@@ -117,18 +126,23 @@ pub async fn of(db: impl PgExecutor<'_>, publication: PublicationId) -> sqlx::Re
     rows.into_iter().map(Intent::try_from).collect()
 }
 
-/// Says what an open intent did and moves the publication on, in one statement.
-pub async fn settle(
-    db: impl PgExecutor<'_>,
-    publication: &Publication,
-    attempt: i16,
-    outcome: Outcome,
-    code: Option<&str>,
-    to: Phase,
-) -> sqlx::Result<bool> {
+/// What an open intent turned out to have done, and what that makes of its publication.
+pub struct Verdict<'a> {
+    pub attempt: i16,
+    pub outcome: Outcome,
+    pub code: Option<&'a str>,
+    pub to: Phase,
+    pub problem: Option<&'a Explanation>,
+}
+
+/// Says what an open intent did and moves the publication on, together; the job behind it can be cancelled, or run
+/// once more, again. `false`: the publication was taken up by somebody else.
+pub async fn settle(db: &PgPool, publication: &Publication, verdict: &Verdict<'_>) -> sqlx::Result<bool> {
+    let Verdict { attempt, outcome, code, to, problem } = *verdict;
     assert!(publication.phase.may_become(to), "{} never becomes {to}", publication.phase);
+    let mut tx = db.begin().await?;
     let done = sqlx::query(
-        "with moved as (update publications set phase = $6, updated_at = now() \
+        "with moved as (update publications set phase = $6, problem = coalesce($8, problem), updated_at = now() \
            where id = $1 and fence = $2 and phase = $7 returning id) \
          update publication_intents i set outcome = $4, code = $5, settled_at = now() from moved \
          where i.publication_id = moved.id and i.attempt = $3 and i.outcome = 'open'",
@@ -140,9 +154,15 @@ pub async fn settle(
     .bind(code)
     .bind(to.as_str())
     .bind(publication.phase.as_str())
-    .execute(db)
+    .bind(problem.map(Json))
+    .execute(&mut *tx)
     .await?;
-    Ok(done.rows_affected() == 1)
+    if done.rows_affected() != 1 {
+        return Ok(false);
+    }
+    ledger::uncommit(&mut tx, publication.job).await?;
+    tx.commit().await?;
+    Ok(true)
 }
 
 /// The bookkeeping of an intent whose publication has moved on already.

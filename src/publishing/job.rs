@@ -4,12 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Halt, Phase, Publication, Publisher, Reconcile, prepare, reconcile, send, stage, store};
+use super::{
+    Halt, Phase, Publication, Publisher,
+    halt::why,
+    prepare, reconcile, rivals, send, stage,
+    store::{self, Kept},
+};
 use crate::{
     connections::job::{Seen, describe},
     ids::{ConnectionId, PublicationId, TenantId},
-    jobs::{Backoff, EnqueueError, Job, JobContext, NewJob, OnParent, Queue, Stop},
-    platforms::{Connector, Explanation, Platform, RemotePost, Turn},
+    jobs::{Backoff, EnqueueError, Job, JobContext, NewJob, Queue, Stop, Why},
+    platforms::{Connector, Exchange, Explanation, Platform, RemotePost, Turn},
 };
 
 /// Brings one publication to its platform.
@@ -39,8 +44,11 @@ impl Job for Publish {
 
     async fn run(&self, cx: &JobContext) -> Result<Published, Stop> {
         let publisher = cx.service::<Publisher>();
-        let Some(publication) = store::take(cx.db(), self.publication).await? else {
-            return Err(Stop::failed("publication_gone", "the publication is not there any more"));
+        let Some(publication) = store::take(cx.db(), self.publication, cx.job, cx.run, Some(cx.retries)).await? else {
+            return Err(match store::reload(cx.db(), self.publication).await? {
+                Some(_) => overtaken(),
+                None => publication_gone(),
+            });
         };
         let Some(connector) = publisher.accounts.connectors().get(publication.platform) else {
             let text = format!("this version cannot publish on {}", publication.platform.title());
@@ -48,19 +56,15 @@ impl Job for Publish {
         };
         let mut run = Run { cx, publisher, connector, publication, seen: Seen::default(), renewed: false };
         let outcome = run.finish().await;
-        run.note_exchanges().await?;
+        run.note_exchanges().await;
         outcome
     }
 }
 
 impl Publish {
-    /// The job and the one that settles what it leaves behind, however it ends (P3). Serial for each connection,
-    /// so that posts appear in the order in which they were due.
-    pub fn jobs(&self, tenant: TenantId, connection: ConnectionId, patience: Duration) -> [NewJob; 2] {
-        let publish = NewJob::of(self, tenant).serial(connection.to_string()).serial_patience(patience);
-        let after = Reconcile { publication: self.publication };
-        let reconcile = NewJob::of(&after, tenant).after(publish.id, OnParent::Run);
-        [publish, reconcile]
+    /// Serial for each connection, so that posts appear in the order in which they were due.
+    pub fn job(&self, tenant: TenantId, connection: ConnectionId, patience: Duration) -> NewJob {
+        NewJob::of(self, tenant).serial(connection.to_string()).serial_patience(patience)
     }
 }
 
@@ -116,11 +120,10 @@ impl Run<'_> {
     /// Reads the phase again. Another run has the publication: this one is over.
     async fn reload(&mut self) -> Result<(), Stop> {
         let now = store::reload(self.cx.db(), self.publication.id).await?;
-        let Some(now) = now else {
-            return Err(Stop::failed("publication_gone", "the publication is not there any more"));
-        };
-        if now.fence != self.publication.fence {
-            return Err(Stop::snooze(OVERTAKEN_PAUSE, "overtaken", "another worker has taken this publication up"));
+        let Some(now) = now else { return Err(publication_gone()) };
+        // What is sent is sent, whoever found out.
+        if now.fence != self.publication.fence && now.phase != Phase::Sent {
+            return Err(overtaken());
         }
         self.publication = now;
         Ok(())
@@ -154,26 +157,39 @@ impl Run<'_> {
     }
 
     /// Somebody asked to run the failed job again: that is the second chance of its publication. It needs another
-    /// job to settle it, because the first one's has run.
+    /// job to settle it, because the first one's has run. A run that nobody asked for, after a crash, finds that it
+    /// had failed and says so.
     async fn reopen(&mut self) -> Result<(), Halt> {
+        let publication = &self.publication;
+        if self.cx.retries <= publication.retries_seen {
+            let why = publication.problem.as_ref().map_or_else(|| Why::new("failed", "it had failed before"), why);
+            return Err(Halt::Plain(Stop::Failed { why }));
+        }
         let mut tx = self.cx.db().begin().await?;
-        if !store::reopen(&mut *tx, &self.publication).await? {
+        rivals::lock_post(&mut tx, publication.post).await?;
+        if let Some(rival) =
+            rivals::of_post(&mut tx, publication.post, publication.connection, Some(publication.id)).await?
+        {
+            let text = format!("another publication of the post, {}, is {}", rival.id, rival.phase);
+            return Err(Halt::Plain(Stop::failed("superseded", text)));
+        }
+        if !store::reopen(&mut *tx, publication, self.cx.retries).await? {
             return Err(Halt::Overtaken);
         }
-        let after = Reconcile { publication: self.publication.id };
-        let job = NewJob::of(&after, self.publication.tenant).after(self.cx.job, OnParent::Run);
-        let tickets = self.cx.engine.enqueue_in(&mut tx, &[job]).await.map_err(enqueue_stop)?;
+        let tickets = reconcile::enqueue(&mut tx, &self.cx.engine, publication.tenant, publication.id, self.cx.job);
+        let tickets = tickets.await.map_err(enqueue_stop)?;
         tx.commit().await?;
         self.cx.engine.ring(&tickets).await;
         Ok(())
     }
 
-    /// Sent: saved the moment it is known, and tried hard, because a lost id costs a look (P10).
-    pub async fn save_sent(&self, remote: &RemotePost) -> Result<bool, Halt> {
+    /// Sent: saved the moment it is known, and tried hard, because a lost id costs a look (P10). `answered`: by the
+    /// answer to the creating request itself.
+    pub async fn save_sent(&self, remote: &RemotePost, answered: bool) -> Result<Kept, Halt> {
         let mut pause = Duration::from_millis(50);
         for _ in 0..SAVES {
-            match store::sent(self.cx.db(), &self.publication, remote).await {
-                Ok(sent_at) => return Ok(sent_at.is_some()),
+            match store::sent(self.cx.db(), &self.publication, remote, answered).await {
+                Ok(kept) => return Ok(kept),
                 Err(error) => {
                     tracing::warn!(publication = %self.publication.id, %error, "a remote id could not be kept yet");
                     tokio::time::sleep(pause).await;
@@ -185,15 +201,21 @@ impl Run<'_> {
         Err(Halt::Plain(Stop::snooze(OVERTAKEN_PAUSE, "database_away", "the remote id could not be kept")))
     }
 
-    pub async fn note_exchanges(&self) -> sqlx::Result<()> {
+    /// For the timeline and the budgets; what cannot be noted never changes what the run came to.
+    pub async fn note_exchanges(&self) {
         for exchange in self.seen.take() {
-            if let Some(window) = exchange.window.filter(|_| exchange.what == "create") {
-                let budgets = self.connector.budgets();
-                super::budget::observe(self.cx.db(), &self.publication, budgets, window).await?;
+            if let Err(error) = self.note_exchange(exchange).await {
+                tracing::warn!(publication = %self.publication.id, %error, "an exchange could not be noted");
             }
-            self.cx.note("platform_exchange", describe(&exchange)).await?;
         }
-        Ok(())
+    }
+
+    async fn note_exchange(&self, exchange: Exchange) -> sqlx::Result<()> {
+        if let Some(window) = exchange.window.filter(|_| exchange.what == "create") {
+            let budgets = self.connector.budgets();
+            super::budget::observe(self.cx.db(), &self.publication, budgets, window).await?;
+        }
+        self.cx.note("platform_exchange", describe(&exchange)).await
     }
 
     /// For waits that are nobody's fault.
@@ -204,6 +226,14 @@ impl Run<'_> {
 
 const OVERTAKEN_PAUSE: Duration = Duration::from_secs(5);
 const SAVES: usize = 7;
+
+fn publication_gone() -> Stop {
+    Stop::failed("publication_gone", "the publication is not there any more")
+}
+
+fn overtaken() -> Stop {
+    Stop::snooze(OVERTAKEN_PAUSE, "overtaken", "another worker has taken this publication up")
+}
 
 /// A job that could not be written.
 pub fn enqueue_stop(error: EnqueueError) -> Stop {

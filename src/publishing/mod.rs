@@ -3,7 +3,8 @@
 //! A publication goes through phases, each committed before the next step ([`phase`]). Before a request that creates
 //! a post leaves, its intent is on record; an attempt that finds an open intent does not know whether the post
 //! exists and looks for it ([`reconcile`]) instead of sending again. No end of a job leaves a publication in
-//! `sending`: every publish job has a [`Reconcile`] job as its child, which runs however the publish job ended.
+//! `sending`: every publish job has a [`Reconcile`] job as its child, which runs however the publish job ended, and
+//! [`upkeep`] replaces one that did not get through.
 //!
 //! In reading order: [`phase`], [`job`] (the path of a publication), [`prepare`], [`stage`], [`send`], [`reconcile`].
 
@@ -23,11 +24,15 @@ pub mod phase;
 pub mod plan;
 pub mod prepare;
 pub mod reconcile;
+pub mod removal;
 pub mod request;
+pub mod rivals;
 pub mod schedule;
 pub mod send;
+pub mod settle;
 pub mod stage;
 pub mod store;
+pub mod upkeep;
 pub mod view;
 
 pub use halt::Halt;
@@ -36,7 +41,9 @@ pub use late::LatePolicy;
 pub use media::{MediaSource, MediaTrouble, OpenMedia};
 pub use phase::Phase;
 pub use reconcile::Reconcile;
+pub use removal::RemovePost;
 pub use store::Publication;
+pub use upkeep::PublishingUpkeep;
 
 use std::sync::Arc;
 

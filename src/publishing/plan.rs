@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 use sqlx::PgConnection;
 
 use super::{
-    LatePolicy, Publish, Publisher,
+    LatePolicy, Phase, Publish, Publisher,
     job::enqueue_stop,
     media::{Making, MediaTrouble},
+    reconcile,
+    rivals::{self, Rival},
     schedule::Schedule,
     store::{self, NewPublication},
 };
@@ -35,6 +37,8 @@ pub struct Wish {
     pub optimize: Option<Optimize>,
     /// What has to be made of the post's files first: one for each file and preset, with the platforms that need it.
     pub renditions: Vec<Rendition>,
+    /// What is out already goes out a second time.
+    pub republish: bool,
 }
 
 pub struct Rendition {
@@ -72,6 +76,8 @@ pub enum PlanError {
     Enqueue(#[from] EnqueueError),
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
+    #[error("the publication {} of the same post on {platform} is {}", .rival.id, .rival.phase)]
+    Rival { platform: Platform, rival: Rival },
 }
 
 impl From<PlanError> for Stop {
@@ -79,6 +85,7 @@ impl From<PlanError> for Stop {
         match error {
             PlanError::Enqueue(error) => enqueue_stop(error),
             PlanError::Database(error) => error.into(),
+            error @ PlanError::Rival { .. } => Self::failed("unsettled", error.to_string()),
         }
     }
 }
@@ -87,6 +94,7 @@ impl From<PlanError> for Stop {
 /// at once, however far away the due time is. Uses nothing but the caller's connection: a pool that many such
 /// transactions wait on would stand still.
 pub async fn plan(tx: &mut PgConnection, engine: &Engine, tenant: TenantId, wish: &Wish) -> Result<Planned, PlanError> {
+    alone(tx, wish).await?;
     let group = engine.new_group(tx, tenant, "publish").await?;
     let mut planned = Planned { group, publications: Vec::new(), jobs: Vec::new(), tickets: Vec::new() };
     let variant_job = transform(tx, engine, tenant, wish, &mut planned).await?;
@@ -101,6 +109,18 @@ pub async fn plan(tx: &mut PgConnection, engine: &Engine, tenant: TenantId, wish
         publication(tx, engine, tenant, wish, connection, variant_job, &parents, &mut planned).await?;
     }
     Ok(planned)
+}
+
+/// A post is on its way to an account once, and out there once unless a second time is asked for.
+async fn alone(tx: &mut PgConnection, wish: &Wish) -> Result<(), PlanError> {
+    rivals::lock_post(tx, wish.post.id).await?;
+    for connection in &wish.connections {
+        let rival = rivals::of_post(tx, wish.post.id, connection.id, None).await?;
+        if let Some(rival) = rival.filter(|rival| !(wish.republish && rival.phase == Phase::Sent)) {
+            return Err(PlanError::Rival { platform: connection.platform, rival });
+        }
+    }
+    Ok(())
 }
 
 /// What has to be made for these platforms before the post can go out there. Looks outside of any transaction.
@@ -164,8 +184,7 @@ async fn publication(
     planned: &mut Planned,
 ) -> Result<(), PlanError> {
     let id = PublicationId::new();
-    let [mut publish, reconcile] = Publish { publication: id }.jobs(tenant, connection.id, wish.max_lateness);
-    publish = publish.group(planned.group);
+    let mut publish = Publish { publication: id }.job(tenant, connection.id, wish.max_lateness).group(planned.group);
     // A parent that failed does not silence the post: the run looks for itself what is there, and says so.
     for parent in parents {
         publish = publish.after(*parent, OnParent::Run);
@@ -191,7 +210,7 @@ async fn publication(
     }
     let job = publish.id;
     enqueue(tx, engine, publish, planned).await?;
-    planned.tickets.extend(engine.enqueue_in(tx, &[reconcile]).await?);
+    planned.tickets.extend(reconcile::enqueue(tx, engine, tenant, id, job).await?);
     planned.publications.push(PlannedPublication { id, connection: connection.clone(), job });
     Ok(())
 }

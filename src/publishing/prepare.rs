@@ -10,7 +10,8 @@ use super::{
     job::{Run, enqueue_stop},
     late::{self, Verdict},
     media::Making,
-    store, wake_key,
+    store::{self, Frozen},
+    wake_key,
 };
 use crate::{
     ids::JobId,
@@ -21,6 +22,8 @@ use crate::{
 
 /// How often to look whether a rendition is made.
 const MEDIA_POLL: Duration = Duration::from_secs(2);
+/// How often a rendition that is not there is asked for again, for each file: each is a transcode.
+const MAKINGS: i16 = 2;
 
 pub async fn prepare(run: &mut Run<'_>) -> Result<(), Halt> {
     in_time(run)?;
@@ -42,8 +45,10 @@ pub async fn prepare(run: &mut Run<'_>) -> Result<(), Halt> {
     };
     let fingerprint = run.connector.fingerprint(&draft);
     let mut tx = run.cx.db().begin().await?;
-    if !store::freeze(&mut tx, &run.publication, &draft, &fingerprint, &files).await? {
-        return Err(Halt::Overtaken);
+    match store::freeze(&mut tx, &run.publication, &draft, &fingerprint, &files).await? {
+        Frozen::Done => {}
+        Frozen::Overtaken => return Err(Halt::Overtaken),
+        Frozen::MediaGone => return Err(media_halt(run, MediaTrouble::Gone)),
     }
     tx.commit().await?;
     run.cx.progress(0.1, "prepared");
@@ -129,6 +134,7 @@ async fn files(run: &Run<'_>, post: &Post) -> Result<(Vec<File>, Vec<ContentMedi
 
 /// Every rendition is there, or its job is under way and this one waits. Usually they were parents and are there.
 async fn made(run: &Run<'_>, files: &[File]) -> Result<(), Halt> {
+    let most = i16::try_from(files.len()).unwrap_or(i16::MAX).saturating_mul(MAKINGS);
     for file in files {
         let Some(preset) = &file.preset else { continue };
         let making = run.publisher.media.make(run.publication.tenant, file.media, preset).await;
@@ -138,6 +144,10 @@ async fn made(run: &Run<'_>, files: &[File]) -> Result<(), Halt> {
                 let mut tx = run.cx.db().begin().await?;
                 match run.cx.engine.enqueue_in(&mut tx, &[*job]).await {
                     Ok(tickets) => {
+                        if !store::count_making(&mut tx, &run.publication, most).await? {
+                            let why = "it was tried several times and could not be converted";
+                            return Err(media_halt(run, MediaTrouble::Unusable(why.to_owned())));
+                        }
                         tx.commit().await?;
                         run.cx.engine.ring(&tickets).await;
                     }

@@ -8,17 +8,22 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 
 use super::{
     Halt, Phase, Publication, Publisher, files,
-    intents::{self, Intent, Outcome},
+    intents::{self, Intent, Outcome, Verdict},
     job::Run,
-    send, store,
+    rivals, send,
+    store::{self, Kept},
 };
 use crate::{
     connections::{self, TokenTrouble, accounts::RECONNECT_PATIENCE, job::Seen},
-    ids::PublicationId,
-    jobs::{Job, JobContext, Lane, Queue, State, Stop, Until, Why, job::Backoff},
+    ids::{JobId, PublicationId, TenantId},
+    jobs::{
+        Engine, EnqueueError, Job, JobContext, Lane, NewJob, OnParent, Queue, State, Stop, Ticket, Until, Why,
+        job::Backoff, ledger,
+    },
     platforms::{Account, Call, Class, Explanation, Platform, RemotePost, Search, Sighting, Timing, Turn},
 };
 
@@ -39,6 +44,8 @@ enum Finding {
     CertainlyAbsent,
     /// Nothing is there yet; look again then.
     NotYet(DateTime<Utc>),
+    /// The platform lets nobody look before then, or has to be paid first: asking sooner only makes it worse.
+    Later(DateTime<Utc>),
     Unknown,
     /// Only the account's owner can make looking possible.
     NeedsOwner(Explanation),
@@ -55,9 +62,14 @@ pub async fn look(run: &mut Run<'_>) -> Result<(), Halt> {
     match observe(run, &intents, open).await? {
         Finding::Found(remote) => send::created(run, open.attempt, &remote, Outcome::Adopted).await,
         Finding::CertainlyAbsent => {
-            let settled =
-                intents::settle(run.cx.db(), &run.publication, open.attempt, Outcome::Absent, None, Phase::Uploaded);
-            if !settled.await? {
+            let absent = Verdict {
+                attempt: open.attempt,
+                outcome: Outcome::Absent,
+                code: None,
+                to: Phase::Uploaded,
+                problem: None,
+            };
+            if !intents::settle(run.cx.db(), &run.publication, &absent).await? {
                 return Err(Halt::Overtaken);
             }
             // Looks use no attempt; sending again does, so that it does not go on for ever.
@@ -70,7 +82,33 @@ pub async fn look(run: &mut Run<'_>) -> Result<(), Halt> {
         Finding::Unknown if run.publication.now < open.certain_after + PUBLISH_PATIENCE && !is_doubted(open) => {
             Err(Halt::snooze(Until::After(UNCLEAR_PAUSE), looking(run.publication.platform)))
         }
-        Finding::Unknown | Finding::NeedsOwner(_) => Err(unconfirmed(run.publication.platform)),
+        Finding::Later(at) if at < open.certain_after + PUBLISH_PATIENCE => {
+            Err(Halt::snooze(Until::At(at), looking(run.publication.platform)))
+        }
+        Finding::Unknown | Finding::Later(_) | Finding::NeedsOwner(_) => Err(unconfirmed(run.publication.platform)),
+    }
+}
+
+/// Enqueues the job that settles the publication when its publish job has ended: never more than one at a time, and
+/// nobody may cancel it.
+pub async fn enqueue(
+    tx: &mut PgConnection,
+    engine: &Engine,
+    tenant: TenantId,
+    publication: PublicationId,
+    publish: JobId,
+) -> Result<Vec<Ticket>, EnqueueError> {
+    let job = NewJob::of(&Reconcile { publication }, tenant)
+        .after(publish, OnParent::Run)
+        .unique(publication.uuid().to_string());
+    let id = job.id;
+    match engine.enqueue_in(tx, &[job]).await {
+        Ok(tickets) => {
+            ledger::commit_unstarted(tx, id).await?;
+            Ok(tickets)
+        }
+        Err(EnqueueError::Duplicate { .. }) => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 
@@ -113,12 +151,12 @@ impl Job for Reconcile {
         let Some(connector) = publisher.accounts.connectors().get(found.platform) else {
             return Err(Stop::snooze(PARENT_PAUSE, "no_connector", "this version does not know the platform"));
         };
-        let Some(publication) = store::take(cx.db(), self.publication).await? else {
-            return Ok(Settled { phase: Phase::Cancelled });
+        let Some(publication) = store::take(cx.db(), self.publication, cx.job, cx.run, None).await? else {
+            return Err(Stop::snooze(UNCLEAR_PAUSE, "overtaken", "another worker has this job"));
         };
         let mut run = Run { cx, publisher, connector, publication, seen: Seen::default(), renewed: false };
         let outcome = settle(&mut run, cancelled, why).await;
-        run.note_exchanges().await?;
+        run.note_exchanges().await;
         match outcome {
             Ok(phase) => settled(cx, &run.publication, phase).await,
             Err(Halt::Plain(stop)) => Err(stop),
@@ -139,6 +177,7 @@ async fn settled(cx: &JobContext, publication: &Publication, phase: Phase) -> Re
         intents::close_all(&mut tx, publication.id, Outcome::Created).await?;
     }
     files::release(&mut tx, publication.id).await?;
+    ledger::uncommit(&mut tx, publication.job).await?;
     tx.commit().await?;
     Ok(Settled { phase })
 }
@@ -171,24 +210,32 @@ async fn resolve(run: &mut Run<'_>, cancelled: bool) -> Result<Phase, Halt> {
         return Err(Halt::snooze(Until::At(due), unconfirmed_words(platform)));
     }
     match observe(run, &intents, open).await? {
-        Finding::Found(remote) => {
-            if !run.save_sent(&remote).await? {
-                return Ok(Phase::Unconfirmed);
+        Finding::Found(remote) => match run.save_sent(&remote, false).await? {
+            Kept::Kept => {
+                intents::close(run.cx.db(), run.publication.id, open.attempt, Outcome::Adopted).await?;
+                Ok(Phase::Sent)
             }
-            intents::close(run.cx.db(), run.publication.id, open.attempt, Outcome::Adopted).await?;
-            Ok(Phase::Sent)
-        }
+            Kept::Taken => Ok(Phase::Unconfirmed),
+            Kept::Overtaken => Err(Halt::Overtaken),
+        },
         Finding::CertainlyAbsent => {
             let to = if cancelled { Phase::Cancelled } else { Phase::Failed };
             let text = format!(
                 "{} certainly does not have the post. Publish it again if you still want it.",
                 platform.title()
             );
-            let phase = advance(run, to, Some(Explanation::new("not_published", Turn::User, text))).await?;
-            intents::close(run.cx.db(), run.publication.id, open.attempt, Outcome::Absent).await?;
-            Ok(phase)
+            let problem = Explanation::new("not_published", Turn::User, text);
+            let (attempt, outcome) = (open.attempt, Outcome::Absent);
+            let absent = Verdict { attempt, outcome, code: None, to, problem: Some(&problem) };
+            if !intents::settle(run.cx.db(), &run.publication, &absent).await? {
+                return Err(Halt::Overtaken);
+            }
+            Ok(to)
         }
         Finding::NotYet(at) => Err(Halt::snooze(Until::At(at), unconfirmed_words(platform))),
+        Finding::Later(at) if at < open.intended_at + RECONCILE_PATIENCE => {
+            Err(Halt::snooze(Until::At(at), unconfirmed_words(platform)))
+        }
         Finding::Unknown if run.publication.now < open.intended_at + RECONCILE_PATIENCE => {
             let early = run.publication.now < open.intended_at + Duration::from_secs(3600);
             let pause = if early { UNCLEAR_PAUSE } else { UNCLEAR_PAUSE_LATER };
@@ -201,7 +248,7 @@ async fn resolve(run: &mut Run<'_>, cancelled: bool) -> Result<Phase, Halt> {
             Err(Halt::Told { to: None, problem: Box::new(problem), stop: Stop::Reconnect { wake, deadline, why } })
         }
         // Left to a person, with a link to look.
-        Finding::Unknown | Finding::NeedsOwner(_) => {
+        Finding::Unknown | Finding::Later(_) | Finding::NeedsOwner(_) => {
             intents::close(run.cx.db(), run.publication.id, open.attempt, Outcome::Unknown).await?;
             Ok(Phase::Unconfirmed)
         }
@@ -226,13 +273,16 @@ async fn observe(run: &mut Run<'_>, intents: &[Intent], open: &Intent) -> Result
     else {
         return Ok(Finding::Unknown);
     };
-    let taken = store::taken_remote_ids(run.cx.db(), &run.publication).await?;
+    let taken = rivals::taken_by_others(run.cx.db(), &run.publication).await?;
+    let files = files::of(run.cx.db(), run.publication.id).await?;
+    let media: Vec<String> = files.into_iter().filter_map(|file| file.remote_id).collect();
     let search = Search {
         draft: &draft,
         fingerprint: &fingerprint,
         baseline: baseline(intents, open),
         handle: open.native_handle.as_deref(),
         taken: &taken,
+        media: &media,
     };
     // The server's time before the look: what appears during it counts as not seen.
     let began: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(run.cx.db()).await?;
@@ -263,15 +313,15 @@ async fn observe(run: &mut Run<'_>, intents: &[Intent], open: &Intent) -> Result
                     run.publisher.accounts.give_up(&run.cx.engine, &account, &explanation).await?;
                     Ok(Finding::NeedsOwner(explanation))
                 }
-                // A list that fails, or that costs credit we lack, says nothing.
+                Class::Snooze { until } => Ok(Finding::Later(until.unwrap_or(began + send::UNSAID_PAUSE))),
+                Class::Config => Ok(Finding::Later(began + send::CONFIG_PAUSE)),
+                // A list that fails says nothing.
                 Class::Retry { .. }
                 | Class::RetryOnce { .. }
-                | Class::Snooze { .. }
                 | Class::Restage
                 | Class::Duplicate { .. }
                 | Class::Permanent
-                | Class::Uncertain
-                | Class::Config => Ok(Finding::Unknown),
+                | Class::Uncertain => Ok(Finding::Unknown),
             }
         }
     }
@@ -325,9 +375,13 @@ fn is_doubted(intent: &Intent) -> bool {
     intent.code.as_deref() == Some(send::DUPLICATE)
 }
 
-/// From before the first attempt whose outcome was ever in doubt: a post that shows very late is still ours.
+/// From before the first attempt whose outcome was ever in doubt: a post that shows very late is still ours. Attempts
+/// with other content, before an edit and a second chance, made other posts.
 fn baseline<'a>(intents: &'a [Intent], open: &'a Intent) -> &'a str {
-    let doubtful = |intent: &&Intent| matches!(intent.outcome, Outcome::Open | Outcome::Absent | Outcome::Unknown);
+    let doubtful = |intent: &&Intent| {
+        intent.fingerprint == open.fingerprint
+            && matches!(intent.outcome, Outcome::Open | Outcome::Absent | Outcome::Unknown)
+    };
     intents.iter().find(doubtful).map_or(&open.baseline, |intent| &intent.baseline)
 }
 

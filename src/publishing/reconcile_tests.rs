@@ -5,6 +5,7 @@ use super::*;
 const TIMING: Timing = Timing {
     request: Duration::from_secs(20),
     visibility: Duration::from_secs(60),
+    stall: Duration::ZERO,
     looks: &[Duration::from_secs(5), Duration::from_secs(60)],
 };
 
@@ -15,6 +16,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
 fn intent(looks: i16) -> Intent {
     Intent {
         attempt: 1,
+        fingerprint: "f".into(),
         baseline: "b1".into(),
         native_handle: None,
         intended_at: at(0),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use poem_openapi::Object;
 
 use super::{
-    LatePolicy, Publisher, check, late,
+    LatePolicy, Phase, Publisher, check, late,
     plan::{self, Optimize, PlanError, Wish, transform_request},
     schedule,
     view::LatePolicyName,
@@ -47,6 +47,9 @@ pub struct Options {
     /// For `optimize`: how it should sound.
     #[oai(validator(max_length = 100))]
     pub tone: Option<String>,
+    /// Publish a second time where the post is out already.
+    #[oai(default)]
+    pub republish: bool,
 }
 
 /// Checks everything and says all that is wrong at once.
@@ -95,6 +98,7 @@ pub async fn wish(
         max_lateness,
         optimize: options.optimize.then_some(Optimize { tone: options.tone }),
         renditions: Vec::new(),
+        republish: options.republish,
     };
     if let Some(optimize) = wish.optimize.as_ref().filter(|_| !wish.connections.is_empty()) {
         let problems = transform_request(&wish, optimize).problems();
@@ -174,5 +178,24 @@ pub fn plan_problem(error: PlanError) -> Problem {
             Problem::invalid_field("text", format!("cannot be stored: {what}"), "Remove unusual characters")
         }
         PlanError::Enqueue(error @ EnqueueError::Duplicate { .. }) => Problem::internal(&error),
+        PlanError::Rival { platform, rival } if rival.phase == Phase::Sent => {
+            let text = format!(
+                "The post is out on {} already, as {}. Send \"republish\": true to publish it there once more.",
+                platform.title(),
+                rival.id
+            );
+            Problem::conflict("already_published", text)
+        }
+        PlanError::Rival { platform, rival } => {
+            let text = format!(
+                "The post is on its way to this account on {} already: {} is {}. Wait for its end, or cancel it: \
+                 GET /api/v1/publications/{}",
+                platform.title(),
+                rival.id,
+                rival.phase,
+                rival.id
+            );
+            Problem::conflict("unsettled", text)
+        }
     }
 }

@@ -9,13 +9,14 @@ use super::{
     circuit::{self, Admission},
     files,
     halt::why,
-    intents::{self, Intent, NewIntent, Outcome},
+    intents::{self, Intent, NewIntent, Outcome, Verdict},
     job::Run,
-    prepare, store,
+    prepare, rivals,
+    store::{self, Kept},
 };
 use crate::{
     connections::{self, TokenTrouble, accounts::RECONNECT_PATIENCE},
-    jobs::{Stop, Until},
+    jobs::{Stop, Until, ledger},
     platforms::{Account, Call, Class, ConnectorError, Explanation, RemotePost, Staged, Turn},
 };
 
@@ -23,9 +24,9 @@ use crate::{
 /// certainty of those who look is counted from the intent.
 const DEPARTURE: Duration = Duration::from_secs(2);
 /// When a platform says "too often" and not until when.
-const UNSAID_PAUSE: Duration = Duration::from_secs(5 * 60);
+pub const UNSAID_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// The app or its bill is at fault.
-const CONFIG_PAUSE: Duration = Duration::from_secs(10 * 60);
+pub const CONFIG_PAUSE: Duration = Duration::from_secs(10 * 60);
 
 pub async fn send(run: &mut Run<'_>) -> Result<(), Halt> {
     prepare::in_time(run)?;
@@ -48,11 +49,13 @@ pub async fn send(run: &mut Run<'_>) -> Result<(), Halt> {
         let call = Call { account: &account, witness: &run.seen };
         run.connector.create(&call, &draft, &staged).await
     };
-    drop(guard);
-    match answer {
+    let outcome = match answer {
         Ok(remote) => created(run, attempt, &remote, Outcome::Created).await,
         Err(error) => refused(run, &account, attempt, error).await,
-    }
+    };
+    // Not before: the connection of a request that was given up closes a moment after it.
+    drop(guard);
+    outcome
 }
 
 /// The media as the platform knows it; `None` when some of it has to be uploaded again.
@@ -101,7 +104,7 @@ async fn budgeted(run: &Run<'_>, attempt: i16) -> Result<(), Halt> {
 
 async fn intend(run: &mut Run<'_>, staged: &[Staged], attempt: i16) -> Result<(), Halt> {
     let handle = run.connector.native_handle(staged);
-    let newest = store::taken_remote_ids(run.cx.db(), &run.publication).await?.into_iter().next();
+    let newest = rivals::newest_taken(run.cx.db(), &run.publication).await?;
     let mut tx = run.cx.db().begin().await?;
     let intended_at: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *tx).await?;
     let baseline = run.connector.baseline(intended_at, newest.as_deref());
@@ -115,6 +118,11 @@ async fn intend(run: &mut Run<'_>, staged: &[Staged], attempt: i16) -> Result<()
     if opened != Some(attempt) {
         return Err(Halt::Overtaken);
     }
+    // The second fence: a run that has lost its job, or is being cancelled, sends nothing.
+    if !ledger::commit(&mut tx, run.cx.job, run.cx.run).await? {
+        let text = "the job was given to another worker, or is being cancelled";
+        return Err(Halt::Plain(Stop::snooze(Duration::from_secs(1), "lease_lost", text)));
+    }
     budget::spend(&mut tx, &run.publication, attempt).await?;
     tx.commit().await?;
     run.publication.phase = Phase::Sending;
@@ -123,20 +131,21 @@ async fn intend(run: &mut Run<'_>, staged: &[Staged], attempt: i16) -> Result<()
 }
 
 async fn not_sent(run: &Run<'_>, attempt: i16) -> Result<(), Halt> {
-    settle(run, attempt, Outcome::NotSent, Some("too_slow"), Phase::Uploaded).await?;
+    settle(run, attempt, Outcome::NotSent, Some("too_slow")).await?;
     let text = "This worker was too slow between the intent and the request; nothing was sent.";
     Err(Halt::Plain(Stop::snooze(Duration::from_secs(1), "too_slow", text)))
 }
 
 /// The remote id is saved the instant it exists; the intent's own bookkeeping may follow later.
 pub async fn created(run: &Run<'_>, attempt: i16, remote: &RemotePost, outcome: Outcome) -> Result<(), Halt> {
-    if !run.save_sent(remote).await? {
-        let problem = Explanation::new(
-            "remote_post_taken",
-            Turn::User,
-            format!("The post found on {} belongs to another publication.", run.publication.platform.title()),
-        );
-        return Err(Halt::unconfirmed(problem));
+    match run.save_sent(remote, outcome == Outcome::Created).await? {
+        Kept::Kept => {}
+        Kept::Taken => {
+            let text =
+                format!("The post found on {} belongs to another publication.", run.publication.platform.title());
+            return Err(Halt::unconfirmed(Explanation::new("remote_post_taken", Turn::User, text)));
+        }
+        Kept::Overtaken => return Err(Halt::Overtaken),
     }
     intents::close(run.cx.db(), run.publication.id, attempt, outcome).await?;
     circuit::passed(run.cx.db(), run.publication.platform).await?;
@@ -152,22 +161,30 @@ async fn refused(run: &mut Run<'_>, account: &Account, attempt: i16, error: Conn
     run.cx.note("create_not_done", note).await?;
     if error.is_outage() {
         circuit::failed(db, run.publication.platform, &explanation).await?;
+    } else if class != Class::Config {
+        // Any definite answer shows that the platform is itself again.
+        circuit::passed(db, run.publication.platform).await?;
+    }
+    // It may exist: the next turn looks for it.
+    if error.leaves_doubt() {
+        return Ok(());
     }
     let before = intents::of(db, run.publication.id).await?;
     let code = explanation.code.clone();
-    let back = async |outcome| settle(run, attempt, outcome, Some(code.as_str()), Phase::Uploaded).await;
+    let back = async |outcome| settle(run, attempt, outcome, Some(code.as_str())).await;
     match class {
-        // It may exist: the next turn looks for it.
-        Class::Uncertain => return Ok(()),
         // An earlier attempt in doubt did create it: find it. Nobody in doubt: its user repeats himself.
         Class::Duplicate { .. } if was_in_doubt(&before, attempt) => {
             intents::doubt(db, &run.publication, attempt, DUPLICATE).await?;
             return Ok(());
         }
         Class::RetryOnce { .. } if before.iter().any(|intent| intent.code.as_ref() == Some(&code)) => {
-            settle(run, attempt, Outcome::Refused, Some(&code), Phase::Failed).await?;
-            run.publication.phase = Phase::Failed;
-            store::explain(db, &run.publication, &explanation).await?;
+            let outcome = Outcome::Refused;
+            let refused =
+                Verdict { attempt, outcome, code: Some(&code), to: Phase::Failed, problem: Some(&explanation) };
+            if !intents::settle(db, &run.publication, &refused).await? {
+                return Err(Halt::Overtaken);
+            }
             return Err(Halt::Plain(Stop::Failed { why: why(&explanation) }));
         }
         Class::Restage if run.publication.restages == 0 => {
@@ -185,7 +202,8 @@ async fn refused(run: &mut Run<'_>, account: &Account, attempt: i16, error: Conn
             return Ok(());
         }
         Class::Retry { .. } if matches!(error, ConnectorError::Unreachable { .. }) => back(Outcome::NotSent).await?,
-        Class::Retry { .. }
+        Class::Uncertain
+        | Class::Retry { .. }
         | Class::RetryOnce { .. }
         | Class::Snooze { .. }
         | Class::Refresh
@@ -202,14 +220,20 @@ async fn refused(run: &mut Run<'_>, account: &Account, attempt: i16, error: Conn
 /// The code of an intent whose platform said that the post exists.
 pub const DUPLICATE: &str = "duplicate";
 
+/// Whether an earlier attempt to create the same content may have done it. One with other content made no duplicate.
 fn was_in_doubt(intents: &[Intent], attempt: i16) -> bool {
-    intents
-        .iter()
-        .any(|intent| intent.attempt < attempt && matches!(intent.outcome, Outcome::Absent | Outcome::Unknown))
+    let Some(ours) = intents.iter().find(|intent| intent.attempt == attempt) else { return false };
+    intents.iter().any(|intent| {
+        intent.attempt < attempt
+            && intent.fingerprint == ours.fingerprint
+            && matches!(intent.outcome, Outcome::Absent | Outcome::Unknown)
+    })
 }
 
-async fn settle(run: &Run<'_>, attempt: i16, outcome: Outcome, code: Option<&str>, to: Phase) -> Result<(), Halt> {
-    if intents::settle(run.cx.db(), &run.publication, attempt, outcome, code, to).await? {
+/// Certainly nothing was created: back to `uploaded`.
+async fn settle(run: &Run<'_>, attempt: i16, outcome: Outcome, code: Option<&str>) -> Result<(), Halt> {
+    let verdict = Verdict { attempt, outcome, code, to: Phase::Uploaded, problem: None };
+    if intents::settle(run.cx.db(), &run.publication, &verdict).await? {
         return Ok(());
     }
     Err(Halt::Overtaken)

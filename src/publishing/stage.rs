@@ -1,5 +1,7 @@
 //! `prepared` to `uploaded`: every file at the platform, step by step, each step kept before the next.
 
+use std::time::Duration;
+
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
@@ -14,6 +16,9 @@ use crate::{
     jobs::Until,
     platforms::{Account, Call, Class, MediaFile, Step, UploadState},
 };
+
+/// A platform that processes a file for longer has lost it.
+const PROCESSING_MOST: Duration = Duration::from_secs(15 * 60);
 
 pub async fn stage(run: &mut Run<'_>) -> Result<(), Halt> {
     let files = files::of(run.cx.db(), run.publication.id).await?;
@@ -36,7 +41,8 @@ async fn upload(run: &mut Run<'_>, account: &mut Account, file: &File, done: usi
     let opened = opened.map_err(|trouble| media_halt(run, trouble))?;
     let media = MediaFile { facts: &opened.facts, alt_text: file.alt_text.as_deref(), bytes: opened.bytes.as_ref() };
     let mut state = if file.expired { None } else { kept_state(run, file) };
-    if state.is_none() {
+    let mut resumed = state.is_some();
+    if !resumed {
         // A lifetime counts from the first step: what was begun before, and cannot be used, must not count.
         files::forget(run.cx.db(), run.publication.id, file.position).await?;
     }
@@ -45,11 +51,15 @@ async fn upload(run: &mut Run<'_>, account: &mut Account, file: &File, done: usi
         let call = Call { account, witness: &run.seen };
         match run.connector.upload(&call, &media, state.take()).await {
             Ok(Step::Next(next)) => {
-                keep(run, file, &next).await?;
+                keep(run, file, &next, false).await?;
                 state = Some(next);
             }
             Ok(Step::Wait { state, after }) => {
-                keep(run, file, &state).await?;
+                if keep(run, file, &state, true).await? > PROCESSING_MOST {
+                    files::forget(run.cx.db(), run.publication.id, file.position).await?;
+                    let text = "The platform did not finish processing the media; it is uploaded once more.";
+                    return Err(Halt::retry(None, run.waiting("processing_stuck", text)));
+                }
                 let problem = run.waiting("platform_processing", "The platform is processing the media.");
                 return Err(Halt::snooze(Until::After(after), problem));
             }
@@ -67,6 +77,11 @@ async fn upload(run: &mut Run<'_>, account: &mut Account, file: &File, done: usi
                 *account = send::renew(run, account).await?;
                 state = reread(run, file).await?;
             }
+            // What an earlier run began may be what is refused: the platform has let go of it.
+            Err(error) if resumed && matches!(error.class(), Class::Restage | Class::Permanent) => {
+                resumed = false;
+                files::forget(run.cx.db(), run.publication.id, file.position).await?;
+            }
             Err(error) => {
                 // A new upload is cheaper than one that may never work again.
                 if matches!(error.class(), Class::Restage | Class::Permanent) {
@@ -83,12 +98,11 @@ async fn reread(run: &Run<'_>, file: &File) -> Result<Option<UploadState>, Halt>
     Ok(files.iter().find(|kept| kept.position == file.position).and_then(|kept| kept_state(run, kept)))
 }
 
-async fn keep(run: &Run<'_>, file: &File, state: &UploadState) -> Result<(), Halt> {
+/// How long the platform has been processing the file.
+async fn keep(run: &Run<'_>, file: &File, state: &UploadState, processing: bool) -> Result<Duration, Halt> {
     let sealed = run.publisher.accounts.keyring().encrypt(place(run, file), &SecretString::from(state.0.to_string()));
-    if files::keep_state(run.cx.db(), &run.publication, file.position, &sealed).await? {
-        return Ok(());
-    }
-    Err(Halt::Overtaken)
+    let progress = files::Progress { state: &sealed, lifetime: run.connector.upload_lifetime(state), processing };
+    files::keep_state(run.cx.db(), &run.publication, file.position, &progress).await?.ok_or(Halt::Overtaken)
 }
 
 /// A state that cannot be read any more (a lost key) costs a new upload and nothing else.

@@ -37,7 +37,11 @@ pub struct Publication {
     pub fingerprint: Option<String>,
     pub attempt: i16,
     pub restages: i16,
+    /// The second chances of its job that it has taken note of.
+    pub retries_seen: i16,
     pub remote: Option<RemotePost>,
+    /// When it was removed from the platform on its owner's word.
+    pub remote_deleted_at: Option<DateTime<Utc>>,
     pub problem: Option<Explanation>,
     pub sent_at: Option<DateTime<Utc>>,
     pub created_at: DateTime<Utc>,
@@ -67,7 +71,9 @@ struct Row {
     fingerprint: Option<String>,
     attempt: i16,
     restages: i16,
+    retries_seen: i16,
     remote_id: Option<String>,
+    remote_deleted_at: Option<DateTime<Utc>>,
     permalink: Option<String>,
     problem: Option<Json<Explanation>>,
     sent_at: Option<DateTime<Utc>>,
@@ -101,6 +107,8 @@ impl TryFrom<Row> for Publication {
             fingerprint: row.fingerprint,
             attempt: row.attempt,
             restages: row.restages,
+            retries_seen: row.retries_seen,
+            remote_deleted_at: row.remote_deleted_at,
             remote: row.remote_id.map(|id| RemotePost { id, permalink }),
             problem: row.problem.map(|Json(problem)| problem),
             sent_at: row.sent_at,
@@ -117,7 +125,8 @@ macro_rules! columns {
             $before,
             " id, tenant_id, post_id, connection_id, platform, group_id, job_id, phase, fence, due_at, wall_time, \
              time_zone, late_policy, max_lateness_s, lateness_accepted, variant_job_id, content, fingerprint, attempt, \
-             restages, remote_id, permalink, problem, sent_at, created_at, now() as now ",
+             restages, retries_seen, remote_id, remote_deleted_at, permalink, problem, sent_at, created_at, \
+             now() as now ",
             $after
         )
     };
@@ -164,14 +173,31 @@ pub async fn insert(db: impl PgExecutor<'_>, new: &NewPublication) -> sqlx::Resu
     .await
 }
 
-/// Takes the publication up for this run: whoever had it before can change nothing any more.
-pub async fn take(db: impl PgExecutor<'_>, id: PublicationId) -> sqlx::Result<Option<Publication>> {
-    sqlx::query_as::<_, Row>(columns!("update publications set fence = fence + 1 where id = $1 returning", ""))
-        .bind(id)
-        .fetch_optional(db)
-        .await?
-        .map(Publication::try_from)
-        .transpose()
+/// Takes the publication up for a run of a job: whoever had it before can change nothing any more. `None`: it is not
+/// there, or the run has lost its job and must not take it from the one that has it. `retries` are the second chances
+/// that the publish job was given.
+pub async fn take(
+    db: impl PgExecutor<'_>,
+    id: PublicationId,
+    job: JobId,
+    run: i32,
+    retries: Option<i16>,
+) -> sqlx::Result<Option<Publication>> {
+    // One that has failed takes note when it opens again: until then the second chance is not used up.
+    sqlx::query_as::<_, Row>(columns!(
+        "update publications set fence = fence + 1, \
+           retries_seen = case when phase = 'failed' then retries_seen else coalesce($4, retries_seen) end \
+         where id = $1 and exists (select from jobs where jobs.id = $2 and run = $3 and state = 'running') returning",
+        ""
+    ))
+    .bind(id)
+    .bind(job)
+    .bind(run)
+    .bind(retries)
+    .fetch_optional(db)
+    .await?
+    .map(Publication::try_from)
+    .transpose()
 }
 
 pub async fn reload(db: impl PgExecutor<'_>, id: PublicationId) -> sqlx::Result<Option<Publication>> {
@@ -217,6 +243,15 @@ pub async fn of_post(
     .collect()
 }
 
+/// What came of freezing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frozen {
+    Done,
+    Overtaken,
+    /// A file was deleted meanwhile; nothing may be kept of the transaction.
+    MediaGone,
+}
+
 /// `planned` to `prepared`: from here on the content is what it is (P5).
 pub async fn freeze(
     tx: &mut PgConnection,
@@ -224,7 +259,7 @@ pub async fn freeze(
     content: &Draft,
     fingerprint: &str,
     media: &[File],
-) -> sqlx::Result<bool> {
+) -> sqlx::Result<Frozen> {
     let done = sqlx::query(
         "update publications set phase = 'prepared', content = $3, fingerprint = $4, problem = null, \
            updated_at = now() where id = $1 and fence = $2 and phase = 'planned'",
@@ -235,9 +270,19 @@ pub async fn freeze(
     .bind(fingerprint)
     .execute(&mut *tx)
     .await?;
-    if done.rows_affected() == 1 {
-        files::replace(tx, publication, media).await?;
+    if done.rows_affected() != 1 {
+        return Ok(Frozen::Overtaken);
     }
+    Ok(if files::replace(tx, publication, media).await? { Frozen::Done } else { Frozen::MediaGone })
+}
+
+/// Counts one more job that makes media, asked for by a run itself; `false` when there were so many already.
+pub async fn count_making(tx: &mut PgConnection, publication: &Publication, most: i16) -> sqlx::Result<bool> {
+    let done = sqlx::query("update publications set makings = makings + 1 where id = $1 and makings < $2")
+        .bind(publication.id)
+        .bind(most)
+        .execute(tx)
+        .await?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -279,37 +324,55 @@ pub async fn explain(db: impl PgExecutor<'_>, publication: &Publication, problem
     Ok(())
 }
 
-/// It exists: committed by itself, before anything else is done about it (P10). `None`: another publication holds
-/// this remote post, or somebody else took this one up.
+/// What became of a remote id that was to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    Kept,
+    /// Another publication holds this remote post.
+    Taken,
+    /// The publication has moved on.
+    Overtaken,
+}
+
+/// It exists: committed by itself, before anything else is done about it (P10). What the answer of the latest attempt
+/// itself said is kept whoever has the publication by now; what was found by looking, only by the one who has it.
 pub async fn sent(
     db: impl PgExecutor<'_>,
     publication: &Publication,
     remote: &RemotePost,
-) -> sqlx::Result<Option<DateTime<Utc>>> {
-    let sent = sqlx::query_scalar(
+    answered: bool,
+) -> sqlx::Result<Kept> {
+    let sent = sqlx::query(
         "update publications set phase = 'sent', remote_id = $3, permalink = $4, problem = null, sent_at = now(), \
-           updated_at = now() where id = $1 and fence = $2 and phase in ('sending', 'unconfirmed') returning sent_at",
+           updated_at = now() \
+         where id = $1 and phase in ('sending', 'unconfirmed') and (fence = $2 or ($5 and attempt = $6))",
     )
     .bind(publication.id)
     .bind(publication.fence)
     .bind(&remote.id)
     .bind(&remote.permalink)
-    .fetch_optional(db)
+    .bind(answered)
+    .bind(publication.attempt)
+    .execute(db)
     .await;
     match sent {
-        Err(sqlx::Error::Database(error)) if error.constraint() == Some("publications_remote_post_key") => Ok(None),
-        other => other,
+        Err(sqlx::Error::Database(error)) if error.constraint() == Some("publications_remote_post_key") => {
+            Ok(Kept::Taken)
+        }
+        sent => Ok(if sent?.rows_affected() == 1 { Kept::Kept } else { Kept::Overtaken }),
     }
 }
 
 /// A second chance for what failed: from the start, with the post as it is now.
-pub async fn reopen(db: impl PgExecutor<'_>, publication: &Publication) -> sqlx::Result<bool> {
+pub async fn reopen(db: impl PgExecutor<'_>, publication: &Publication, retries: i16) -> sqlx::Result<bool> {
     let done = sqlx::query(
         "update publications set phase = 'planned', content = null, fingerprint = null, problem = null, restages = 0, \
-           updated_at = now() where id = $1 and fence = $2 and phase = 'failed'",
+           makings = 0, retries_seen = $3, updated_at = now() \
+         where id = $1 and fence = $2 and phase = 'failed' and retries_seen < $3",
     )
     .bind(publication.id)
     .bind(publication.fence)
+    .bind(retries)
     .execute(db)
     .await?;
     Ok(done.rows_affected() == 1)
@@ -392,16 +455,4 @@ pub async fn accept_lateness(tx: &mut PgConnection, tenant: TenantId, id: Public
     .execute(tx)
     .await?;
     Ok(done.rows_affected() == 1)
-}
-
-/// Remote ids on this connection that belong to other publications, newest first.
-pub async fn taken_remote_ids(db: impl PgExecutor<'_>, publication: &Publication) -> sqlx::Result<Vec<String>> {
-    sqlx::query_scalar(
-        "select remote_id from publications where connection_id = $1 and id <> $2 and phase = 'sent' \
-         order by sent_at desc limit 1000",
-    )
-    .bind(publication.connection)
-    .bind(publication.id)
-    .fetch_all(db)
-    .await
 }

@@ -93,6 +93,8 @@ pub struct PublicationView {
     /// Where to look whether it is out, when we cannot tell.
     pub look_at: Option<String>,
     pub sent_at: Option<DateTime<Utc>>,
+    /// When it was removed from the platform again, at your wish.
+    pub remote_deleted_at: Option<DateTime<Utc>>,
     pub job_id: JobId,
     pub group_id: Option<GroupId>,
     pub created_at: DateTime<Utc>,
@@ -115,6 +117,7 @@ impl PublicationView {
             permalink,
             look_at: look_at.filter(|_| publication.phase.is_in_doubt()),
             sent_at: publication.sent_at,
+            remote_deleted_at: publication.remote_deleted_at,
             job_id: publication.job,
             group_id: publication.group,
             created_at: publication.created_at,

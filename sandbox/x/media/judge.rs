@@ -19,8 +19,8 @@ const GIF_PIXELS: u64 = 300_000_000;
 const SHORTEST_MS: u64 = 500;
 const FRAME_RATE_MILLI: u64 = 60_000;
 const SMALLEST_SIDE: u32 = 32;
-const LONG_SIDE: u32 = 1920;
-const SHORT_SIDE: u32 = 1200;
+const LONG_SIDE: u32 = 1280;
+const SHORT_SIDE: u32 = 1024;
 
 pub struct Verdict {
     pub content_type: String,

@@ -220,7 +220,10 @@ pub fn metadata(x: &X, call: &Call, caller: &Caller) -> Result<Answer, Answer> {
     body.finish()?;
     let id = id.unwrap_or_default();
     let mut world = x.world();
-    own_media(&mut world, &user.id, &id)?;
+    // A2: only after finalize.
+    if matches!(own_media(&mut world, &user.id, &id)?.stage, Stage::Uploading) {
+        return Err(refusals::invalid_one("id", id.as_str(), "The media upload is not finalized."));
+    }
     world.spend(ALT_TEXT_COST)?;
     world.revision += 1;
     own_media(&mut world, &user.id, &id)?.alt_text = Some(text.clone());

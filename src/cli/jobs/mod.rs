@@ -12,7 +12,11 @@ use super::{Failure, Screen};
 use crate::{
     db,
     ids::{GroupId, JobId, TenantId},
-    jobs::{Engine, Queue, State, belt::Belt, ledger::CancelOutcome},
+    jobs::{
+        Engine, Queue, State,
+        belt::Belt,
+        ledger::{CancelOutcome, is_committed},
+    },
     telemetry::chain,
 };
 
@@ -168,6 +172,9 @@ async fn cancel(engine: &Engine, jobs: Vec<JobId>, screen: Screen) -> Result<(),
             CancelOutcome::Cancelled => (true, "cancelled".to_owned()),
             CancelOutcome::Requested => (true, "runs; it is being stopped".to_owned()),
             CancelOutcome::TooLate(state) => (false, format!("too late, it has {state}")),
+            CancelOutcome::Committed => {
+                (false, "too late, what it does elsewhere may have happened; its outcome is found out first".to_owned())
+            }
             CancelOutcome::NotFound => (false, "there is no such job".to_owned()),
         };
         outcomes.push(Outcome { of: job.to_string(), done, text });
@@ -187,6 +194,9 @@ async fn retry(engine: &Engine, wish: RetryArguments, screen: Screen) -> Result<
             "runs once more".to_owned()
         } else {
             match engine.job(None, job).await? {
+                Some(row) if row.state.is_final() && is_committed(engine.db(), job).await? => {
+                    "is not settled: what it did elsewhere is being found out first".to_owned()
+                }
                 Some(row) => format!("is {}; only a failed or cancelled job can be retried", row.state),
                 None => "there is no such job".to_owned(),
             }

@@ -217,6 +217,7 @@ impl JobsApi {
             CancelOutcome::TooLate(state) => {
                 return Err(Problem::too_late(format!("The job has already {state}; nothing is left to cancel.")));
             }
+            CancelOutcome::Committed => return Err(Problem::too_late(COMMITTED)),
         }
         let row = find(&app.engine, caller.tenant, id.0).await?;
         let view = Json(view_of(&app, &row).await?);
@@ -243,6 +244,9 @@ impl JobsApi {
         let retried = ledger::request_retry(&mut *tx, Some(caller.tenant), id.0).await.map_err(retry_refused)?;
         let row = ledger::get(&mut *tx, Some(caller.tenant), id.0).await?;
         let row = row.ok_or_else(|| Problem::not_found("job"))?;
+        if retried.is_none() && row.state.is_final() && ledger::is_committed(&mut *tx, id.0).await? {
+            return Err(Problem::conflict("unsettled", UNSETTLED));
+        }
         if retried.is_none() {
             return Err(Problem::conflict(
                 "not_retryable",
@@ -296,6 +300,10 @@ impl JobsApi {
 }
 
 const LIST: &str = "jobs";
+const COMMITTED: &str = "What the job does elsewhere may have happened already and cannot be called back. Its outcome \
+    is found out first; then the job ends by itself.";
+const UNSETTLED: &str = "Whether the job did its work is not known yet, and doing it again could do it twice. Its \
+    outcome is being found out; retry it when that is settled and it was not done.";
 
 fn wait_of(wait: Option<u16>) -> Result<Duration, Problem> {
     match wait.unwrap_or(0) {

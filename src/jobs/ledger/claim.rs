@@ -34,6 +34,8 @@ pub struct Claim {
     pub created_at: DateTime<Utc>,
     pub due_at: DateTime<Utc>,
     pub claimed_at: DateTime<Utc>,
+    /// How often somebody asked to run it once more.
+    pub retries: i16,
 }
 
 /// How long past its time limit a run may still be settling before it is taken from its worker.
@@ -50,7 +52,7 @@ macro_rules! claiming {
                     deadline_at = now() + (j.timeout_ms + $2) * interval '1 millisecond', pushed = false \
              from picked where j.ctid = picked.place \
              returning j.id, j.run, j.tenant_id, j.group_id, j.kind, j.attempt, j.max_attempts, j.timeout_ms, \
-                       j.args, j.checkpoint, j.suspect, j.created_at, j.due_at, j.claimed_at"
+                       j.args, j.checkpoint, j.suspect, j.created_at, j.due_at, j.claimed_at, j.retries"
         )
     };
 }
@@ -124,5 +126,6 @@ fn decode(row: &PgRow, worker: WorkerId) -> sqlx::Result<Claim> {
         created_at: row.try_get(11)?,
         due_at: row.try_get(12)?,
         claimed_at: row.try_get(13)?,
+        retries: row.try_get(14)?,
     })
 }

@@ -16,6 +16,8 @@ pub enum CancelOutcome {
     Requested,
     /// It had ended already.
     TooLate(State),
+    /// What it does elsewhere may have happened: it goes on until the outcome is known.
+    Committed,
     NotFound,
 }
 
@@ -28,7 +30,7 @@ pub async fn cancel(db: &mut PgConnection, tenant: Option<TenantId>, job: JobId)
                 why = case when state = 'running' then why \
                            else jsonb_build_object('code', 'cancelled', 'message', 'cancelled on request') end \
          where id = $1 and ($2::uuid is null or tenant_id = $2) \
-           and state in ('waiting', 'scheduled', 'queued', 'running') returning state::text",
+           and state in ('waiting', 'scheduled', 'queued', 'running') and not committed returning state::text",
     )
     .bind(job)
     .bind(tenant)
@@ -45,15 +47,50 @@ pub async fn cancel(db: &mut PgConnection, tenant: Option<TenantId>, job: JobId)
             .bind(tenant)
             .fetch_optional(db)
             .await?;
-    match state.map(|state| state.parse()) {
+    match state.map(|state| state.parse::<State>()) {
         None => Ok(CancelOutcome::NotFound),
-        Some(Ok(state)) => Ok(CancelOutcome::TooLate(state)),
+        Some(Ok(state)) if state.is_final() => Ok(CancelOutcome::TooLate(state)),
+        Some(Ok(_)) => Ok(CancelOutcome::Committed),
         Some(Err(error)) => Err(sqlx::Error::Decode(error.into())),
     }
 }
 
+/// From here on the job is not cancelled any more: what it is about to do elsewhere cannot be called back. `false`:
+/// the run has lost its job, or a cancellation came first, and nothing may be done. Call in the transaction that
+/// puts on record what is about to be done.
+pub async fn commit(tx: &mut PgConnection, job: JobId, run: i32) -> sqlx::Result<bool> {
+    let committed = sqlx::query(
+        "update jobs set committed = true \
+         where id = $1 and run = $2 and state = 'running' and not cancel_requested",
+    )
+    .bind(job)
+    .bind(run)
+    .execute(tx)
+    .await?;
+    Ok(committed.rows_affected() == 1)
+}
+
+/// For jobs that nobody may cancel at all. Call in the transaction that enqueues them.
+pub async fn commit_unstarted(tx: &mut PgConnection, job: JobId) -> sqlx::Result<()> {
+    sqlx::query("update jobs set committed = true where id = $1").bind(job).execute(tx).await?;
+    Ok(())
+}
+
+/// Whether what the job did elsewhere is not settled yet.
+pub async fn is_committed(db: impl PgExecutor<'_>, job: JobId) -> sqlx::Result<bool> {
+    let committed: Option<bool> =
+        sqlx::query_scalar("select committed from jobs where id = $1").bind(job).fetch_optional(db).await?;
+    Ok(committed == Some(true))
+}
+
+/// The outcome is known: the job may be cancelled, or run once more, as any other.
+pub async fn uncommit(tx: &mut PgConnection, job: JobId) -> sqlx::Result<()> {
+    sqlx::query("update jobs set committed = false where id = $1 and committed").bind(job).execute(tx).await?;
+    Ok(())
+}
+
 /// Runs a failed or cancelled job once more, with all its attempts. `None`: there is no such job, it is in another
-/// state, or the same work is under way as another job.
+/// state, what it did elsewhere is not settled, or the same work is under way as another job.
 pub async fn request_retry(
     db: impl PgExecutor<'_>,
     tenant: Option<TenantId>,
@@ -61,8 +98,9 @@ pub async fn request_retry(
 ) -> sqlx::Result<Option<JobId>> {
     sqlx::query_scalar(
         "update jobs set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, blame = 0, \
-                suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null, result = null \
-         where id = $1 and ($2::uuid is null or tenant_id = $2) and state in ('failed', 'cancelled') \
+                suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null, result = null, \
+                retries = retries + 1 \
+         where id = $1 and ($2::uuid is null or tenant_id = $2) and state in ('failed', 'cancelled') and not committed \
            and (unique_key is null or not exists ( \
                 select from jobs o where o.tenant_id = jobs.tenant_id and o.kind = jobs.kind \
                 and o.unique_key = jobs.unique_key and o.finished_at is null)) returning id",
@@ -79,7 +117,7 @@ pub async fn retry_failed(db: impl PgExecutor<'_>, queue: Queue, kind: Option<&s
     let retried = sqlx::query(
         "with picked as ( \
             select f.id, f.tenant_id, f.kind, f.unique_key from jobs f where f.state = 'failed' and f.queue = $1 and ($2::text is null or f.kind = $2) \
-            and (f.unique_key is null or not exists ( \
+            and not f.committed and (f.unique_key is null or not exists ( \
                 select from jobs o where o.tenant_id = f.tenant_id and o.kind = f.kind \
                 and o.unique_key = f.unique_key and o.finished_at is null)) \
             order by f.finished_at limit $3 for update skip locked \
@@ -87,7 +125,8 @@ pub async fn retry_failed(db: impl PgExecutor<'_>, queue: Queue, kind: Option<&s
             select distinct on (tenant_id, kind, coalesce(unique_key, id::text)) id from picked \
             order by tenant_id, kind, coalesce(unique_key, id::text), id desc) \
          update jobs j set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, blame = 0, \
-                suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null \
+                suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null, \
+                retries = j.retries + 1 \
          from one_per_key p where j.id = p.id",
     )
     .bind(queue.as_str())

@@ -18,7 +18,10 @@ mod settle;
 mod timeline;
 
 pub use claim::{Claim, claim, claim_from_ledger};
-pub use control::{CancelOutcome, Paused, cancel, pause, paused, request_retry, resume, retry_failed, wake};
+pub use control::{
+    CancelOutcome, Paused, cancel, commit, commit_unstarted, is_committed, pause, paused, request_retry, resume,
+    retry_failed, uncommit, wake,
+};
 pub use enqueue::{Insert, insert, insert_with_parents};
 pub use promote::{
     Due, Turn, Waiting, expected_on_belt, fill, promote_due, promote_due_by_turns, promote_serial, runnable_suspects,

@@ -31,7 +31,7 @@ const DETAIL_LIMIT_CHARS: usize = 300;
 
 pub fn meaning(effect: Effect, status: u16, headers: &HeaderMap, body: &[u8]) -> ConnectorError {
     let said = Said::read(body);
-    if effect == Effect::Trades && status < 429 {
+    if effect == Effect::Trades && (400..429).contains(&status) {
         return refused_trade(status, &said);
     }
     match status {
@@ -45,7 +45,7 @@ pub fn meaning(effect: Effect, status: u16, headers: &HeaderMap, body: &[u8]) ->
         404 if effect == Effect::Creates => said.refused("not_found"),
         404 => ConnectorError::Gone { platform: X },
         // The origin or the edge gave up waiting for a request that may have been read all the same.
-        408 | 409 if effect == Effect::Creates => ConnectorError::AnswerUnclear { platform: X, status },
+        408 | 409 | 425 if effect == Effect::Creates => ConnectorError::AnswerUnclear { platform: X, status },
         408 | 409 | 425 => ConnectorError::Unavailable { platform: X, status, after: retry_after(headers) },
         413 | 431 if effect == Effect::Appends => {
             ConnectorError::MediaRefused { platform: X, detail: PIECE_TOO_LARGE.into() }
@@ -53,15 +53,17 @@ pub fn meaning(effect: Effect, status: u16, headers: &HeaderMap, body: &[u8]) ->
         429 if said.is("usage-capped") => ConnectorError::CreditGone { platform: X },
         429 => ConnectorError::RateLimited { platform: X, until: reset_at(headers) },
         _ if (400..500).contains(&status) => said.refused("refused"),
-        500..600 if effect == Effect::Creates || effect == Effect::Trades => {
+        // Trouble, or neither success nor refusal (a redirect, an informational status): X is not itself, and only
+        // what can be repeated is.
+        _ if effect == Effect::Creates || effect == Effect::Trades => {
             ConnectorError::AnswerUnclear { platform: X, status }
         }
-        500..600 => ConnectorError::Unavailable { platform: X, status, after: retry_after(headers) },
-        // Neither success nor refusal (a redirect, an informational status): X is not itself.
         _ => ConnectorError::Unavailable { platform: X, status, after: retry_after(headers) },
     }
 }
 
+/// Told apart by the look, which tries again in other words.
+pub const INVALID_REQUEST: &str = "invalid_request";
 /// Told apart by the upload, which tries again with smaller pieces.
 pub const PIECE_TOO_LARGE: &str = "a piece of the file is too large for X";
 
@@ -74,7 +76,7 @@ fn refused_request(effect: Effect, said: &Said) -> ConnectorError {
     }
     match effect {
         Effect::Appends => ConnectorError::MediaRefused { platform: X, detail: said.detail() },
-        Effect::Creates | Effect::Trades | Effect::Repeatable => said.refused("invalid_request"),
+        Effect::Creates | Effect::Trades | Effect::Repeatable => said.refused(INVALID_REQUEST),
     }
 }
 

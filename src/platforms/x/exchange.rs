@@ -1,10 +1,16 @@
 //! One request to X and its answer: address, authorisation, deadline, rate headers.
 
-use std::time::Instant;
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use reqwest::{Client, Method, RequestBuilder, header::HeaderMap};
+use reqwest::{
+    Client, Method, RequestBuilder,
+    header::{DATE, HeaderMap},
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use url::Url;
@@ -18,12 +24,16 @@ use crate::{
 
 /// A page of a hundred long posts is far below this.
 const ANSWER_LIMIT_BYTES: usize = 4 << 20;
+/// How long the time that X told is kept up by our own clock.
+const TIME_KEEPS: Duration = Duration::from_secs(10 * 60);
 
 pub struct Wire {
     base: Url,
     client: Client,
     client_id: Option<String>,
     client_secret: Option<SecretString>,
+    /// When an answer last told X's own time, and what it told.
+    clock: Mutex<Option<(Instant, DateTime<Utc>)>>,
 }
 
 /// An answer of the class 2xx, read to its end.
@@ -45,6 +55,20 @@ impl Wire {
             client,
             client_id: config.client_id.clone(),
             client_secret: config.client_secret.clone(),
+            clock: Mutex::new(None),
+        }
+    }
+
+    /// X's own time, or a little before it; `None` where no answer told it lately.
+    pub fn their_time(&self) -> Option<DateTime<Utc>> {
+        let (heard, told) = (*self.clock.lock().expect("nothing panics while it is held"))?;
+        (heard.elapsed() < TIME_KEEPS).then(|| told + heard.elapsed())
+    }
+
+    fn hear_time(&self, headers: &HeaderMap) {
+        let told = headers.get(DATE).and_then(|date| DateTime::parse_from_rfc2822(date.to_str().ok()?).ok());
+        if let Some(told) = told {
+            *self.clock.lock().expect("nothing panics while it is held") = Some((Instant::now(), told.to_utc()));
         }
     }
 
@@ -97,6 +121,7 @@ impl Wire {
             }
         };
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        self.hear_time(&headers);
         let body = outbound::body(response, ANSWER_LIMIT_BYTES).await;
         witness.saw(seen(Some(status), trace_id(&headers), rate_window(&headers)));
         if (200..300).contains(&status) {

@@ -12,6 +12,8 @@ use unicode_normalization::UnicodeNormalization;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Likeness {
     plain: String,
+    /// The same without any link: X shows a link's target, and may write it another way.
+    linkless: String,
     /// A shortened link whose target X did not tell: the text may be another one.
     opaque: bool,
 }
@@ -67,6 +69,8 @@ impl Listed {
             Some(note) => (&note.text, &note.entities),
             None => (&self.text, &self.entities),
         };
+        // X's links have a scheme, those of a media file too.
+        let linkless = plain(&without_links(text));
         let mut text = text.clone();
         // Long texts carry their own list of links; the links of attached media stand in the outer one.
         for link in entities.urls.iter().chain(&self.entities.urls) {
@@ -76,7 +80,16 @@ impl Listed {
         if self.media_count() > 0 {
             text = without_trailing_short_link(&text).to_owned();
         }
-        plain(&text)
+        Likeness { linkless, ..Likeness::of(&text) }
+    }
+
+    /// Whether the post shows these files, where both sides name theirs. A key is a kind and the name of the upload.
+    pub fn shows(&self, uploads: &[String]) -> bool {
+        let shown = |upload: &String| {
+            let keys = &self.attachments.media_keys;
+            keys.iter().any(|key| key.split_once('_').map_or(key.as_str(), |(_, id)| id) == upload)
+        };
+        uploads.iter().all(shown)
     }
 }
 
@@ -93,18 +106,39 @@ impl Link {
 }
 
 impl Likeness {
-    /// Whether the two may be the same text although they differ: a link that cannot be seen through stands where
-    /// they part.
-    pub fn may_be(&self, other: &Self) -> bool {
-        let opaque = if self.opaque { self } else { other };
-        let clear = if self.opaque { other } else { self };
-        let Some((before, _)) = opaque.plain.split_once(SHORT_LINK) else { return false };
-        clear.plain.starts_with(before)
+    /// Whether this, as X shows it, may be the draft although they differ: in their links, or because X shows the
+    /// beginning and a link to the rest.
+    pub fn may_be(&self, draft: &Self) -> bool {
+        if self.linkless == draft.linkless {
+            return true;
+        }
+        let beginning = self.linkless.trim_end_matches('…').trim_end();
+        self.opaque && !beginning.is_empty() && draft.linkless.starts_with(beginning)
+    }
+
+    fn of(text: &str) -> Self {
+        let plain = plain(text);
+        let opaque = plain.split(' ').any(|word| word.starts_with(SHORT_LINK));
+        Self { plain, linkless: self::plain(&without_links(text)), opaque }
     }
 }
 
 pub fn of_draft(text: &str) -> Likeness {
-    plain(text)
+    Likeness::of(text)
+}
+
+/// Without every word that holds a link, or what X may take for one: a scheme, or a name with a dot in it.
+fn without_links(text: &str) -> String {
+    text.split_whitespace().filter(|word| !may_hold_link(word)).collect::<Vec<_>>().join(" ")
+}
+
+fn may_hold_link(word: &str) -> bool {
+    let dotted = || {
+        word.split('.')
+            .zip(word.split('.').skip(1))
+            .any(|(before, after)| before.ends_with(char::is_alphanumeric) && after.starts_with(char::is_alphabetic))
+    };
+    word.contains("://") || dotted()
 }
 
 pub fn fingerprint(likeness: &Likeness) -> String {
@@ -113,14 +147,12 @@ pub fn fingerprint(likeness: &Likeness) -> String {
 
 const SHORT_LINK: &str = "t.co/";
 
-fn plain(text: &str) -> Likeness {
+fn plain(text: &str) -> String {
     let text = unescaped(text).nfc().collect::<String>().to_lowercase();
     let text = text.replace("https://", "").replace("http://", "");
     // X adds a slash to a bare host; white space at the ends and its amount elsewhere does not survive either.
     let words: Vec<&str> = text.split_whitespace().map(|word| word.trim_end_matches('/')).collect();
-    let plain = words.join(" ");
-    let opaque = words.iter().any(|word| word.starts_with(SHORT_LINK));
-    Likeness { plain, opaque }
+    words.join(" ")
 }
 
 /// Until nothing changes: whether X escapes is not documented, and a text may hold an escape of its own.

@@ -42,7 +42,12 @@ pub struct X {
 
 impl X {
     pub fn new(config: &XConfig, client: Client) -> Self {
-        let timing = Timing { request: config.create_deadline, visibility: config.visibility, looks: &LOOKS };
+        let timing = Timing {
+            request: config.create_deadline,
+            visibility: config.visibility,
+            stall: config.stall,
+            looks: &LOOKS,
+        };
         Self { wire: Wire::new(config, client), timing }
     }
 }
@@ -81,8 +86,12 @@ impl Connector for X {
         upload::step(&self.wire, call, file, state).await
     }
 
+    fn upload_lifetime(&self, state: &UploadState) -> Option<Duration> {
+        upload::lifetime(state)
+    }
+
     fn baseline(&self, intended_at: DateTime<Utc>, newest_known: Option<&str>) -> String {
-        timeline::baseline(intended_at, newest_known)
+        timeline::baseline(intended_at, self.wire.their_time(), newest_known)
     }
 
     fn fingerprint(&self, draft: &Draft) -> String {
@@ -127,6 +136,10 @@ impl Connector for X {
 
     fn profile(&self, username: &str) -> String {
         if is_name(username) { format!("https://x.com/{username}") } else { "https://x.com/home".to_owned() }
+    }
+
+    fn post_named(&self, username: &str, remote_id: &str) -> Option<RemotePost> {
+        is_id(remote_id).then(|| RemotePost { id: remote_id.to_owned(), permalink: permalink(username, remote_id) })
     }
 
     async fn delete(&self, call: &Call<'_>, remote_id: &str) -> Result<(), ConnectorError> {

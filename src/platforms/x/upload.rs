@@ -50,6 +50,12 @@ enum Stage {
     Describe,
 }
 
+/// Of what was brought so far.
+pub fn lifetime(state: &UploadState) -> Option<Duration> {
+    let progress = Progress::deserialize(&state.0).ok()?;
+    Some(Duration::from_secs(progress.lifetime_seconds))
+}
+
 pub async fn step(
     wire: &Wire,
     call: &Call<'_>,

@@ -68,12 +68,19 @@ impl Rig {
 
     async fn look(&self, draft: &Draft, baseline: &str, taken: &[String]) -> Sighting {
         let fingerprint = self.connector.fingerprint(draft);
-        let search = Search { draft, fingerprint: &fingerprint, baseline, handle: None, taken };
+        let search = Search { draft, fingerprint: &fingerprint, baseline, handle: None, taken, media: &[] };
         self.connector.find(&self.call(), &search).await.expect("the list can be read")
     }
 
     fn baseline(&self) -> String {
         self.connector.baseline(chrono::Utc::now(), None)
+    }
+
+    async fn settings(&self, settings: Value) {
+        let url = format!("{}/_sandbox/settings", self.sandbox.url());
+        let client = outbound::client().expect("a client can be made");
+        let changed = client.patch(url).json(&json!({ "x": settings })).send().await;
+        assert!(changed.expect("the twin answers").status().is_success());
     }
 
     async fn refuse(&self, operation: &str, error: &str) {
@@ -201,9 +208,21 @@ async fn the_edges_own_html_is_uncertain_on_a_create_and_passing_elsewhere() {
     rig.refuse("users.tweets", "edge_html").await;
     let draft = draft("hello");
     let (fingerprint, baseline) = (rig.connector.fingerprint(&draft), rig.baseline());
-    let search = Search { draft: &draft, fingerprint: &fingerprint, baseline: &baseline, handle: None, taken: &[] };
+    let search =
+        Search { draft: &draft, fingerprint: &fingerprint, baseline: &baseline, handle: None, taken: &[], media: &[] };
     let error = rig.connector.find(&rig.call(), &search).await.expect_err("refused");
     assert_eq!(class_name(&error.class()), "retry");
+}
+
+#[tokio::test]
+async fn what_is_neither_success_nor_refusal_is_uncertain_on_a_create() {
+    let rig = Rig::new().await;
+    for status in [302, 304, 425, 502] {
+        let effect = json!({ "accept_then_status": status });
+        rig.sandbox.fault(json!({ "service": "x", "operation": "tweets.create", "effect": effect })).await;
+        let error = rig.connector.create(&rig.call(), &draft(&format!("with {status}")), &[]).await.expect_err("odd");
+        assert_eq!(class_name(&error.class()), "uncertain", "{status}");
+    }
 }
 
 #[tokio::test]
@@ -223,6 +242,24 @@ async fn what_is_created_is_found_however_the_platform_changed_its_text() {
         assert_eq!(rig.look(&draft, &baseline, &[]).await, Sighting::Found(created.clone()), "{text}");
         assert_eq!(rig.look(&draft, &baseline, &[created.id]).await, Sighting::Absent, "{text}: another's is not ours");
     }
+}
+
+#[tokio::test]
+async fn a_link_that_comes_back_in_another_spelling_leaves_doubt_and_never_absence() {
+    let rig = Rig::new().await;
+    rig.settings(json!({ "encode_links": true })).await;
+    let (draft, baseline) = (draft("read https://example.com/caf\u{e9} now"), rig.baseline());
+    rig.connector.create(&rig.call(), &draft, &[]).await.expect("it is accepted");
+    assert!(matches!(rig.look(&draft, &baseline, &[]).await, Sighting::Unclear { .. }));
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_of_posts_instead_of_tweets_is_understood() {
+    let rig = Rig::new().await;
+    rig.settings(json!({ "naming": "post" })).await;
+    let (draft, baseline) = (draft("by another name"), rig.baseline());
+    let created = rig.connector.create(&rig.call(), &draft, &[]).await.expect("it is accepted");
+    assert_eq!(rig.look(&draft, &baseline, &[]).await, Sighting::Found(created));
 }
 
 #[tokio::test]
@@ -291,10 +328,7 @@ async fn an_upload_goes_on_after_every_step_as_if_nothing_had_happened() {
 #[tokio::test]
 async fn an_edge_that_takes_only_small_pieces_gets_smaller_ones() {
     let rig = Rig::new().await;
-    let url = format!("{}/_sandbox/settings", rig.sandbox.url());
-    let client = outbound::client().expect("a client can be made");
-    let changed = client.patch(url).json(&json!({ "x": { "segment_max_bytes": 1_500_000 } })).send().await;
-    assert!(changed.expect("the twin answers").status().is_success());
+    rig.settings(json!({ "segment_max_bytes": 1_500_000 })).await;
     let (staged, _) = upload(&rig, MediaKind::Video, "video/mp4", clip()).await;
     rig.connector.create(&rig.call(), &draft("small pieces"), &[staged]).await.expect("it is whole");
 }
@@ -357,10 +391,7 @@ fn clip() -> Vec<u8> {
 #[tokio::test]
 async fn a_post_that_shows_late_is_absent_first_and_then_found() {
     let rig = Rig::new().await;
-    let url = format!("{}/_sandbox/settings", rig.sandbox.url());
-    let client = outbound::client().expect("a client can be made");
-    let changed = client.patch(url).json(&json!({ "x": { "visibility_delay_ms": 700 } })).send().await;
-    assert!(changed.expect("the twin answers").status().is_success());
+    rig.settings(json!({ "visibility_delay_ms": 700 })).await;
     let (draft, baseline) = (draft("late to show"), rig.baseline());
     let created = rig.connector.create(&rig.call(), &draft, &[]).await.expect("it is accepted");
     assert_eq!(rig.look(&draft, &baseline, &[]).await, Sighting::Absent);

@@ -4,6 +4,7 @@ mod budgets;
 mod certainty;
 mod contract;
 mod requests;
+mod settling;
 mod tokens;
 mod way;
 
@@ -29,14 +30,17 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Certainty comes soon here: a create may take 2 s, and a post shows within 1 s.
+    /// Certainty comes soon here: a create may take 2 s, a post shows within 1 s, and no stopped worker goes on. The
+    /// twin refuses no duplicates: a post that was made twice is there twice.
     pub async fn new() -> Self {
         let mut app = App::new().await;
         let sandbox = app.sandbox().await;
         app.set("TWITTER_CREATE_DEADLINE_SECONDS", "2").set("TWITTER_VISIBILITY_SECONDS", "1");
+        app.set("TWITTER_STALL_SECONDS", "0");
         let account = sandbox.post("/_sandbox/x/accounts", json!({})).await;
         let api = app.api().await;
         let mut stage = Self { app, sandbox, api, account, connection: String::new() };
+        stage.settings(json!({ "duplicate_window_s": 0 })).await;
         stage.connection = stage.connect(&stage.account.clone()).await;
         stage
     }
@@ -122,6 +126,12 @@ impl Stage {
     pub async fn revoke(&self) {
         let id = self.account["id"].as_str().expect("an id");
         self.sandbox.post(&format!("/_sandbox/x/accounts/{id}/revoke"), json!({})).await;
+    }
+
+    /// Waits for these outcomes: what is sent is committed by itself, before its intent is closed.
+    pub async fn until_outcomes(&self, id: &str, expected: &[&str]) {
+        let what = format!("the intents to have ended as {expected:?}");
+        eventually(SOON, &what, || async { (self.outcomes(id).await == expected).then_some(()) }).await;
     }
 
     /// The outcomes of a publication's intents, in order.

@@ -1,0 +1,73 @@
+//! Other publications: of the same post, which a new one would repeat, and of the same account, whose remote posts
+//! are not this one's.
+//!
+//! An account is the platform's, not a row: it may have been disconnected and connected again, or be connected by
+//! two tenants, and the platform shows one list of posts.
+
+use sqlx::{PgConnection, PgExecutor};
+
+use super::{Phase, Publication};
+use crate::{
+    connections::store::stored,
+    ids::{ConnectionId, PostId, PublicationId},
+};
+
+/// A publication of the same post on the same account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rival {
+    pub id: PublicationId,
+    pub phase: Phase,
+}
+
+/// One by one from here on, until the transaction ends: two wishes to publish the same post see each other.
+pub async fn lock_post(tx: &mut PgConnection, post: PostId) -> sqlx::Result<()> {
+    sqlx::query("select from posts where id = $1 for no key update").bind(post).execute(tx).await?;
+    Ok(())
+}
+
+/// The publication of this post on this account that is out, or may be, or is on its way; one that is not out yet
+/// comes first. Call with the post locked.
+pub async fn of_post(
+    tx: &mut PgConnection,
+    post: PostId,
+    connection: ConnectionId,
+    but: Option<PublicationId>,
+) -> sqlx::Result<Option<Rival>> {
+    let found: Option<(PublicationId, String)> = sqlx::query_as(
+        "select p.id, p.phase from publications p join connections c on c.id = p.connection_id \
+         join connections mine on mine.platform = c.platform and mine.remote_account_id = c.remote_account_id \
+         where p.post_id = $1 and mine.id = $2 and p.id is distinct from $3 \
+         and p.phase not in ('failed', 'cancelled') and p.remote_deleted_at is null \
+         order by p.phase = 'sent', p.id limit 1",
+    )
+    .bind(post)
+    .bind(connection)
+    .bind(but)
+    .fetch_optional(tx)
+    .await?;
+    found.map(|(id, phase)| Ok(Rival { id, phase: stored(&phase)? })).transpose()
+}
+
+/// The newest of the remote posts on this account that belong to other publications.
+pub async fn newest_taken(db: impl PgExecutor<'_>, publication: &Publication) -> sqlx::Result<Option<String>> {
+    Ok(taken(db, publication, 1).await?.pop())
+}
+
+/// Remote posts on this account that belong to other publications, the newest that a look may meet.
+pub async fn taken_by_others(db: impl PgExecutor<'_>, publication: &Publication) -> sqlx::Result<Vec<String>> {
+    taken(db, publication, 1000).await
+}
+
+async fn taken(db: impl PgExecutor<'_>, publication: &Publication, limit: i64) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar(
+        "select p.remote_id from connections mine \
+         join connections c on c.platform = mine.platform and c.remote_account_id = mine.remote_account_id \
+         join publications p on p.connection_id = c.id and p.phase = 'sent' \
+         where mine.id = $1 and p.id <> $2 order by p.sent_at desc limit $3",
+    )
+    .bind(publication.connection)
+    .bind(publication.id)
+    .bind(limit)
+    .fetch_all(db)
+    .await
+}
