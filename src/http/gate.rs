@@ -2,9 +2,9 @@
 //! arrives in bounded time, and an answer in bounded time. In that order, so that a stranger costs least.
 //!
 //! Closed by default: below `/api` nothing is answered without a valid credential but what the router names as
-//! public.
+//! public, and whoever may only read gets no further with a write than to what the router names as open to readers.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -15,7 +15,7 @@ use poem::{
 
 use super::{
     App, Problem,
-    auth::{Caller, caller_of},
+    auth::{Caller, Scope, caller_of},
     limits::{RateLimiter, Subject, Verdict},
 };
 
@@ -34,6 +34,8 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 pub struct Paths {
     /// Beginnings of paths below `/api` that are open to everyone.
     pub public: &'static [&'static str],
+    /// Beginnings of paths where a write is no change of the workspace: questions, and what concerns the caller alone.
+    pub open_to_readers: &'static [&'static str],
     /// Beginnings of paths whose bodies may be files: streamed, not gathered.
     pub uploads: &'static [&'static str],
     /// The largest of those.
@@ -76,11 +78,18 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
         if !request.uri().path().starts_with("/api/") {
             return self.pass(request).await;
         }
-        let caller = caller_of(&request, &self.app.auth);
-        let verdict = self.limiter.count(subject(&request, &caller)).await;
+        let address = address_of(&request);
+        let stranger = Subject::address(address.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()));
+        // Wrong credentials are counted by address: whoever guesses is stopped before his guesses cost anything.
+        let caller = caller_of(&request, &self.app.auth, || self.limiter.exhausted(stranger)).await;
+        let subject = match &caller {
+            Ok(Some(caller)) => Subject::User(caller.user),
+            Ok(None) | Err(_) => stranger,
+        };
+        let verdict = self.limiter.count(subject).await;
         let mut response = match verdict {
             Verdict::Refuse { retry_in } => Problem::too_many_requests(retry_in).into_response(),
-            Verdict::Pass { .. } => match self.admit(request, caller) {
+            Verdict::Pass { .. } => match self.admit(request, caller, address) {
                 Ok(request) => self.pass(request).await?,
                 Err(problem) => problem.into_response(),
             },
@@ -90,20 +99,28 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
     }
 }
 
-/// A caller by who he is; a stranger by where he comes from.
-fn subject(request: &Request, caller: &Result<Option<Caller>, Problem>) -> Subject {
-    if let Ok(Some(caller)) = caller {
-        return Subject::User(caller.user);
-    }
-    let address = request.remote_addr().as_socket_addr().map(|address| address.ip());
-    Subject::address(address.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()))
+/// Where a request comes from.
+fn address_of(request: &Request) -> Option<IpAddr> {
+    request.remote_addr().as_socket_addr().map(|address| address.ip().to_canonical())
 }
 
 impl<E: Endpoint> GateEndpoint<E> {
-    fn admit(&self, mut request: Request, caller: Result<Option<Caller>, Problem>) -> Result<Request, Problem> {
+    fn admit(
+        &self,
+        mut request: Request,
+        caller: Result<Option<Caller>, Problem>,
+        address: Option<IpAddr>,
+    ) -> Result<Request, Problem> {
         match caller? {
             Some(caller) => {
-                request.extensions_mut().insert(caller);
+                // Each call says which scope it needs; that a reader writes nothing does not hang on any of them.
+                if !caller.scopes.may_write()
+                    && is_write(&request)
+                    && !begins_with(&request, self.paths.open_to_readers)
+                {
+                    caller.require(Scope::Publish)?;
+                }
+                request.extensions_mut().insert(Caller { address, ..caller });
             }
             None if begins_with(&request, self.paths.public) => {}
             None => return Err(Problem::unauthorized()),
@@ -112,7 +129,7 @@ impl<E: Endpoint> GateEndpoint<E> {
     }
 
     async fn pass(&self, mut request: Request) -> Result<Response> {
-        let may_have_body = !matches!(*request.method(), Method::GET | Method::HEAD);
+        let may_have_body = is_write(&request);
         if may_have_body && is_file(&request) && begins_with(&request, self.paths.uploads) {
             if let Err(problem) = bound_file(&mut request, self.paths.largest_file_bytes) {
                 return Ok(problem.into_response());
@@ -142,6 +159,10 @@ impl<E: Endpoint> GateEndpoint<E> {
 
 fn text_header(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).expect("quotes, letters and digits are a valid header")
+}
+
+fn is_write(request: &Request) -> bool {
+    !matches!(*request.method(), Method::GET | Method::HEAD)
 }
 
 fn begins_with(request: &Request, paths: &[&str]) -> bool {

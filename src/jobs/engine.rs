@@ -193,10 +193,16 @@ impl Engine {
     pub async fn cancel(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<CancelOutcome> {
         let outcome = ledger::cancel(&mut *self.0.db.acquire().await?, tenant, job).await?;
         if outcome == CancelOutcome::Cancelled {
-            self.release(vec![job]).await?;
-            self.tell(&[job]).await;
+            self.cancelled(job).await?;
         }
         Ok(outcome)
+    }
+
+    /// What follows a cancellation, once it is committed. Without it the relay does so, later.
+    pub async fn cancelled(&self, job: JobId) -> sqlx::Result<()> {
+        self.release(vec![job]).await?;
+        self.tell(&[job]).await;
+        Ok(())
     }
 
     /// Runs a failed or cancelled job once more; `false` when it is in neither state.

@@ -298,6 +298,7 @@ mod tests {
 
     fn claim_of(worker: WorkerId) -> Claim {
         Claim {
+            retries: 0,
             job: JobId::new(),
             run: 1,
             worker,

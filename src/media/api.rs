@@ -52,7 +52,7 @@ impl MediaApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         form: MediaForm,
     ) -> Result<Created<MediaView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let mut form = form.0;
         let (arrived, probe, sent_name) = receive(&caller, &media, &mut form).await?;
         let name = upload::clean_name(sent_name.as_deref(), arrived.kind);
@@ -77,7 +77,7 @@ impl MediaApi {
         cursor: Query<Option<String>>,
         limit: Query<Option<u16>>,
     ) -> Result<Json<Page<MediaView>>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before: Option<MediaId> = page::decode(LIST, cursor.as_deref())?;
         let rows = store::list(media.db(), caller.tenant, before, i64::from(limit) + 1).await?;
@@ -92,7 +92,7 @@ impl MediaApi {
     /// What renditions can be made for, and what each platform takes.
     #[oai(path = "/presets", method = "get", operation_id = "listMediaPresets")]
     async fn presets(&self, caller: Caller) -> Result<Json<PresetList>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let items = PresetName::ALL.map(|name| PresetInfo::of(name.preset())).into();
         Ok(Json(PresetList { items }))
     }
@@ -151,7 +151,7 @@ impl MediaApi {
         media: Data<&Arc<MediaService>>,
         media_id: Path<MediaId>,
     ) -> Result<BytesAnswer, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let opened = media.open_rendition(caller.tenant, media_id.0, PresetName::Thumbnail).await;
         let opened = opened.map_err(open_problem)?;
         let (body, etag) = (Binary(Body::from_bytes_stream(opened.bytes)), format!("\"{}\"", media_id.0));
@@ -168,7 +168,7 @@ impl MediaApi {
         media: Data<&Arc<MediaService>>,
         media_id: Path<MediaId>,
     ) -> Result<Gone, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let mut tx = media.db().begin().await?;
         let deleted = store::delete(&mut tx, caller.tenant, media_id.0).await?;
         tx.commit().await?;
@@ -195,6 +195,7 @@ impl MediaApi {
         media_id: Path<MediaId>,
         input: Input<TranscodeInput>,
     ) -> Result<Accepted<TranscodeAccepted>, Problem> {
+        caller.require(Scope::Publish)?;
         let row = find(&caller, &media, media_id.0).await?;
         let presets = usable_presets(&row, &input.0)?;
         let mut tx = app.db.begin().await?;
@@ -359,7 +360,7 @@ fn usable_presets(row: &MediaRow, input: &TranscodeInput) -> Result<Vec<PresetNa
 }
 
 async fn find(caller: &Caller, media: &MediaService, id: MediaId) -> Result<MediaRow, Problem> {
-    caller.require(Scope::Workspace)?;
+    caller.require(Scope::Read)?;
     store::get(media.db(), caller.tenant, id).await?.ok_or_else(|| Problem::not_found("media"))
 }
 

@@ -15,6 +15,7 @@ use poem_openapi::{
     param::{Header, Path, Query},
     payload::{EventStream, Json},
 };
+use serde_json::json;
 
 pub use self::view::{
     Context as ViewContext, GroupView, JobError, JobLinks, JobList, JobState, JobView, QueueName, TimelineView,
@@ -29,7 +30,9 @@ use super::{
     ledger::{self, CancelOutcome, GroupStatus, JobFilter, JobRow},
 };
 use crate::{
+    audit::{self, Action},
     http::{App, Caller, IdempotencyKey, Page, Problem, Scope, Tag, Turn, page},
+    identity::Forbidden,
     ids::{GroupId, JobId, TenantId},
 };
 
@@ -103,7 +106,7 @@ impl JobsApi {
         /// Jobs on a page, 1 to 100; 25 without it
         limit: Query<Option<u16>>,
     ) -> Result<Json<JobList>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before = page::decode(LIST, cursor.0.as_deref())?;
         let filter = JobFilter {
@@ -136,7 +139,7 @@ impl JobsApi {
         #[oai(name = "If-None-Match")]
         known: Header<Option<String>>,
     ) -> Result<Status<JobView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let until = Instant::now() + wait_of(wait.0)?;
         let follower = app.engine.follow(id.0);
         loop {
@@ -171,7 +174,7 @@ impl JobsApi {
         #[oai(name = "Last-Event-ID")]
         last: Header<Option<String>>,
     ) -> Result<Events, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let resume = events::resume_point(last.0.as_deref())?;
         let row = find(&app.engine, caller.tenant, id.0).await?;
         let after = match resume {
@@ -191,7 +194,7 @@ impl JobsApi {
         caller: Caller,
         id: Path<JobId>,
     ) -> Result<Json<TimelineView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let row = find(&app.engine, caller.tenant, id.0).await?;
         let entries = app.engine.timeline(&row).await?;
         Ok(Json(TimelineView::new(&view_of(&app, &row).await?, entries)))
@@ -209,8 +212,17 @@ impl JobsApi {
         // Cancelling twice is cancelling once: there is nothing to keep.
         #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
     ) -> Result<Cancelled, Problem> {
-        caller.require(Scope::Workspace)?;
-        let outcome = app.engine.cancel(Some(caller.tenant), id.0).await?;
+        caller.require(Scope::Publish)?;
+        unlimited(&caller)?;
+        let mut tx = app.db.begin().await?;
+        let outcome = ledger::cancel(&mut tx, Some(caller.tenant), id.0).await?;
+        if matches!(outcome, CancelOutcome::Cancelled | CancelOutcome::Requested) {
+            audit::record(&mut tx, &caller, Action::JobCancelled, id.0, json!({})).await?;
+        }
+        tx.commit().await?;
+        if outcome == CancelOutcome::Cancelled {
+            app.engine.cancelled(id.0).await?;
+        }
         match outcome {
             CancelOutcome::NotFound => return Err(Problem::not_found("job")),
             CancelOutcome::TooLate(State::Cancelled) | CancelOutcome::Cancelled | CancelOutcome::Requested => {}
@@ -235,7 +247,8 @@ impl JobsApi {
         id: Path<JobId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Json<JobView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
+        unlimited(&caller)?;
         let mut tx = app.db.begin().await?;
         let claim = match key.claim::<Json<JobView>>(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
@@ -253,6 +266,7 @@ impl JobsApi {
                 format!("The job is {}; only a failed or cancelled one can be retried.", row.state),
             ));
         }
+        audit::record(&mut tx, &caller, Action::JobRetried, id.0, json!({})).await?;
         let answer = claim.keep(&mut tx, Json(JobView::new(&row, &Context::default()))).await?;
         tx.commit().await?;
         app.engine.ring_relay().await;
@@ -272,7 +286,7 @@ impl JobsApi {
         /// Seconds to wait for the end, 0 to 30
         wait: Query<Option<u16>>,
     ) -> Result<Json<GroupView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let until = Instant::now() + wait_of(wait.0)?;
         let find = || async {
             let group = app.engine.group(caller.tenant, id.0).await?;
@@ -300,6 +314,11 @@ impl JobsApi {
 }
 
 const LIST: &str = "jobs";
+
+/// Of which connection a job is only its kind knows: a key that is limited to some steers none by its id.
+fn unlimited(caller: &Caller) -> Result<(), Problem> {
+    if caller.connections.is_some() { Err(Forbidden::Limited.into()) } else { Ok(()) }
+}
 const COMMITTED: &str = "What the job does elsewhere may have happened already and cannot be called back. Its outcome \
     is found out first; then the job ends by itself.";
 const UNSETTLED: &str = "Whether the job did its work is not known yet, and doing it again could do it twice. Its \

@@ -32,8 +32,8 @@ pub use query::{
 };
 pub use relay::{Leadership, lead, set_belt_epoch, step_down};
 pub use rescue::{
-    Death, Heartbeat, Rescued, WorkerRow, acquit, cancel_requests, hand_back_strays, heartbeat, lost_runs,
-    reap, register, report_death, say_stopped,
+    Death, Heartbeat, Rescued, WorkerRow, acquit, cancel_requests, hand_back_strays, heartbeat, lost_runs, reap,
+    register, report_death, say_stopped,
 };
 pub use retention::{Retention, prune};
 pub use schedule::{ScheduleRow, due as due_schedules, fire, list as list_schedules, upsert as upsert_schedule};

@@ -84,8 +84,10 @@ impl Storm {
 
     /// About how long it lasts: the posts are spread over it.
     fn lasts(&self) -> Duration {
-        let stops = self.outages.iter().filter(|outage| matches!(outage, Outage::WorkerStopped | Outage::LeaderStopped));
-        self.pause * u32::try_from(self.outages.len()).expect("a few") + STOPPED_FOR * u32::try_from(stops.count()).expect("two")
+        let stops =
+            self.outages.iter().filter(|outage| matches!(outage, Outage::WorkerStopped | Outage::LeaderStopped));
+        self.pause * u32::try_from(self.outages.len()).expect("a few")
+            + STOPPED_FOR * u32::try_from(stops.count()).expect("two")
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Once, time::Duration};
 
 use multivio::{
     config::Config,
-    http::auth::{Authenticator, Caller, Scope, Scopes},
+    identity::{Caller, LocalTokens, Scope, Scopes},
     ids::{TenantId, UserId, WorkerId},
     jobs::Queue,
 };
@@ -152,9 +152,13 @@ impl App {
     }
 
     pub fn token_for(&self, tenant: TenantId, scopes: &[Scope]) -> String {
-        let authenticator = Authenticator::new(self.config().jwt.as_ref()).expect("the tests' secret is long enough");
-        let caller = Caller { tenant, user: self.user, scopes: Scopes::of(scopes.iter().copied()) };
-        let local = authenticator.local().expect("local tokens are on in tests");
+        self.token_of(tenant, self.user, scopes)
+    }
+
+    pub fn token_of(&self, tenant: TenantId, user: UserId, scopes: &[Scope]) -> String {
+        let config = self.config().jwt.expect("local tokens are on in tests");
+        let local = LocalTokens::new(&config).expect("the tests' secret is long enough");
+        let caller = Caller::new(tenant, user, Scopes::of(scopes.iter().copied()));
         local.issue(&caller, None).expose_secret().to_owned()
     }
 }

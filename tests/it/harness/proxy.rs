@@ -307,7 +307,9 @@ impl Statements {
         if !self.is_started && self.pending.is_empty() && bytes.first() == Some(&b'*') {
             return vec![String::from_utf8_lossy(bytes).into_owned()];
         }
-        if !self.is_started && let Some(line) = http_request_line(bytes) {
+        if !self.is_started
+            && let Some(line) = http_request_line(bytes)
+        {
             self.is_http = true;
             return vec![line];
         }
