@@ -209,7 +209,10 @@ async fn nobody_gets_in_without_a_token_and_all_refusals_look_alike() {
             access_token_lifetime: Duration::from_secs(60),
         };
         let caller = Caller::new(app.tenant, app.user, Default::default());
-        secrecy::ExposeSecret::expose_secret(&multivio::identity::LocalTokens::new(&config).unwrap().issue(&caller, None)).to_owned()
+        secrecy::ExposeSecret::expose_secret(
+            &multivio::identity::LocalTokens::new(&config).unwrap().issue(&caller, None),
+        )
+        .to_owned()
     };
     let payload = served.token.split('.').nth(1).unwrap();
     let unsigned = format!("eyJhbGciOiJub25lIn0.{payload}.");

@@ -13,6 +13,7 @@ mod engine;
 mod http;
 mod http_cli;
 mod http_idempotency;
+mod identity;
 mod local;
 mod media_api;
 mod media_clips;
