@@ -107,3 +107,11 @@ pub fn engine_options(config: &DatabaseConfig, application: &str) -> sqlx::Resul
         ("jit", "off"),
     ]))
 }
+
+/// A pool of such sessions.
+pub fn engine_pool(config: &DatabaseConfig, application: &str, connections: u32) -> sqlx::Result<PgPool> {
+    Ok(PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(config.acquire_timeout)
+        .connect_lazy_with(engine_options(config, application)?))
+}

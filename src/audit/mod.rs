@@ -37,6 +37,7 @@ stored_names! {
         RemotePostRemoved = "publication.remote_post_removed",
         JobCancelled = "job.cancelled",
         JobRetried = "job.retried",
+        FailedJobsRetried = "jobs.failed_retried",
     }
 }
 

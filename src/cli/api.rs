@@ -10,7 +10,7 @@ use super::{Failure, Screen};
 use crate::{
     ai::{Transformer, health::LanguageModels, models::ModelLists},
     api::{self, Services},
-    config::{Config, DatabaseConfig, Environment},
+    config::{Config, Environment},
     db,
     http::{
         App,
@@ -50,7 +50,7 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let address = listener.local_addr().map_err(|error| Failure::failed(error.to_string()))?;
     super::print_line(&json!({ "url": format!("http://{address}") }).to_string());
     let db = db::pool(&config.database, "multivio api")?;
-    let relay_db = db::pool(&DatabaseConfig { max_connections: 2, ..config.database.clone() }, "multivio api relay")?;
+    let relay_db = db::engine_pool(&config.database, "multivio api relay", 2)?;
     let belt = Belt::new(&config.redis.url, db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let limiter = RateLimiter::new(&config.api, Some(Shared::new(belt.clone())));
     let engine = Engine::new(db.clone(), belt);

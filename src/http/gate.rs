@@ -134,7 +134,12 @@ impl<E: Endpoint> GateEndpoint<E> {
             if let Err(problem) = bound_file(&mut request, self.paths.largest_file_bytes) {
                 return Ok(problem.into_response());
             }
-            return Ok(self.inner.call(request).await?.into_response());
+            let mut response = self.inner.call(request).await?.into_response();
+            if !response.status().is_success() {
+                // A refused file is not read to its end: its connection carries no other request, and says so.
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            return Ok(response);
         }
         if may_have_body && let Err(problem) = gather_body(&mut request).await {
             return Ok(problem.into_response());

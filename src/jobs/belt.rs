@@ -46,7 +46,7 @@ impl List {
     /// Every list there is.
     pub fn all() -> impl Iterator<Item = Self> {
         Queue::ALL.iter().flat_map(|&queue| {
-            Lane::ALL.iter().flat_map(move |&lane| {
+            queue.lanes().iter().flat_map(move |&lane| {
                 Priority::ALL
                     .iter()
                     .map(|&priority| Slot::Priority(priority))

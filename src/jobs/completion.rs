@@ -160,6 +160,7 @@ impl Completion {
             settled.extend(part.settled.iter().map(|settled| settled.job));
             runnable.extend(part.runnable);
             cancelled.extend(part.cancelled_parents);
+            cancelled.extend(part.held_up);
         }
         if settled.len() < batch.len() {
             let missed: Vec<_> = batch.iter().filter(|row| !settled.contains(&row.job)).map(|row| row.job).collect();

@@ -10,7 +10,7 @@ use super::{
     belt::{Belt, Event, List, Slot},
     enqueue::{BATCH, Batcher},
     hub::{Follower, Hub},
-    job::{NewJob, Queue, State},
+    job::{NewJob, Priority, Queue, State},
     ledger::{self, CancelOutcome, Entry, GroupStatus, Insert, JobFilter, JobRow, Runnable},
 };
 use crate::{
@@ -54,6 +54,11 @@ pub enum EnqueueError {
 
 /// Arguments longer than this belong into a table or a file.
 const MAX_ARGS_BYTES: usize = 256 * 1024;
+/// Rows that one statement about many changes: well within the time that a statement has.
+const ROWS_AT_ONCE: i64 = 1_000;
+/// Looks at children whose rows are locked, before they are left to the relay's sweep.
+const RELEASES: usize = 5;
+const RELEASE_AGAIN: Duration = Duration::from_millis(20);
 
 impl Engine {
     /// Starts the tasks behind it; call inside a runtime.
@@ -215,10 +220,32 @@ impl Engine {
         Ok(retried)
     }
 
-    pub async fn retry_failed(&self, queue: Queue, kind: Option<&str>, limit: i64) -> sqlx::Result<u64> {
-        let retried = ledger::retry_failed(&self.0.db, queue, kind, limit).await?;
-        self.ring_relay().await;
+    /// Runs failed jobs of a queue once more, oldest first, at most `limit` and in steps: each is on its way when the
+    /// next one begins.
+    pub async fn retry_failed(&self, queue: Queue, kind: Option<&str>, limit: u64) -> sqlx::Result<u64> {
+        // One that fails again meanwhile is not of these.
+        let before = sqlx::query_scalar("select clock_timestamp()").fetch_one(&self.0.db).await?;
+        let mut retried = 0;
+        while retried < limit {
+            let step = ROWS_AT_ONCE.min(i64::try_from(limit - retried).unwrap_or(i64::MAX));
+            let done = ledger::retry_failed(&self.0.db, queue, kind, before, step).await?;
+            if done == 0 {
+                break;
+            }
+            retried += done;
+            self.ring_relay().await;
+        }
         Ok(retried)
+    }
+
+    /// Gives a job that has not ended another priority; `false` when there is none. `tenant`: `None` for operators.
+    pub async fn set_priority(&self, tenant: Option<TenantId>, job: JobId, priority: Priority) -> sqlx::Result<bool> {
+        let changed = ledger::set_priority(&self.0.db, tenant, job, priority).await?.is_some();
+        if changed {
+            self.ring_relay().await;
+            self.tell(&[job]).await;
+        }
+        Ok(changed)
     }
 
     pub async fn pause(&self, queue: Queue, by: &str) -> sqlx::Result<()> {
@@ -227,12 +254,26 @@ impl Engine {
 
     pub async fn resume(&self, queue: Queue) -> sqlx::Result<bool> {
         let resumed = ledger::resume(&self.0.db, queue).await?;
+        let Some(at) = resumed else { return Ok(false) };
         self.ring_relay().await;
-        Ok(resumed)
+        // Only brings forward what the audit would find: the queue goes on, whatever becomes of this.
+        loop {
+            match ledger::leave_to_relay(&self.0.db, queue, at, ROWS_AT_ONCE).await {
+                Ok(left) if left < ROWS_AT_ONCE.unsigned_abs() => break,
+                Ok(_) => {}
+                Err(error) => {
+                    debug!(error = %chain(&error), "left to the audit");
+                    break;
+                }
+            }
+        }
+        self.ring_relay().await;
+        Ok(true)
     }
 
     /// Settles the children of jobs that ended, and theirs, until nothing is left to do.
     pub(super) async fn release(&self, mut ended: Vec<JobId>) -> sqlx::Result<()> {
+        let mut looks = 0;
         while !ended.is_empty() {
             let freed = ledger::release_children(&self.0.db, &ended).await?;
             if !freed.runnable.is_empty()
@@ -241,6 +282,11 @@ impl Engine {
                 debug!(error = %chain(&error), "left to the relay");
             }
             ended = freed.cancelled_parents;
+            looks += 1;
+            if !freed.held_up.is_empty() && looks < RELEASES {
+                tokio::time::sleep(RELEASE_AGAIN).await;
+                ended.extend(freed.held_up);
+            }
         }
         Ok(())
     }
@@ -274,8 +320,9 @@ async fn enter(tx: &mut PgConnection, batch: &[(&NewJob, bool)]) -> Result<Vec<T
     };
     let mut tickets = Vec::with_capacity(batch.len());
     for (job, pushed) in batch {
-        let Some(&state) = entered.get(&job.id) else {
-            return Err(EnqueueError::Duplicate { existing: existing(tx, job).await? });
+        let state = match entered.get(&job.id) {
+            Some(state) => *state,
+            None => enter_again(tx, &Insert { job, pushed: *pushed, open_parents: 0 }).await?,
         };
         let pushed = *pushed && job.parents.is_empty();
         tickets.push(Ticket { job: job.id, list: list_of(job), state, pushed });
@@ -292,17 +339,35 @@ pub(super) fn list_of(job: &NewJob) -> List {
     List { queue: job.queue, lane: job.lane, slot: Slot::Priority(job.priority) }
 }
 
-/// The unfinished job that has taken `job`'s unique key.
-pub(super) async fn existing(db: &mut PgConnection, job: &NewJob) -> sqlx::Result<JobId> {
+/// The unfinished job that has taken `job`'s unique key. `None`: it has ended meanwhile, and the key is free again.
+async fn existing(db: &mut PgConnection, job: &NewJob) -> sqlx::Result<Option<JobId>> {
     sqlx::query_scalar(
-        "select id from jobs where tenant_id = $1 and kind = $2 and unique_key = $3 order by finished_at is null desc, \
-         id desc limit 1",
+        "select id from jobs where tenant_id = $1 and kind = $2 and unique_key = $3 and finished_at is null",
     )
     .bind(job.tenant)
     .bind(&*job.kind)
     .bind(job.unique_key.as_deref())
-    .fetch_one(db)
+    .fetch_optional(db)
     .await
+}
+
+/// Writes one job that met a taken unique key: tells whose it is, or enters after it.
+pub(super) async fn enter_again(db: &mut PgConnection, row: &Insert<'_>) -> Result<State, EnqueueError> {
+    /// Each time the key was taken and free again within a moment: more often means that something is wrong.
+    const TIMES: usize = 3;
+    for _ in 0..TIMES {
+        if let Some(existing) = existing(db, row.job).await? {
+            return Err(EnqueueError::Duplicate { existing });
+        }
+        let entered = match row.job.parents.is_empty() {
+            true => ledger::insert(db, std::slice::from_ref(row)).await.map_err(unstorable)?.pop(),
+            false => ledger::insert_with_parents(db, row.job).await.map_err(unstorable)?,
+        };
+        if let Some((_, state)) = entered {
+            return Ok(state);
+        }
+    }
+    Err(EnqueueError::Ledger(sqlx::Error::RowNotFound))
 }
 
 /// A row that Postgres refuses for what is in it is the caller's fault and no other row's.

@@ -13,7 +13,7 @@ use tracing::debug;
 
 use super::{
     belt::{Belt, List},
-    engine::{EnqueueError, existing, list_of, unique_order, unstorable},
+    engine::{EnqueueError, enter_again, list_of, unique_order, unstorable},
     job::{NewJob, State},
     ledger::{self, Insert, Runnable},
 };
@@ -111,10 +111,7 @@ async fn write(db: &PgPool, rows: &[Insert<'_>]) -> Vec<Entered> {
         for row in rows {
             answers.push(match entered.get(&row.job.id) {
                 Some(state) => Ok((row.job.id, *state)),
-                None => Err(match existing(&mut connection, row.job).await {
-                    Ok(existing) => EnqueueError::Duplicate { existing },
-                    Err(error) => EnqueueError::Ledger(error),
-                }),
+                None => enter_again(&mut connection, row).await.map(|state| (row.job.id, state)),
             });
         }
         Ok(answers)

@@ -298,7 +298,6 @@ mod tests {
 
     fn claim_of(worker: WorkerId) -> Claim {
         Claim {
-            retries: 0,
             job: JobId::new(),
             run: 1,
             worker,
@@ -306,6 +305,7 @@ mod tests {
             group: None,
             kind: "any".into(),
             failed_attempts: 0,
+            retries: 0,
             max_attempts: 1,
             timeout: LONG,
             args: serde_json::value::RawValue::from_string("null".into()).unwrap(),

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 use super::{
-    Engine, Lane, Queue,
+    Engine, Queue,
     canary::{self, Seen},
     ledger::{self, Depth},
 };
@@ -82,7 +82,7 @@ impl Fresh {
     async fn judge(&self) -> sqlx::Result<Finding> {
         let db = self.engine.db();
         let (mut queued, mut running, mut oldest_ms) = (0, 0, 0);
-        for &lane in lanes(self.queue) {
+        for &lane in self.queue.lanes() {
             let depth = ledger::depth(db, self.queue, lane).await?;
             queued += depth.queued;
             running += depth.running;
@@ -101,14 +101,6 @@ impl Fresh {
             }
             _ => Finding::down(format!("its canary was not seen yet; {figures}")),
         })
-    }
-}
-
-/// Only one queue is divided.
-pub fn lanes(queue: Queue) -> &'static [Lane] {
-    match queue {
-        Queue::Ops => Lane::ALL,
-        Queue::Publish | Queue::Ai | Queue::Media => &[Lane::Default],
     }
 }
 
@@ -131,7 +123,7 @@ impl QueueFigures {
         let mut depths = Vec::new();
         let mut workers = Vec::new();
         for &queue in Queue::ALL {
-            for &lane in lanes(queue) {
+            for &lane in queue.lanes() {
                 depths.push(ledger::depth(self.engine.db(), queue, lane).await?);
             }
             workers.push((queue, ledger::live_workers(self.engine.db(), queue).await?));
@@ -168,6 +160,14 @@ fn write_depths(text: &mut String, depths: &[Depth]) -> std::fmt::Result {
     for Depth { queue, lane, oldest_queued_ms, .. } in depths {
         let seconds = oldest_queued_ms.unwrap_or(0) as f64 / 1e3;
         writeln!(text, "multivio_oldest_queued_seconds{{queue=\"{queue}\",lane=\"{lane}\"}} {seconds}")?;
+    }
+    writeln!(
+        text,
+        "# HELP multivio_jobs_handed_back Unfinished jobs that stopping workers handed back three times or more."
+    )?;
+    writeln!(text, "# TYPE multivio_jobs_handed_back gauge")?;
+    for Depth { queue, lane, handed_back, .. } in depths {
+        writeln!(text, "multivio_jobs_handed_back{{queue=\"{queue}\",lane=\"{lane}\"}} {handed_back}")?;
     }
     Ok(())
 }

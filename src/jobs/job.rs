@@ -147,6 +147,16 @@ stored_names! {
     }
 }
 
+impl Queue {
+    /// The parts it is divided into. Whatever counts, shows or fills a queue goes through these.
+    pub const fn lanes(self) -> &'static [Lane] {
+        match self {
+            Self::Publish | Self::Ai | Self::Media => &[Lane::Default, Lane::Upkeep],
+            Self::Ops => Lane::ALL,
+        }
+    }
+}
+
 stored_names! {
     /// A part of a queue with slots of its own: a hanging webhook never delays a token refresh.
     Lane {

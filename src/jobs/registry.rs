@@ -45,7 +45,7 @@ impl Registry {
     }
 
     /// # Panics
-    /// When two jobs share a kind: a fault that every start would meet.
+    /// When two jobs share a kind, or the queue is not divided so: faults that every start would meet.
     pub fn job<J: Job>(self) -> Self {
         self.job_on::<J>(J::QUEUE, J::LANE)
     }
@@ -55,6 +55,7 @@ impl Registry {
     /// # Panics
     /// As [`Self::job`].
     pub fn job_on<J: Job>(mut self, queue: Queue, lane: Lane) -> Self {
+        assert!(queue.lanes().contains(&lane), "the queue {queue} has no lane {lane} for the kind \"{}\"", J::KIND);
         let kind = Kind { queue, lane, backoff: J::BACKOFF, run: run::<J> };
         let before = self.kinds.insert(J::KIND, kind);
         assert!(before.is_none(), "two jobs are of the kind \"{}\"", J::KIND);

@@ -230,6 +230,43 @@ async fn cancel_and_retry_say_what_they_met() {
 }
 
 #[tokio::test]
+async fn a_priority_is_changed_until_the_job_has_ended() {
+    let app = App::new().await;
+    let (api, engine) = (app.api().await, engine(&app));
+    let job = enqueue(&app, &engine).await;
+    let path = format!("/api/v1/jobs/{job}");
+    let change = async |priority: &str| api.call(Method::PATCH, &path, Some(json!({ "priority": priority }))).await;
+    let (status, view) = change("high").await;
+    assert_eq!((status, &view["priority"]), (200, &json!("high")), "{view}");
+    assert_eq!(change("urgent").await.0, 422);
+    fail(&app, job).await;
+    let (status, problem) = change("low").await;
+    assert_eq!((status, &problem["code"]), (409, &json!("too_late")), "{problem}");
+    let path = format!("/api/v1/jobs/{}", JobId::new());
+    assert_eq!(api.call(Method::PATCH, &path, Some(json!({ "priority": "low" }))).await.0, 404);
+}
+
+#[tokio::test]
+async fn operators_alone_retry_what_failed_in_every_workspace() {
+    let app = App::new().await;
+    let (mut api, engine) = (app.api().await, engine(&app));
+    let jobs = [enqueue(&app, &engine).await, enqueue(&app, &engine).await];
+    for job in jobs {
+        fail(&app, job).await;
+    }
+    let wish = json!({ "queue": "ops", "kind": "noop", "limit": 1 });
+    api.token = app.token_for(TenantId::new(), &[Scope::Workspace]);
+    assert_eq!(api.post("/api/v1/admin/jobs/retry", wish.clone()).await.0, 403);
+    api.token = app.token_for(TenantId::new(), &[Scope::Admin]);
+    for expected in [1, 1, 0] {
+        let (status, answer) = api.post("/api/v1/admin/jobs/retry", wish.clone()).await;
+        assert_eq!((status, answer), (200, json!({ "retried": expected })));
+    }
+    let (status, problem) = api.post("/api/v1/admin/jobs/retry", json!({ "queue": "ops", "limit": 0 })).await;
+    assert_eq!(status, 422, "{problem}");
+}
+
+#[tokio::test]
 async fn a_paused_queue_is_the_reason_given() {
     let app = App::new().await;
     let (api, engine) = (app.api().await, engine(&app));

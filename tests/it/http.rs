@@ -398,7 +398,7 @@ async fn the_product_itself_is_described_and_open_only_where_it_should() {
                 && path.starts_with("/api/")
                 && matches!(method.as_str(), "post" | "patch");
             let takes_key = call["parameters"].to_string().contains("\"Idempotency-Key\"");
-            assert_eq!(is_write, takes_key, "{method} {path} and the Idempotency-Key");
+            assert!(takes_key || !is_write, "{method} {path} takes no Idempotency-Key");
             assert!(call["operationId"].is_string(), "{method} {path} has no operationId");
         }
     }

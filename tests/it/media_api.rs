@@ -93,6 +93,7 @@ async fn what_is_no_media_is_refused_with_the_reason_and_leaves_nothing() {
     let form = Form::new().part("picture", Part::bytes(b"GIF89a".as_slice()));
     let wrong = api.request(Method::POST, "/api/v1/media").multipart(form).send().await.unwrap();
     assert_eq!(wrong.status(), 422);
+    assert_eq!(wrong.headers()["connection"], "close", "what was not read spoils the connection");
     let (status, _) = api.post("/api/v1/media", json!({ "file": "x" })).await;
     assert_eq!(status, 415);
 

@@ -21,10 +21,11 @@ use crate::{
     telemetry::chain,
 };
 
-/// What graphile-worker needs is 21, Sidekiq 106.
+/// Of the batched updates measured in the same run.
 const TARGET_RATIO: f64 = 0.15;
-/// The second million must be as quick as the first, but for this.
-const SECOND_RATIO: f64 = 0.9;
+const GOAL_RATIO: f64 = 0.18;
+/// A second drain, or one beside millions of finished jobs, must be as quick as the first, but for this.
+const KEPT_RATIO: f64 = 0.9;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Jobs looked at to see how far the drain is.
 const MARKERS: usize = 100;
@@ -78,36 +79,47 @@ async fn measure(stage: &Stage, ground: &Ground, sizes: &Sizes) -> Result<Vec<Fi
     let belt =
         Belt::new(&ground.config.redis.url, ground.db.clone()).map_err(|error| Failure::failed(chain(&error)))?;
     let engine = Engine::new(ground.db.clone(), belt);
-    if sizes.finished > 0 {
-        ledger::add_finished(ground, sizes.finished).await?;
-    }
     let updates = Updates::prepare(ground).await?;
+    let drain = Drain { stage, ground, engine: &engine, updates: &updates };
     let mut figures = Vec::new();
+    let before_all = if sizes.finished > 0 {
+        let plain = drain.run(&Sizes { waiting: 0, finished: 0, ..sizes.clone() }, Ledger::AsAfterDays).await?;
+        ledger::add_finished(ground, sizes.finished).await?;
+        Some(plain)
+    } else {
+        None
+    };
+    let first = drain.run(sizes, Ledger::AsAfterDays).await?;
     let what = what(sizes);
-    let first = drain(stage, ground, &engine, &updates, sizes).await?;
-    figures.push(
-        Figure::new(format!("drain, {what}"), first.per_second, "jobs/s")
-            .beside("batched updates", first.limit, "rows/s")
-            .target(Target::Ratio(TARGET_RATIO)),
-    );
+    figures.push(first.figure(format!("drain, {what}")).target(Target::Ratio(TARGET_RATIO)));
+    figures.push(first.figure("the same, its goal".to_owned()).target(Target::Ratio(GOAL_RATIO)));
+    // For comparison: graphile-worker needs 21, Sidekiq 106.
     figures.push(Figure::new("worker CPU a job", first.cpu_us_per_job, "us"));
     let pops = limits::pops(ground).await?;
     figures.push(Figure::new("drain beside Redis", first.per_second, "jobs/s").beside("BLMPOP", pops, "ids/s"));
+    if let Some(plain) = before_all {
+        figures.push(plain.figure("drain, before there were finished jobs".to_owned()));
+        figures.push(first.share_of(&plain, "its ratio beside finished jobs, as a share of that"));
+    }
     if sizes.second {
-        let second = drain(stage, ground, &engine, &updates, sizes).await?;
-        // Each by the limit of its own time: the machine's other work must not look like ours.
-        let (before, after) = (first.per_second / first.limit, second.per_second / second.limit);
-        figures.push(Figure::new(format!("drain, {} more", second.jobs), second.per_second, "jobs/s").beside(
-            "batched updates",
-            second.limit,
-            "rows/s",
-        ));
-        figures.push(
-            Figure::new("the second drain's ratio as a share of the first's", after / before, "")
-                .target(Target::AtLeast(SECOND_RATIO)),
-        );
+        // At once: what the first left to autovacuum is there.
+        let second = drain.run(sizes, Ledger::AsItIs).await?;
+        figures.push(second.figure(format!("drain, {} more", second.jobs)));
+        figures.push(second.share_of(&first, "the second drain's ratio as a share of the first's"));
     }
     Ok(figures)
+}
+
+impl Drained {
+    fn figure(&self, name: String) -> Figure {
+        Figure::new(name, self.per_second, "jobs/s").beside("batched updates", self.limit, "rows/s")
+    }
+
+    /// Each by the limit of its own time: the machine's other work must not look like ours.
+    fn share_of(&self, before: &Self, name: &str) -> Figure {
+        let share = (self.per_second / self.limit) / (before.per_second / before.limit);
+        Figure::new(name, share, "").target(Target::AtLeast(KEPT_RATIO))
+    }
 }
 
 fn what(sizes: &Sizes) -> String {
@@ -121,45 +133,59 @@ fn what(sizes: &Sizes) -> String {
     what
 }
 
-async fn drain(
-    stage: &Stage,
-    ground: &Ground,
-    engine: &Engine,
-    updates: &Updates,
-    sizes: &Sizes,
-) -> Result<Drained, Failure> {
-    engine.pause(Queue::Ops, "multivio bench").await?;
-    let jobs = ledger::enqueue(&ground.db, sizes.jobs, "enqueueing").await?;
-    ledger::enqueue(&ground.db, sizes.waiting, "enqueueing what waits").await?;
-    ledger::settle_down(ground).await?;
-    let limit_before = updates.batched().await?;
+/// In what state a drain finds the ledger.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ledger {
+    /// Autovacuum has kept up with it.
+    AsAfterDays,
+    AsItIs,
+}
 
-    let concurrency = sizes.concurrency.to_string();
-    let mut workers = Vec::new();
-    for _ in 0..sizes.workers {
-        workers.push(stage.program(ground, "multivio-ops", &["--concurrency", &concurrency])?);
+struct Drain<'a> {
+    stage: &'a Stage,
+    ground: &'a Ground,
+    engine: &'a Engine,
+    updates: &'a Updates,
+}
+
+impl Drain<'_> {
+    async fn run(&self, sizes: &Sizes, state: Ledger) -> Result<Drained, Failure> {
+        let Self { stage, ground, engine, updates } = *self;
+        engine.pause(Queue::Ops, "multivio bench").await?;
+        let jobs = ledger::enqueue(&ground.db, sizes.jobs, "enqueueing").await?;
+        ledger::enqueue(&ground.db, sizes.waiting, "enqueueing what waits").await?;
+        if state == Ledger::AsAfterDays {
+            ledger::settle_down(ground).await?;
+        }
+        let limit_before = updates.batched().await?;
+
+        let concurrency = sizes.concurrency.to_string();
+        let mut workers = Vec::new();
+        for _ in 0..sizes.workers {
+            workers.push(stage.program(ground, "multivio-ops", &["--concurrency", &concurrency])?);
+        }
+        registered(ground, &mut workers).await?;
+        let cpu_before: Duration = workers.iter_mut().map(Program::cpu).sum();
+        engine.resume(Queue::Ops).await?;
+        let bar = progress("draining", u64::from(sizes.jobs));
+        follow(ground, &jobs, sizes.waiting == 0, &bar).await?;
+        let cpu = workers.iter_mut().map(Program::cpu).sum::<Duration>() - cpu_before;
+        bar.finish_and_clear();
+        engine.pause(Queue::Ops, "multivio bench").await?;
+        for worker in workers {
+            worker.stop().await;
+        }
+        let (finished, per_second) = rate(ground, &jobs).await?;
+        let limit_after = updates.batched().await?;
+        // What waits is not in the way of a second drain.
+        sqlx::query("delete from jobs where state = 'queued'").execute(&ground.db).await?;
+        Ok(Drained {
+            jobs: finished,
+            per_second,
+            cpu_us_per_job: cpu.as_secs_f64() * 1e6 / finished as f64,
+            limit: f64::midpoint(limit_before, limit_after),
+        })
     }
-    registered(ground, &mut workers).await?;
-    let cpu_before: Duration = workers.iter_mut().map(Program::cpu).sum();
-    engine.resume(Queue::Ops).await?;
-    let bar = progress("draining", u64::from(sizes.jobs));
-    follow(ground, &jobs, sizes.waiting == 0, &bar).await?;
-    let cpu = workers.iter_mut().map(Program::cpu).sum::<Duration>() - cpu_before;
-    bar.finish_and_clear();
-    engine.pause(Queue::Ops, "multivio bench").await?;
-    for worker in workers {
-        worker.stop().await;
-    }
-    let (finished, per_second) = rate(ground, &jobs).await?;
-    let limit_after = updates.batched().await?;
-    // What waits is not in the way of a second drain.
-    sqlx::query("delete from jobs where state = 'queued'").execute(&ground.db).await?;
-    Ok(Drained {
-        jobs: finished,
-        per_second,
-        cpu_us_per_job: cpu.as_secs_f64() * 1e6 / finished as f64,
-        limit: f64::midpoint(limit_before, limit_after),
-    })
 }
 
 async fn registered(ground: &Ground, workers: &mut [Program]) -> Result<(), Failure> {

@@ -51,6 +51,8 @@ struct Conditions {
     postgres: &'static str,
     job: &'static str,
     version: &'static str,
+    /// Figures of a debug build say nothing.
+    build: &'static str,
 }
 
 impl Figure {
@@ -80,9 +82,10 @@ impl Report {
         let conditions = Conditions {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             load_average: load.and_then(|load| load.split(' ').next()?.parse().ok()),
-            postgres: "fsync on, synchronous_commit on, logged tables, autovacuum on",
+            postgres: "fsync on, synchronous_commit on (claims alone commit asynchronously), logged tables, autovacuum on",
             job: "200 bytes of arguments, a result, every layer of the production worker",
             version: env!("CARGO_PKG_VERSION"),
+            build: if cfg!(debug_assertions) { "debug: these figures say nothing" } else { "release" },
         };
         Self { conditions, figures }
     }
@@ -113,9 +116,9 @@ impl Report {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
-        let Conditions { cores, load_average, postgres, job, .. } = &self.conditions;
+        let Conditions { cores, load_average, postgres, job, version, build } = &self.conditions;
         let load = load_average.map(|load| format!(", load {load}")).unwrap_or_default();
-        format!("{table}\n{cores} cores{load}; Postgres: {postgres}; each job: {job}.")
+        format!("{table}\n{version}, {build}; {cores} cores{load}; Postgres: {postgres}; each job: {job}.")
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     db,
     ids::{GroupId, JobId, TenantId},
     jobs::{
-        Engine, Queue, State,
+        Engine, Priority, Queue, State,
         belt::Belt,
         ledger::{CancelOutcome, is_committed},
     },
@@ -26,6 +26,7 @@ Examples:
   multivio jobs list --state failed
   multivio jobs show job_01988f6e... --follow
   multivio jobs retry --failed --queue media
+  multivio jobs priority high job_01988f6e...
   multivio jobs pause publish && multivio jobs resume publish")]
 pub struct Arguments {
     #[command(subcommand)]
@@ -53,6 +54,15 @@ enum Command {
     },
     /// Run failed or cancelled jobs once more
     Retry(RetryArguments),
+    /// Change what goes first: of jobs that have not ended
+    Priority {
+        /// Which of two runnable jobs of a queue goes first; low is slow, never starved
+        #[arg(value_name = "high|normal|low")]
+        priority: Priority,
+        /// The jobs, as `jobs list` shows them
+        #[arg(required = true)]
+        jobs: Vec<JobId>,
+    },
     /// Start nothing more of a queue; what runs goes on
     Pause {
         /// The queue
@@ -125,6 +135,7 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
         Command::Show { job, follow } => show::show(&engine, job, follow, screen).await,
         Command::Cancel { jobs } => cancel(&engine, jobs, screen).await,
         Command::Retry(wish) => retry(&engine, wish, screen).await,
+        Command::Priority { priority, jobs } => set_priority(&engine, priority, jobs, screen).await,
         Command::Pause { queue } => {
             engine.pause(queue, &operator()).await?;
             say(screen, queue.as_str(), format!("{queue} is paused; what runs goes on."), true)
@@ -176,6 +187,23 @@ async fn cancel(engine: &Engine, jobs: Vec<JobId>, screen: Screen) -> Result<(),
                 (false, "too late, what it does elsewhere may have happened; its outcome is found out first".to_owned())
             }
             CancelOutcome::NotFound => (false, "there is no such job".to_owned()),
+        };
+        outcomes.push(Outcome { of: job.to_string(), done, text });
+    }
+    say_all(screen, &outcomes)
+}
+
+async fn set_priority(engine: &Engine, priority: Priority, jobs: Vec<JobId>, screen: Screen) -> Result<(), Failure> {
+    let mut outcomes = Vec::new();
+    for job in jobs {
+        let done = engine.set_priority(None, job, priority).await?;
+        let text = if done {
+            format!("has priority {priority}")
+        } else {
+            match engine.job(None, job).await? {
+                Some(row) => format!("too late, it has {}", row.state),
+                None => "there is no such job".to_owned(),
+            }
         };
         outcomes.push(Outcome { of: job.to_string(), done, text });
     }

@@ -125,6 +125,7 @@ fn text(row: &JobRow, view: &JobView, timeline: &TimelineView) -> String {
     fact("why", view.reason.clone().unwrap_or_default());
     fact("error", view.error.as_ref().map(|e| format!("{} ({}: {})", e.message, e.class, e.code)).unwrap_or_default());
     fact("attempt", format!("{} of {}", view.attempt, view.max_attempts));
+    fact("handed back", if view.handbacks > 0 { format!("{} times", view.handbacks) } else { String::new() });
     fact("waited", duration(view.waited_ms));
     fact("ran", view.ran_ms.map(duration).unwrap_or_default());
     fact("group", row.group.map(|group| group.to_string()).unwrap_or_default());

@@ -6,7 +6,6 @@ use serde::Serialize;
 use super::{Failure, Screen, show::duration};
 use crate::jobs::{
     Engine, Queue,
-    health::lanes,
     ledger::{self, DEPTH_CEILING},
 };
 
@@ -17,6 +16,8 @@ struct Line {
     queued: i64,
     running: i64,
     scheduled: i64,
+    /// Unfinished, and handed back by stopping workers three times or more.
+    handed_back: i64,
     oldest_queued_ms: Option<i64>,
     workers: i64,
     paused: bool,
@@ -27,7 +28,7 @@ pub async fn stats(engine: &Engine, screen: Screen) -> Result<(), Failure> {
     let mut lines = Vec::new();
     for &queue in Queue::ALL {
         let workers = ledger::live_workers(engine.db(), queue).await?;
-        for &lane in lanes(queue) {
+        for &lane in queue.lanes() {
             let depth = ledger::depth(engine.db(), queue, lane).await?;
             lines.push(Line {
                 paused: paused.iter().any(|paused| paused.queue == depth.queue),
@@ -36,6 +37,7 @@ pub async fn stats(engine: &Engine, screen: Screen) -> Result<(), Failure> {
                 queued: depth.queued,
                 running: depth.running,
                 scheduled: depth.scheduled,
+                handed_back: depth.handed_back,
                 oldest_queued_ms: depth.oldest_queued_ms,
                 workers,
             });
@@ -53,6 +55,7 @@ fn table(lines: &[Line]) -> String {
         "OLDEST",
         "RUNNING",
         "SCHEDULED",
+        "HANDED BACK",
         "WORKERS",
         "",
     ]);
@@ -65,6 +68,7 @@ fn table(lines: &[Line]) -> String {
             oldest.unwrap_or_default(),
             count(line.running),
             count(line.scheduled),
+            count(line.handed_back),
             line.workers.to_string(),
             if line.paused { "paused".into() } else { String::new() },
         ]);

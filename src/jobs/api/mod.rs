@@ -11,15 +11,15 @@ use std::{
 use futures::future::select_all;
 use poem::web::Data;
 use poem_openapi::{
-    ApiResponse, OpenApi,
+    ApiResponse, Object, OpenApi,
     param::{Header, Path, Query},
     payload::{EventStream, Json},
 };
 use serde_json::json;
 
 pub use self::view::{
-    Context as ViewContext, GroupView, JobError, JobLinks, JobList, JobState, JobView, QueueName, TimelineView,
-    location, progress as progress_of,
+    Context as ViewContext, GroupView, JobError, JobLinks, JobList, JobPriority, JobState, JobView, QueueName,
+    TimelineView, location, progress as progress_of,
 };
 use self::{
     events::{JobEvents, Resume},
@@ -41,8 +41,35 @@ pub const LONGEST_WAIT_SECONDS: u16 = 30;
 /// A waiting call looks at the ledger at least this often, should news not arrive.
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
 
+/// Most failed jobs that one call retries.
+const MOST_RETRIED: u32 = 10_000;
+
 #[derive(Clone)]
 pub struct JobsApi;
+
+/// What may be changed of a job.
+#[derive(Debug, Object)]
+#[oai(deny_unknown_fields)]
+struct JobChange {
+    priority: JobPriority,
+}
+
+/// Which failed jobs are to run once more.
+#[derive(Debug, Object)]
+#[oai(deny_unknown_fields)]
+struct RetryFailed {
+    queue: QueueName,
+    /// Only those of this kind
+    kind: Option<String>,
+    /// At most so many, 1 to 10,000; 10,000 without it
+    limit: Option<u32>,
+}
+
+#[derive(Debug, Object)]
+struct Retried {
+    /// How many run once more.
+    retried: u64,
+}
 
 /// A status that knows whether the client has it already.
 #[derive(ApiResponse)]
@@ -236,6 +263,57 @@ impl JobsApi {
         Ok(if outcome == CancelOutcome::Requested { Cancelled::Asked(view) } else { Cancelled::Done(view) })
     }
 
+    /// Change a job's priority
+    ///
+    /// Of a job that has not ended. One that is queued goes to the end of those that have its new priority.
+    #[oai(path = "/jobs/:id", method = "patch", operation_id = "changeJob")]
+    async fn change(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<JobId>,
+        // The same priority twice is the same priority: there is nothing to keep.
+        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        change: Json<JobChange>,
+    ) -> Result<Json<JobView>, Problem> {
+        caller.require(Scope::Publish)?;
+        unlimited(&caller)?;
+        let changed = app.engine.set_priority(Some(caller.tenant), id.0, change.priority.into()).await?;
+        let row = find(&app.engine, caller.tenant, id.0).await?;
+        if !changed {
+            return Err(Problem::too_late(format!("The job has already {}; nothing of it is left to run.", row.state)));
+        }
+        Ok(Json(view_of(&app, &row).await?))
+    }
+
+    /// Retry failed jobs
+    ///
+    /// Of a queue, in every workspace, oldest first: each runs once more, with all its attempts. For operators.
+    #[oai(path = "/admin/jobs/retry", method = "post", operation_id = "retryFailedJobs")]
+    async fn retry_failed(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        // A repeat finds what has failed by then: those that run again are left alone.
+        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        wish: Json<RetryFailed>,
+    ) -> Result<Json<Retried>, Problem> {
+        caller.require(Scope::Admin)?;
+        let limit = wish.limit.unwrap_or(MOST_RETRIED);
+        if !(1..=MOST_RETRIED).contains(&limit) {
+            return Err(Problem::invalid_field(
+                "limit",
+                "is out of range",
+                format!("Send a number from 1 to {MOST_RETRIED}, and call again while as many were retried"),
+            ));
+        }
+        // Written down first: it is done in many transactions, and any of them may be the last.
+        let details = json!({"queue": super::Queue::from(wish.queue), "kind": wish.kind, "limit": limit});
+        audit::record(&mut *app.db.acquire().await?, &caller, Action::FailedJobsRetried, "jobs", details).await?;
+        let retried = app.engine.retry_failed(wish.queue.into(), wish.kind.as_deref(), limit.into()).await?;
+        Ok(Json(Retried { retried }))
+    }
+
     /// Retry a job
     ///
     /// Runs a failed or cancelled job once more, with all its attempts.
@@ -275,7 +353,8 @@ impl JobsApi {
 
     /// Get a group
     ///
-    /// Jobs that are one piece of work, with one status. With `wait`, answers when all have ended, or after so many
+    /// Jobs that are one piece of work, with one status, which counts all of them; of a large group only the first 1,000
+    /// are shown, and `GET /jobs?group=` pages through the rest. With `wait`, answers when all have ended, or after so many
     /// seconds as it is then.
     #[oai(path = "/groups/:id", method = "get", operation_id = "getGroup")]
     async fn group(
@@ -305,7 +384,11 @@ impl JobsApi {
             if ended(&group) {
                 break;
             }
-            pause(until, &app, select_all(news)).await;
+            // What is unfinished may all be beyond the jobs that are shown.
+            match news.is_empty() {
+                true => pause(until, &app, std::future::pending::<()>()).await,
+                false => pause(until, &app, select_all(news)).await,
+            }
             group = find().await?;
         }
         let context = Context::of(&app.db, &group.jobs).await?;
@@ -359,7 +442,7 @@ async fn view_of(app: &App, row: &JobRow) -> Result<JobView, Problem> {
 }
 
 fn ended(group: &GroupStatus) -> bool {
-    group.jobs.iter().all(|job| job.state.is_final())
+    group.ended() == group.total()
 }
 
 /// For handlers that enqueue: whoever sent the request is told what to do about it.

@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use crate::{
     ids::{GroupId, JobId},
     jobs::{
-        Queue, State,
+        Priority, Queue, State,
         ledger::{self, Entry, GroupStatus, JobRow},
     },
 };
@@ -24,12 +24,15 @@ pub struct JobView {
     /// What it does, such as `publish`.
     pub kind: String,
     pub queue: String,
+    pub priority: JobPriority,
     pub state: JobState,
     /// Why it is not done yet, in one sentence.
     pub reason: Option<String>,
     /// Attempts used, the present one counted.
     pub attempt: u16,
     pub max_attempts: u16,
+    /// Times that a stopping worker handed it back unfinished; no attempt is used.
+    pub handbacks: u16,
     pub created_at: DateTime<Utc>,
     /// When it may run, or ran last.
     pub run_at: DateTime<Utc>,
@@ -132,6 +135,15 @@ mirrored! {
 }
 
 mirrored! {
+    /// Which of two jobs of a queue goes first. Low is slow, never starved.
+    JobPriority of Priority {
+        High,
+        Normal,
+        Low,
+    }
+}
+
+mirrored! {
     QueueName of Queue {
         Publish,
         Ai,
@@ -174,10 +186,12 @@ impl JobView {
             id: row.id,
             kind: row.kind.clone(),
             queue: row.queue.clone(),
+            priority: ledger::priority_of(row.priority).unwrap_or(Priority::Normal).into(),
             state: row.state.into(),
             reason: reason(row, context),
             attempt: count(row.attempt) + u16::from(is_under_way),
             max_attempts: count(row.max_attempts),
+            handbacks: count(row.handbacks),
             created_at: row.created_at,
             run_at: row.run_at,
             started_at: row.claimed_at,
@@ -279,7 +293,8 @@ pub fn etag(row: &JobRow) -> String {
             row.parked,
             row.run_at,
             row.finished_at,
-            &row.why
+            &row.why,
+            row.priority
         )
     );
     format!("\"{}\"", hex::encode(&Sha256::digest(told)[..8]))
@@ -335,19 +350,22 @@ pub struct GroupView {
     pub state: JobState,
     pub created_at: DateTime<Utc>,
     /// Jobs that have ended, however.
-    pub ended: u32,
+    pub ended: u64,
+    /// Jobs that it has.
+    pub total: u64,
+    /// The first 1,000 of them.
     pub jobs: Vec<JobView>,
 }
 
 impl GroupView {
     pub fn new(group: &GroupStatus, context: &Context) -> Self {
-        let ended = group.jobs.iter().filter(|job| job.state.is_final()).count();
         Self {
             id: group.id,
             name: group.name.clone(),
             state: group.state().into(),
             created_at: group.created_at,
-            ended: u32::try_from(ended).unwrap_or(u32::MAX),
+            ended: group.ended(),
+            total: group.total(),
             jobs: group.jobs.iter().map(|job| JobView::new(job, context)).collect(),
         }
     }

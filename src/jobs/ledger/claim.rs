@@ -7,10 +7,10 @@ use serde_json::value::RawValue;
 use sqlx::{PgExecutor, Row, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
-use super::millis;
+use super::{millis, stored_priority};
 use crate::{
     ids::{GroupId, JobId, TenantId, WorkerId},
-    jobs::job::{Lane, Queue},
+    jobs::job::{Lane, Priority, Queue},
 };
 
 /// A job in a worker's hand.
@@ -47,8 +47,7 @@ macro_rules! claiming {
         concat!(
             "with picked as (",
             $candidates,
-            " for no key update skip locked) \
-             update jobs j set state = 'running', run = j.run + 1, worker_id = $1, claimed_at = now(), why = null, \
+            ") update jobs j set state = 'running', run = j.run + 1, worker_id = $1, claimed_at = now(), why = null, \
                     deadline_at = now() + (j.timeout_ms + $2) * interval '1 millisecond', pushed = false \
              from picked where j.ctid = picked.place \
              returning j.id, j.run, j.tenant_id, j.group_id, j.kind, j.attempt, j.max_attempts, j.timeout_ms, \
@@ -69,7 +68,8 @@ pub async fn claim(
 ) -> sqlx::Result<Vec<Claim>> {
     let rows = sqlx::query(claiming!(
         "select ctid as place from jobs where id = any($3) and state = 'queued' and suspect = $4 and kind = any($5) \
-         and not exists (select from queue_controls where queue = $6 and paused_at is not null) order by id"
+         and not exists (select from queue_controls where queue = $6 and paused_at is not null) order by id \
+         for no key update skip locked"
     ))
     .bind(worker)
     .bind(millis(DEADLINE_GRACE))
@@ -82,7 +82,11 @@ pub async fn claim(
     rows.iter().map(|row| decode(row, worker)).collect()
 }
 
-/// Claims without the belt, oldest first within each priority: what a worker does while Redis is away (E7).
+/// Claims without the belt: what a worker does while Redis is away (E7).
+///
+/// One index probe for each tenant that waits and one row for each job taken, however many more there are. Priorities
+/// go in order, but each is first now and then, so that none starves; within one the tenants share what there is room
+/// for, beginning with another one each time (E18).
 pub async fn claim_from_ledger(
     db: impl PgExecutor<'_>,
     worker: WorkerId,
@@ -92,21 +96,64 @@ pub async fn claim_from_ledger(
     suspects: bool,
     limit: usize,
 ) -> sqlx::Result<Vec<Claim>> {
-    let rows = sqlx::query(claiming!(
-        "select ctid as place from jobs where state = 'queued' and suspect = $4 and queue = $6 and lane = $7 \
-         and kind = any($5) and not exists (select from queue_controls where queue = $6 and paused_at is not null) \
-         order by priority, seq limit $3"
-    ))
-    .bind(worker)
-    .bind(millis(DEADLINE_GRACE))
-    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-    .bind(suspects)
-    .bind(kinds)
-    .bind(queue.as_str())
-    .bind(lane.as_str())
-    .fetch_all(db)
-    .await?;
+    let start = Uuid::new_v4();
+    let query = if suspects {
+        sqlx::query(claiming!(
+            "select ctid as place from jobs where state = 'queued' and suspect and queue = $4 and lane = $6 \
+             and kind = any($5) and not exists (select from queue_controls where queue = $4 and paused_at is not null) \
+             order by seq limit $3 for no key update skip locked"
+        ))
+    } else {
+        sqlx::query(claiming!(
+            "with recursive arcs as ( \
+                select p.priority, p.place, a.part, a.low, a.high \
+                from unnest($7::smallint[]) with ordinality as p (priority, place) \
+                cross join (values (1, $8::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid), \
+                                   (2, '00000000-0000-0000-0000-000000000000'::uuid, $8::uuid)) as a (part, low, high) \
+                where not exists (select from queue_controls where queue = $4 and paused_at is not null) \
+             ), turns as ( \
+                select a.priority, a.place, a.part, a.high, n.tenant_id, 1 as depth from arcs a cross join lateral ( \
+                    select tenant_id from jobs where state = 'queued' and not suspect and queue = $4 and lane = $6 \
+                    and priority = a.priority and tenant_id >= a.low and tenant_id < a.high \
+                    order by tenant_id limit 1) n \
+                union all \
+                select t.priority, t.place, t.part, t.high, n.tenant_id, t.depth + 1 from turns t cross join lateral ( \
+                    select tenant_id from jobs where state = 'queued' and not suspect and queue = $4 and lane = $6 \
+                    and priority = t.priority and tenant_id > t.tenant_id and tenant_id < t.high \
+                    order by tenant_id limit 1) n \
+                where t.depth < $3 \
+             ), shared as ( \
+                select priority, tenant_id, ($3 + count(*) over (partition by priority) - 1) \
+                                            / count(*) over (partition by priority) as share \
+                from turns order by place, part, depth \
+             ) \
+             select j.place from shared s cross join lateral ( \
+                select ctid as place from jobs where state = 'queued' and not suspect and queue = $4 and lane = $6 \
+                and priority = s.priority and tenant_id = s.tenant_id and kind = any($5) \
+                order by seq limit s.share for no key update skip locked) j limit $3"
+        ))
+    };
+    let mut query = query
+        .bind(worker)
+        .bind(millis(DEADLINE_GRACE))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .bind(queue.as_str())
+        .bind(kinds)
+        .bind(lane.as_str());
+    if !suspects {
+        query = query.bind(order_of_priorities(start.as_bytes()[15]).map(stored_priority)).bind(start);
+    }
+    let rows = query.fetch_all(db).await?;
     rows.iter().map(|row| decode(row, worker)).collect()
+}
+
+/// As the fetching from the belt has it: each of the lower ones is first once in eight times.
+fn order_of_priorities(chance: u8) -> [Priority; 3] {
+    match chance % 8 {
+        3 => [Priority::Normal, Priority::High, Priority::Low],
+        7 => [Priority::Low, Priority::High, Priority::Normal],
+        _ => [Priority::High, Priority::Normal, Priority::Low],
+    }
 }
 
 fn decode(row: &PgRow, worker: WorkerId) -> sqlx::Result<Claim> {

@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor};
 
+use super::stored_priority;
 use crate::{
     ids::{JobId, TenantId},
-    jobs::job::{Queue, State},
+    jobs::job::{Priority, Queue, State},
 };
 
 /// What a request to cancel met.
@@ -96,14 +97,27 @@ pub async fn request_retry(
     tenant: Option<TenantId>,
     job: JobId,
 ) -> sqlx::Result<Option<JobId>> {
+    // Parents that are still under way are locked while they are counted, so that none ends between (E8); what the
+    // others came to has been settled, or was what this retry overrules.
     sqlx::query_scalar(
-        "update jobs set state = 'scheduled', run_at = now(), finished_at = null, attempt = 0, crashes = 0, blame = 0, \
-                suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null, result = null, \
-                retries = retries + 1 \
-         where id = $1 and ($2::uuid is null or tenant_id = $2) and state in ('failed', 'cancelled') and not committed \
-           and (unique_key is null or not exists ( \
+        "with open as materialized ( \
+            select p.id from job_edges e join jobs p on p.id = e.parent_id \
+            where e.child_id = $1 and p.finished_at is null order by p.id for update of p \
+         ), retried as ( \
+            update jobs set state = case when exists (select from open) then 'waiting' else 'scheduled' end::job_state, \
+                open_parents = (select count(*) from open), run_at = now(), finished_at = null, attempt = 0, \
+                crashes = 0, blame = 0, suspect = false, cancel_requested = false, parked = false, wake_key = null, \
+                why = null, result = null, retries = retries + 1 \
+            where id = $1 and ($2::uuid is null or tenant_id = $2) and state in ('failed', 'cancelled') \
+            and not committed \
+            and (unique_key is null or not exists ( \
                 select from jobs o where o.tenant_id = jobs.tenant_id and o.kind = jobs.kind \
-                and o.unique_key = jobs.unique_key and o.finished_at is null)) returning id",
+                and o.unique_key = jobs.unique_key and o.finished_at is null)) returning id \
+         ), edges as ( \
+            update job_edges e set open = exists (select from open where open.id = e.parent_id) \
+            from retried r where e.child_id = r.id \
+         ) \
+         select id from retried",
     )
     .bind(job)
     .bind(tenant)
@@ -111,12 +125,40 @@ pub async fn request_retry(
     .await
 }
 
-/// Retries failed jobs of a queue, oldest first, at most `limit` a call; with `kind`, only those. Jobs whose
+/// Gives a job that has not ended another priority. One that is queued comes to the end of its new list; one that runs
+/// has it should it run again. `None`: there is no such job, or it has ended.
+pub async fn set_priority(
+    db: impl PgExecutor<'_>,
+    tenant: Option<TenantId>,
+    job: JobId,
+    priority: Priority,
+) -> sqlx::Result<Option<JobId>> {
+    sqlx::query_scalar(
+        "update jobs set priority = $3, \
+                seq = case when state = 'queued' and priority <> $3 then nextval('job_seq') else seq end, \
+                pushed = pushed and priority = $3 \
+         where id = $1 and ($2::uuid is null or tenant_id = $2) and finished_at is null returning id",
+    )
+    .bind(job)
+    .bind(tenant)
+    .bind(stored_priority(priority))
+    .fetch_optional(db)
+    .await
+}
+
+/// Retries jobs of a queue that failed before `before`, oldest first, at most `limit` a call; with `kind`, only those.
+/// Jobs whose
 /// unique key was taken meanwhile are left as they are; of several that failed under one key the newest is retried.
-pub async fn retry_failed(db: impl PgExecutor<'_>, queue: Queue, kind: Option<&str>, limit: i64) -> sqlx::Result<u64> {
+pub async fn retry_failed(
+    db: impl PgExecutor<'_>,
+    queue: Queue,
+    kind: Option<&str>,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> sqlx::Result<u64> {
     let retried = sqlx::query(
         "with picked as ( \
-            select f.id, f.tenant_id, f.kind, f.unique_key from jobs f where f.state = 'failed' and f.queue = $1 and ($2::text is null or f.kind = $2) \
+            select f.id, f.tenant_id, f.kind, f.unique_key from jobs f where f.state = 'failed' and f.queue = $1 and f.finished_at < $4 and ($2::text is null or f.kind = $2) \
             and not f.committed and (f.unique_key is null or not exists ( \
                 select from jobs o where o.tenant_id = f.tenant_id and o.kind = f.kind \
                 and o.unique_key = f.unique_key and o.finished_at is null)) \
@@ -132,6 +174,7 @@ pub async fn retry_failed(db: impl PgExecutor<'_>, queue: Queue, kind: Option<&s
     .bind(queue.as_str())
     .bind(kind)
     .bind(limit)
+    .bind(before)
     .execute(db)
     .await?;
     Ok(retried.rows_affected())
@@ -151,19 +194,37 @@ pub async fn pause(db: impl PgExecutor<'_>, queue: Queue, by: &str) -> sqlx::Res
     Ok(())
 }
 
-/// `true`: it had been paused.
-pub async fn resume(db: impl PgExecutor<'_>, queue: Queue) -> sqlx::Result<bool> {
-    // Ids that were popped meanwhile were not claimed: the relay pushes their rows as if they were new.
-    let resumed = sqlx::query(
-        "with popped as ( \
-            select id from jobs where queue = $1 and state = 'queued' and pushed limit 10000 for update skip locked \
-         ), again as (update jobs j set pushed = false from popped where j.id = popped.id) \
-         update queue_controls set paused_at = null, paused_by = null where queue = $1 and paused_at is not null",
+/// Lets a queue go on, from the time that is returned. `None`: it had not been paused.
+pub async fn resume(db: impl PgExecutor<'_>, queue: Queue) -> sqlx::Result<Option<DateTime<Utc>>> {
+    sqlx::query_scalar(
+        "update queue_controls set paused_at = null, paused_by = null where queue = $1 and paused_at is not null \
+         returning now()",
     )
     .bind(queue.as_str())
+    .fetch_optional(db)
+    .await
+}
+
+/// Leaves rows of a queue to the relay's pushing that their makers had pushed before `before`: ids that were popped
+/// during a pause were not claimed. Returns how many, at most `limit`.
+pub async fn leave_to_relay(
+    db: impl PgExecutor<'_>,
+    queue: Queue,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> sqlx::Result<u64> {
+    let left = sqlx::query(
+        "with popped as (select ctid as place from jobs where queue = $1 and state = 'queued' and pushed \
+                         and not suspect and queued_at < $2 order by queue, lane, priority limit $3 \
+                         for no key update skip locked) \
+         update jobs j set pushed = false from popped p where j.ctid = p.place",
+    )
+    .bind(queue.as_str())
+    .bind(before)
+    .bind(limit)
     .execute(db)
     .await?;
-    Ok(resumed.rows_affected() == 1)
+    Ok(left.rows_affected())
 }
 
 /// A paused queue.
@@ -185,8 +246,9 @@ pub async fn paused(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Paused>> {
 pub async fn wake(db: impl PgExecutor<'_>, wake: &str) -> sqlx::Result<u64> {
     let woken = sqlx::query(
         "with event as (insert into job_wakes (wake_key, at) values ($1, clock_timestamp()) \
-                        on conflict (wake_key) do update set at = excluded.at) \
-         update jobs set run_at = now(), parked = false, wake_key = null where wake_key = $1 and state = 'scheduled'",
+                        on conflict (wake_key) do update set at = excluded.at, seq = excluded.seq returning seq) \
+         update jobs set run_at = now(), parked = false, wake_key = null, wake_seen = (select seq from event) \
+         where wake_key = $1 and state = 'scheduled'",
     )
     .bind(wake)
     .execute(db)

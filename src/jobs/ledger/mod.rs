@@ -16,16 +16,16 @@ mod retention;
 mod schedule;
 mod settle;
 mod timeline;
+mod window;
 
 pub use claim::{Claim, claim, claim_from_ledger};
 pub use control::{
-    CancelOutcome, Paused, cancel, commit, commit_unstarted, is_committed, pause, paused, request_retry, resume,
-    retry_failed, uncommit, wake,
+    CancelOutcome, Paused, cancel, commit, commit_unstarted, is_committed, leave_to_relay, pause, paused,
+    request_retry, resume, retry_failed, set_priority, uncommit, wake,
 };
 pub use enqueue::{Insert, insert, insert_with_parents};
 pub use promote::{
-    Due, Turn, Waiting, expected_on_belt, fill, promote_due, promote_due_by_turns, promote_serial, runnable_suspects,
-    suspect_lists, sweep_waiting, sweep_wakes, waiting,
+    Due, Group, promote_due, promote_due_by_turns, promote_serial, promote_serial_orders, sweep_waiting, sweep_wakes,
 };
 pub use query::{
     DEPTH_CEILING, Depth, GroupStatus, JobFilter, JobRow, depth, get, get_many, group, last_classes, list, live_workers,
@@ -35,10 +35,11 @@ pub use rescue::{
     Death, Heartbeat, Rescued, WorkerRow, acquit, cancel_requests, hand_back_strays, heartbeat, lost_runs, reap,
     register, report_death, say_stopped,
 };
-pub use retention::{Retention, prune};
+pub use retention::{Pruning, Retention, prune};
 pub use schedule::{ScheduleRow, due as due_schedules, fire, list as list_schedules, upsert as upsert_schedule};
 pub use settle::{Again, End, Freed, Settled, Settlement, release_children, save_checkpoint, settle, settle_succeeded};
 pub use timeline::{Entry, note, timeline};
+pub use window::{Turn, Waiting, expected_on_belt, fill, runnable_suspects, suspect_lists, waiting};
 
 use super::{
     belt::{List, Slot},
@@ -59,7 +60,7 @@ fn list_of(queue: &str, lane: &str, priority: i16, suspect: bool) -> Option<List
     Some(List { queue: queue.parse::<Queue>().ok()?, lane: lane.parse::<Lane>().ok()?, slot })
 }
 
-fn priority_of(stored: i16) -> Option<Priority> {
+pub(in crate::jobs) fn priority_of(stored: i16) -> Option<Priority> {
     Priority::ALL.get(usize::try_from(stored).ok()?).copied()
 }
 

@@ -46,7 +46,7 @@ pub struct JobRow {
 }
 
 macro_rules! job_columns {
-    ($rest:literal) => {
+    ($rest:expr) => {
         concat!(
             "select id, tenant_id, group_id, worker_id, kind, queue, lane, priority, state::text, run, attempt, \
                     max_attempts, crashes, handbacks, open_parents, cancel_requested, suspect, parked, created_at, \
@@ -127,6 +127,19 @@ pub struct JobFilter {
     pub group: Option<GroupId>,
 }
 
+/// One statement for each state, which is written out in it: a state that is only bound tells the planner nothing about
+/// which of the partial indexes holds it.
+macro_rules! listing {
+    ($state:literal) => {
+        job_columns!(concat!(
+            "where ($1::uuid is null or tenant_id = $1) and ($2::uuid is null or id < $2) ",
+            $state,
+            " and ($3::text is null or queue = $3) and ($4::text is null or kind = $4) \
+             and ($5::uuid is null or group_id = $5) order by id desc limit $6"
+        ))
+    };
+}
+
 /// Newest first, those created before `before`.
 pub async fn list(
     db: impl PgExecutor<'_>,
@@ -134,22 +147,27 @@ pub async fn list(
     before: Option<JobId>,
     limit: i64,
 ) -> sqlx::Result<Vec<JobRow>> {
-    sqlx::query_as(job_columns!(
-        "where ($1::uuid is null or tenant_id = $1) and ($2::uuid is null or id < $2) \
-           and ($3::text is null or state = $3::job_state) and ($4::text is null or queue = $4) \
-           and ($5::text is null or kind = $5) and ($6::uuid is null or group_id = $6) order by id desc limit $7"
-    ))
-    // Planned anew for each set of filters: one plan for all of them would read the table from its end.
-    .persistent(false)
-    .bind(filter.tenant)
-    .bind(before)
-    .bind(filter.state.map(State::as_str))
-    .bind(filter.queue.map(Queue::as_str))
-    .bind(filter.kind.as_deref())
-    .bind(filter.group)
-    .bind(limit)
-    .fetch_all(db)
-    .await
+    let statement = match filter.state {
+        None => listing!(""),
+        Some(State::Waiting) => listing!("and state = 'waiting'"),
+        Some(State::Scheduled) => listing!("and state = 'scheduled'"),
+        Some(State::Queued) => listing!("and state = 'queued'"),
+        Some(State::Running) => listing!("and state = 'running'"),
+        Some(State::Succeeded) => listing!("and state = 'succeeded'"),
+        Some(State::Failed) => listing!("and state = 'failed'"),
+        Some(State::Cancelled) => listing!("and state = 'cancelled'"),
+    };
+    sqlx::query_as(statement)
+        // Planned anew for each set of filters: one plan for all of them would read the table from its end.
+        .persistent(false)
+        .bind(filter.tenant)
+        .bind(before)
+        .bind(filter.queue.map(Queue::as_str))
+        .bind(filter.kind.as_deref())
+        .bind(filter.group)
+        .bind(limit)
+        .fetch_all(db)
+        .await
 }
 
 /// A group's one status.
@@ -158,17 +176,31 @@ pub struct GroupStatus {
     pub id: GroupId,
     pub name: String,
     pub created_at: DateTime<Utc>,
+    /// How many of its jobs are in each state that any is in.
+    pub counts: Vec<(State, u64)>,
+    /// The first [`GROUP_PAGE`] of them; the list of jobs pages through all.
     pub jobs: Vec<JobRow>,
 }
+
+/// Jobs shown with their group.
+pub const GROUP_PAGE: i64 = 1_000;
 
 impl GroupStatus {
     /// The state a person would say the whole is in: what is unfinished counts first, then what went wrong.
     pub fn state(&self) -> State {
-        let any = |state| self.jobs.iter().any(|job| job.state == state);
         [State::Running, State::Queued, State::Scheduled, State::Waiting, State::Failed, State::Cancelled]
             .into_iter()
-            .find(|state| any(*state))
+            .find(|state| self.counts.iter().any(|(of, _)| of == state))
             .unwrap_or(State::Succeeded)
+    }
+
+    pub fn total(&self) -> u64 {
+        self.counts.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Jobs that have ended, however.
+    pub fn ended(&self) -> u64 {
+        self.counts.iter().filter(|(state, _)| state.is_final()).map(|(_, count)| count).sum()
     }
 }
 
@@ -180,9 +212,22 @@ pub async fn group(db: &mut PgConnection, tenant: TenantId, group: GroupId) -> s
             .fetch_optional(&mut *db)
             .await?;
     let Some((name, created_at)) = found else { return Ok(None) };
-    let jobs =
-        sqlx::query_as(job_columns!("where group_id = $1 order by id limit 1000")).bind(group).fetch_all(db).await?;
-    Ok(Some(GroupStatus { id: group, name, created_at, jobs }))
+    let counted: Vec<(String, i64)> =
+        sqlx::query_as("select state::text, count(*) from jobs where group_id = $1 group by state")
+            .bind(group)
+            .fetch_all(&mut *db)
+            .await?;
+    let mut counts = Vec::with_capacity(counted.len());
+    for (state, count) in counted {
+        let state = state.parse().map_err(|error: String| sqlx::Error::Decode(error.into()))?;
+        counts.push((state, count.unsigned_abs()));
+    }
+    let jobs = sqlx::query_as(job_columns!("where group_id = $1 order by id limit $2"))
+        .bind(group)
+        .bind(GROUP_PAGE)
+        .fetch_all(db)
+        .await?;
+    Ok(Some(GroupStatus { id: group, name, created_at, counts, jobs }))
 }
 
 /// How full one lane of a queue is. Counts stop at [`DEPTH_CEILING`].
@@ -195,27 +240,47 @@ pub struct Depth {
     pub scheduled: i64,
     /// Age of the oldest job that could run.
     pub oldest_queued_ms: Option<i64>,
+    /// Unfinished jobs that stopping workers have handed back three times or more (E16).
+    pub handed_back: i64,
 }
 
 /// Counting more would cost more than it tells.
 pub const DEPTH_CEILING: i64 = 100_000;
+/// Tenants of one priority whose oldest queued job is looked at.
+const HEADS: i64 = 1_000;
 
 pub async fn depth(db: impl PgExecutor<'_>, queue: Queue, lane: crate::jobs::Lane) -> sqlx::Result<Depth> {
     sqlx::query_as(
-        "select $1 as queue, $2 as lane, \
+        // Within a tenant's turn the first in order of `seq` has waited the longest.
+        "with recursive heads as ( \
+            select p.priority, n.tenant_id, n.queued_at, 1 as place from unnest(array[0, 1, 2]::smallint[]) as p (priority) \
+            cross join lateral ( \
+                select tenant_id, queued_at from jobs where state = 'queued' and not suspect and queue = $1 \
+                and lane = $2 and priority = p.priority order by tenant_id, seq limit 1) n \
+            union all \
+            select h.priority, n.tenant_id, n.queued_at, h.place + 1 from heads h cross join lateral ( \
+                select tenant_id, queued_at from jobs where state = 'queued' and not suspect and queue = $1 \
+                and lane = $2 and priority = h.priority and tenant_id > h.tenant_id \
+                order by tenant_id, seq limit 1) n \
+            where h.place < $4 \
+         ) \
+         select $1 as queue, $2 as lane, \
             (select count(*) from (select from jobs where state = 'queued' and not suspect and queue = $1 and lane = $2 \
                                    limit $3) q) as queued, \
             (select count(*) from (select from jobs where state = 'running' and queue = $1 and lane = $2 \
                                    limit $3) q) as running, \
-            (select count(*) from (select from jobs where state = 'scheduled' and queue = $1 and lane = $2 \
-                                   limit $3) q) as scheduled, \
-            (select (extract(epoch from now() - min(queued_at)) * 1000)::bigint from ( \
-                select queued_at from jobs where state = 'queued' and not suspect and queue = $1 and lane = $2 \
-                order by priority, tenant_id, seq limit 1000) q) as oldest_queued_ms",
+            (select count(*) from (select from jobs where state = 'scheduled' and serial_key is null \
+                                   and queue = $1 and lane = $2 limit $3) q) \
+            + (select count(*) from (select from jobs where state = 'scheduled' and serial_key is not null \
+                                     and queue = $1 and lane = $2 limit $3) q) as scheduled, \
+            (select count(*) from (select from jobs where handbacks >= 3 and finished_at is null and queue = $1 \
+                                   and lane = $2 limit $3) q) as handed_back, \
+            (select (extract(epoch from now() - min(queued_at)) * 1000)::bigint from heads) as oldest_queued_ms",
     )
     .bind(queue.as_str())
     .bind(lane.as_str())
     .bind(DEPTH_CEILING)
+    .bind(HEADS)
     .fetch_one(db)
     .await
 }

@@ -166,8 +166,8 @@ pub async fn report_death(db: impl PgExecutor<'_>, process: Uuid, death: Death, 
 
 /// What a worker says that was silent for longer than its lease and finds its jobs taken: it was no crash (E12). What
 /// its silence was charged with is taken back: a job is a suspect only if an earlier crash made it one, and then, since
-/// it ran alone, one crash fewer is counted. One that ended by that count runs again, unless others have gone by its
-/// end: its children, or a job that has taken its unique key since.
+/// it ran alone, one crash and its blame fewer are counted. One that ended by that count runs again, unless others have
+/// gone by its end: its children, or a job that has taken its unique key since.
 pub async fn acquit(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<u64> {
     let acquitted = sqlx::query(
         "with charged as ( \
@@ -188,12 +188,15 @@ pub async fn acquit(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<u
          ) \
          update jobs j set state = 'queued', finished_at = null, suspect = c.counted, \
                 crashes = greatest(j.crashes - (case when c.counted then 1 else 0 end), 0)::smallint, \
+                blame = greatest(j.blame - (case when c.counted then coalesce( \
+                    (select w.blame from workers w where w.id = $1), $2) else 0 end), 0)::smallint, \
                 why = jsonb_build_object('code', 'lease_lost', \
                                          'message', 'its worker was silent for longer than its lease'), \
                 queued_at = now(), pushed = false, seq = nextval('job_seq') \
          from charged c where j.id = c.id",
     )
     .bind(worker)
+    .bind(Death::Vanished.blame())
     .execute(db)
     .await?;
     Ok(acquitted.rows_affected())

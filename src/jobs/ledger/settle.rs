@@ -70,24 +70,32 @@ pub struct Freed {
     pub runnable: Vec<Runnable>,
     /// Children that were cancelled and have children of their own; release those next.
     pub cancelled_parents: Vec<JobId>,
+    /// Ended jobs some of whose children were locked; release them again. The relay's sweep finds them too.
+    pub held_up: Vec<JobId>,
 }
 
 /// The tail of every statement that ends jobs: `moved (id, state, has_children)` is what ended.
+///
+/// A child whose row another session holds is left as it is, its edge open, so that whoever holds it does not hold up
+/// the batch; its parent is in the answer as one whose children are held. That a job waits is said by what only such a
+/// job has: the state itself would offer the planner the index of all that wait.
 macro_rules! releasing {
     ($head:expr) => {
         concat!(
             $head,
-            ", closed as ( \
-                update job_edges e set open = false from moved m \
-                where e.parent_id = m.id and e.open and m.has_children \
-                  and m.state in ('succeeded', 'failed', 'cancelled') \
-                returning e.child_id, m.state <> 'succeeded' and e.on_parent = 'cancel' as doomed \
+            ", edges as ( \
+                select e.parent_id, e.child_id, m.state <> 'succeeded' and e.on_parent = 'cancel' as doomed \
+                from moved m join job_edges e on e.parent_id = m.id \
+                where e.open and m.has_children and m.state in ('succeeded', 'failed', 'cancelled') \
+            ), children as ( \
+                select c.id from (select distinct child_id from edges) e join jobs c on c.id = e.child_id \
+                where c.open_parents > 0 and c.finished_at is null order by c.id for update of c skip locked \
+            ), closed as ( \
+                update job_edges e set open = false from edges d join children c on c.id = d.child_id \
+                where e.parent_id = d.parent_id and e.child_id = d.child_id and e.open returning e.child_id, d.doomed \
             ), lowered as ( \
                 select child_id, count(*)::smallint as ended, bool_or(doomed) as doomed \
                 from closed group by child_id \
-            ), children as ( \
-                select c.id, l.ended, l.doomed from jobs c join lowered l on l.child_id = c.id \
-                where c.state = 'waiting' order by c.id for update of c \
             ), freed as ( \
                 update jobs c set \
                     open_parents = greatest(c.open_parents - k.ended, 0), \
@@ -100,14 +108,18 @@ macro_rules! releasing {
                     pushed = not k.doomed and c.open_parents <= k.ended and c.serial_key is null and c.run_at <= now(), \
                     why = case when k.doomed then jsonb_build_object('code', 'parent_ended', \
                           'message', 'a job it depends on did not succeed') end \
-                from children k where c.id = k.id \
+                from lowered k where c.id = k.child_id \
                 returning c.id, c.state, c.queue, c.lane, c.priority, c.has_children \
             ) \
             select id, state::text, false as child, has_children, null as queue, null as lane, \
                    null::smallint as priority from moved \
             union all \
             select id, state::text, true, has_children, queue, lane, priority from freed \
-            where state in ('queued', 'cancelled')"
+            where state in ('queued', 'cancelled') \
+            union all \
+            select distinct e.parent_id, null, true, true, null, null, null::smallint \
+            from edges e join jobs c on c.id = e.child_id \
+            where c.open_parents > 0 and c.finished_at is null and not exists (select from children k where k.id = c.id)"
         )
     };
 }
@@ -137,7 +149,8 @@ pub async fn settle_succeeded(db: impl PgExecutor<'_>, batch: &[(JobId, i32, &Va
     freed(&rows)
 }
 
-/// Writes settlements of every sort. One that meets no row (the lease was lost, or the row is locked) is missing
+/// Writes settlements of every sort. A suspect that only comes back later has not shown its innocence (E10). An event
+/// that came during the run brings its parking forward once: after that it has been seen. One that meets no row (the lease was lost, or the row is locked) is missing
 /// from the answer. A cancelled job is not run again.
 pub async fn settle(db: impl PgExecutor<'_>, batch: &[Settlement]) -> sqlx::Result<Freed> {
     let columns: Vec<Columns<'_>> = batch.iter().map(columns).collect();
@@ -149,7 +162,8 @@ pub async fn settle(db: impl PgExecutor<'_>, batch: &[Settlement]) -> sqlx::Resu
     let rows = sqlx::query(releasing!(
         "with ended as ( \
             select j.ctid as place, j.id, j.run, j.worker_id, j.claimed_at, s.state, s.result, s.charged, s.after_ms, s.until, s.why, \
-                   s.wake, s.class, coalesce(w.at >= j.claimed_at - interval '1 second', false) as woken \
+                   s.wake, s.class, w.seq as event, coalesce(w.at >= j.claimed_at - interval '1 second' \
+                                  and w.seq is distinct from j.wake_seen, false) as woken \
             from unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::boolean[], $6::bigint[], \
                         $7::timestamptz[], $8::text[], $9::text[], $10::text[]) \
                  as s (id, run, state, result, charged, after_ms, until, why, wake, class) \
@@ -174,7 +188,9 @@ pub async fn settle(db: impl PgExecutor<'_>, batch: &[Settlement]) -> sqlx::Resu
                 queued_at = case when s.state = 'queued' then now() else j.queued_at end, \
                 seq = case when s.state = 'queued' then nextval('job_seq') else j.seq end, \
                 parked = s.wake is not null and not s.woken, wake_key = case when not s.woken then s.wake end, \
-                result = s.result::jsonb, why = s.why::jsonb, worker_id = null, suspect = false \
+                wake_seen = case when s.woken then s.event else j.wake_seen end, \
+                result = s.result::jsonb, why = s.why::jsonb, worker_id = null, \
+                suspect = j.suspect and s.state in ('scheduled', 'queued') and not s.charged \
             from ended s where j.ctid = s.place returning j.id, j.state, j.has_children \
         )"
     ))
@@ -271,8 +287,11 @@ fn freed(rows: &[PgRow]) -> sqlx::Result<Freed> {
     let mut freed = Freed::default();
     for row in rows {
         let job: JobId = row.try_get(0)?;
-        let state: State =
-            row.try_get::<&str, _>(1)?.parse().map_err(|error: String| sqlx::Error::Decode(error.into()))?;
+        let Some(state) = row.try_get::<Option<&str>, _>(1)? else {
+            freed.held_up.push(job);
+            continue;
+        };
+        let state: State = state.parse().map_err(|error: String| sqlx::Error::Decode(error.into()))?;
         if !row.try_get::<bool, _>(2)? {
             freed.settled.push(Settled { job, state });
         } else if state == State::Cancelled {

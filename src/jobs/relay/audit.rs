@@ -19,7 +19,7 @@ use crate::{
     telemetry::chain,
 };
 
-/// Rows of a list compared at one look: more than a window holds.
+/// Rows of a list compared at one look: as many as a window and its direct pushes hold.
 const LOOK: i64 = 20_000;
 
 #[derive(Debug, Default)]

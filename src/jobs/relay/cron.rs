@@ -103,7 +103,13 @@ pub(super) async fn fire_due(db: &mut PgConnection, engine: &Engine) -> sqlx::Re
                 continue;
             }
         };
-        let job = fire_at.and_then(|_| job_of(&row));
+        let job = job_of(&row);
+        if job.is_none() {
+            // Left as it is, due, for a leader that knows it.
+            warn!(schedule = row.name, "its queue or lane is of another release");
+            continue;
+        }
+        let job = job.filter(|_| fire_at.is_some());
         let mut tx = super::begin(db).await?;
         let fired = ledger::fire(&mut tx, &row, fire_at.unwrap_or(row.next_at), next_at, job.as_ref()).await?;
         let tickets = match &job {

@@ -6,12 +6,13 @@
 
 mod audit;
 mod cron;
+mod forget;
 mod window;
 
 use std::time::Duration;
 
 use sqlx::{Acquire, PgConnection, PgPool};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
@@ -21,9 +22,9 @@ use self::{audit::Audit, window::Windows};
 use super::{
     Engine, canary,
     heart::LEASE,
-    ledger::{self, Due, Leadership, Retention},
+    ledger::{self, Due, Group, Leadership},
 };
-use crate::telemetry::chain;
+use crate::{ids::JobId, telemetry::chain};
 
 /// How long a leader leads without renewing; another leads at most this and a round later.
 const LEADS_FOR: Duration = Duration::from_secs(4);
@@ -35,14 +36,19 @@ const BUSY_ROUND: Duration = Duration::from_millis(25);
 /// A round that takes longer than this met a server that is not well.
 const ROUND_DEADLINE: Duration = Duration::from_secs(10);
 const AUDIT_EVERY: Duration = Duration::from_secs(2);
-const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// Rows one statement moves.
 const BATCH: i64 = 1_000;
-/// Rows of one tenant that one statement moves while a crowd is due.
-const TURN: i64 = 250;
+/// Lanes and tenants that one round looks at while a crowd is due.
+const GROUPS: i64 = 1_000;
+/// Serial orders, or due rows of such, that one round looks at.
+const SERIAL: i64 = 250;
+/// Waiting jobs looked after each second.
+const SWEEP: i64 = 2_000;
 
 /// Runs until `stop`; outages are waited out.
 pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
+    let (leads, is_leading) = watch::channel(false);
+    let forgetting = tokio::spawn(forget::run(db.clone(), is_leading, stop.clone()));
     let mut relay = Relay::new(engine, db.clone());
     while !stop.is_cancelled() {
         let pause = match tokio::time::timeout(ROUND_DEADLINE, relay.round()).await {
@@ -56,6 +62,7 @@ pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
                 RENEW_EVERY
             }
         };
+        leads.send_if_modified(|leads| std::mem::replace(leads, relay.leading.is_some()) != relay.leading.is_some());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = relay.engine.hub().bell(), if relay.leading.is_some() && pause <= ROUND => {}
@@ -65,6 +72,7 @@ pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
     if relay.leading.is_some() {
         let _ended = tokio::time::timeout(Duration::from_secs(1), ledger::step_down(&db, relay.me)).await;
     }
+    let _ended = tokio::time::timeout(Duration::from_secs(1), forgetting).await;
 }
 
 struct Relay {
@@ -76,14 +84,21 @@ struct Relay {
     audit: Audit,
     /// More is due than one batch: the tenants take turns.
     crowd: bool,
+    /// Where the turns have come to.
+    turn: Option<Group>,
+    /// More serial jobs are due than one look sees.
+    serial_crowd: bool,
+    /// Which serial orders were looked at.
+    serial_order: Option<String>,
+    /// Which waiting jobs were looked after.
+    swept: Option<Uuid>,
+    /// A step of this round failed; the others went on.
+    is_troubled: bool,
     /// Nobody's lease counts as over before this: after an outage the living need time to say so (E12).
     reap_from: Instant,
     healthy_at: Instant,
     renewed_at: Option<Instant>,
     audited_at: Instant,
-    pruned_at: Instant,
-    prune_after: Uuid,
-    retention: Retention,
 }
 
 impl Relay {
@@ -97,14 +112,15 @@ impl Relay {
             windows: Windows::default(),
             audit: Audit::default(),
             crowd: false,
+            turn: None,
+            serial_crowd: false,
+            serial_order: None,
+            swept: None,
+            is_troubled: false,
             reap_from: now,
             healthy_at: now,
             renewed_at: None,
             audited_at: now,
-            // A leader begins with it: a program that is restarted every minute forgets too.
-            pruned_at: now.checked_sub(PRUNE_EVERY).unwrap_or(now),
-            prune_after: Uuid::nil(),
-            retention: Retention::default(),
         }
     }
 
@@ -122,22 +138,44 @@ impl Relay {
         if self.healthy_at.elapsed() > LEADS_FOR {
             self.grant_a_lease("the database was away");
         }
+        self.is_troubled = false;
         let belt_is_there = self.keep_the_belt(&mut db).await?;
-        self.promote(&mut db, belt_is_there).await?;
-        let more_waits = belt_is_there && self.windows.fill(&mut db, self.engine.belt()).await?;
+        self.promote(&mut db, slow, belt_is_there).await?;
+        let filled = if belt_is_there { self.windows.fill(&mut db, self.engine.belt()).await } else { Ok(false) };
+        let more_waits = self.step("filling the belt", filled)?.unwrap_or(false);
         if slow {
             self.rescue(&mut db).await?;
-            cron::fire_due(&mut db, &self.engine).await?;
+            let fired = cron::fire_due(&mut db, &self.engine).await;
+            self.step("firing schedules", fired)?;
         }
         if belt_is_there && self.audited_at.elapsed() >= AUDIT_EVERY {
             self.audited_at = Instant::now();
-            self.audit.run(&mut db, self.engine.belt(), &self.windows).await?;
-        }
-        if self.pruned_at.elapsed() >= PRUNE_EVERY {
-            self.prune(&mut db).await?;
+            let audited = self.audit.run(&mut db, self.engine.belt(), &self.windows).await;
+            self.step("the audit", audited)?;
         }
         self.healthy_at = Instant::now();
-        Ok(if more_waits || self.crowd { BUSY_ROUND } else { ROUND })
+        let is_busy = more_waits || self.crowd || self.serial_crowd;
+        Ok(if self.is_troubled {
+            RENEW_EVERY
+        } else if is_busy {
+            BUSY_ROUND
+        } else {
+            ROUND
+        })
+    }
+
+    /// What one step of a round came to. A statement that Postgres refuses, or that takes too long, is the fault of that
+    /// step alone, and the others go on; without a server there is no next step.
+    fn step<T>(&mut self, what: &str, result: sqlx::Result<T>) -> sqlx::Result<Option<T>> {
+        match result {
+            Ok(done) => Ok(Some(done)),
+            Err(error @ sqlx::Error::Database(_)) => {
+                warn!(step = what, error = %chain(&error), "a step of the relay failed");
+                self.is_troubled = true;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn lead(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
@@ -203,20 +241,37 @@ impl Relay {
         }
     }
 
-    async fn promote(&mut self, db: &mut PgConnection, belt_is_there: bool) -> sqlx::Result<()> {
-        let serial = ledger::promote_serial(&mut *db, BATCH).await?;
-        self.push(&serial, belt_is_there).await;
-        if self.crowd {
-            let due = ledger::promote_due_by_turns(&mut *db, TURN).await?;
-            self.crowd = due.moved > 0;
-        } else {
-            let push = belt_is_there && self.windows.have_room();
-            let due = ledger::promote_due(&mut *db, BATCH, push).await?;
-            self.crowd = i64::try_from(due.moved).unwrap_or(i64::MAX) >= BATCH;
-            if push {
+    async fn promote(&mut self, db: &mut PgConnection, slow: bool, belt_is_there: bool) -> sqlx::Result<()> {
+        let due = self.promote_due(db, belt_is_there).await;
+        self.step("promoting", due)?;
+        let due = ledger::promote_serial(&mut *db, SERIAL).await;
+        if let Some((due, more)) = self.step("promoting serial jobs", due)? {
+            self.serial_crowd = more;
+            self.push(&due, belt_is_there).await;
+        }
+        if slow || self.serial_crowd {
+            let due = ledger::promote_serial_orders(&mut *db, self.serial_order.as_deref(), SERIAL).await;
+            if let Some((due, next)) = self.step("promoting serial orders", due)? {
+                self.serial_order = next;
                 self.push(&due, belt_is_there).await;
             }
         }
+        Ok(())
+    }
+
+    async fn promote_due(&mut self, db: &mut PgConnection, belt_is_there: bool) -> sqlx::Result<()> {
+        let push = belt_is_there && !self.crowd && self.windows.have_room();
+        // In a crowd one half goes by age, so that there is an end, and one by turns.
+        let limit = if self.crowd { BATCH / 2 } else { BATCH };
+        let due = ledger::promote_due(&mut *db, limit, push).await?;
+        if push {
+            self.push(&due, belt_is_there).await;
+        }
+        if self.crowd {
+            let (_, next) = ledger::promote_due_by_turns(&mut *db, self.turn.as_ref(), GROUPS, limit).await?;
+            self.turn = next;
+        }
+        self.crowd = i64::try_from(due.moved).unwrap_or(i64::MAX) >= limit;
         Ok(())
     }
 
@@ -230,35 +285,22 @@ impl Relay {
     }
 
     async fn rescue(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
-        ledger::sweep_waiting(&mut *db, BATCH).await?;
-        ledger::sweep_wakes(&mut *db).await?;
-        if Instant::now() < self.reap_from {
-            return Ok(());
-        }
-        loop {
-            let rescued = ledger::reap(&mut *db, BATCH).await?;
-            if rescued.is_empty() {
-                return Ok(());
-            }
+        while Instant::now() >= self.reap_from {
+            let rescued = ledger::reap(&mut *db, BATCH).await;
+            let Some(rescued) = self.step("reaping", rescued)?.filter(|rescued| !rescued.is_empty()) else { break };
             info!(jobs = rescued.len(), "taken back from workers that are gone");
             // They are suspects now, whom the audit brings to the belt: in this very round.
             self.audited_at = self.audited_at.checked_sub(AUDIT_EVERY).unwrap_or(self.audited_at);
-            let ended = rescued.iter().filter(|row| row.ended && row.has_children).map(|row| row.job).collect();
-            self.engine.release(ended).await?;
+            let ended: Vec<JobId> =
+                rescued.iter().filter(|row| row.ended && row.has_children).map(|row| row.job).collect();
+            let released = self.engine.release(ended).await;
+            self.step("releasing", released)?;
         }
-    }
-
-    async fn prune(&mut self, db: &mut PgConnection) -> sqlx::Result<()> {
-        self.pruned_at = Instant::now();
-        // A bounded piece of it a minute, so that forgetting never holds up the rest.
-        while self.pruned_at.elapsed() < Duration::from_secs(2) {
-            match ledger::prune(&mut *db, self.prune_after, &self.retention, BATCH).await? {
-                Some(last) => self.prune_after = last,
-                None => {
-                    self.prune_after = Uuid::nil();
-                    break;
-                }
-            }
+        let woken = ledger::sweep_wakes(&mut *db).await;
+        self.step("sweeping wakes", woken)?;
+        let swept = ledger::sweep_waiting(&mut *db, self.swept, SWEEP).await;
+        if let Some((_, next)) = self.step("sweeping waiting jobs", swept)? {
+            self.swept = next;
         }
         Ok(())
     }

@@ -23,8 +23,8 @@ use crate::{
 
 const SMALLEST: usize = 32;
 const LARGEST: usize = 10_000;
-/// Lists and tenants with something queued that one round looks at.
-const GROUPS: i64 = 10_000;
+/// Tenants with something queued that one look sees of each list; the next look begins with the last of them.
+const TENANTS: usize = 2_000;
 /// Sequence numbers are given before their rows commit: rows may still appear this long below what was seen.
 const LATE_COMMITS: Duration = Duration::from_millis(300);
 /// Between looks back for such rows; the other rounds read only what is new.
@@ -41,6 +41,9 @@ pub struct Windows {
     rotation: usize,
     /// Who waited at the last look around, while more waits than fits.
     around: Option<(Instant, Vec<Waiting>)>,
+    /// Lists with more tenants than one look sees, and where the next look begins.
+    cut: Vec<(List, TenantId)>,
+    seen_in_part: HashSet<List>,
 }
 
 #[derive(Debug)]
@@ -97,7 +100,7 @@ impl Windows {
     pub async fn fill(&mut self, db: &mut PgConnection, belt: &Belt) -> sqlx::Result<bool> {
         let (looked_at, waiting) = match self.around.take() {
             Some((at, waiting)) if at.elapsed() < LOOK_AROUND_EVERY => (at, waiting),
-            _ => (Instant::now(), ledger::waiting(&mut *db, GROUPS).await?),
+            _ => (Instant::now(), self.look_around(db).await?),
         };
         let mut lists: Vec<List> = waiting.iter().map(|group| group.list).collect();
         lists.dedup();
@@ -158,9 +161,20 @@ impl Windows {
         Ok(Ok(window.was_filled))
     }
 
+    async fn look_around(&mut self, db: &mut PgConnection) -> sqlx::Result<Vec<Waiting>> {
+        let began: HashSet<List> = self.cut.iter().map(|(list, _)| *list).collect();
+        let limit = i64::try_from(TENANTS).unwrap_or(i64::MAX);
+        let waiting = ledger::waiting(&mut *db, &self.cut, limit).await?;
+        let full = waiting.chunk_by(|a, b| a.list == b.list).filter(|list| list.len() >= TENANTS);
+        self.cut = full.filter_map(|list| list.last()).map(|last| (last.list, last.tenant)).collect();
+        // Of these only a part was seen: who is not in it may wait all the same.
+        self.seen_in_part = self.cut.iter().map(|(list, _)| *list).chain(began).collect();
+        Ok(waiting)
+    }
+
     fn forget_what_is_empty(&mut self, waiting: &[Waiting]) {
         let there: HashSet<(List, TenantId)> = waiting.iter().map(|group| (group.list, group.tenant)).collect();
-        for (list, window) in &mut self.windows {
+        for (list, window) in self.windows.iter_mut().filter(|(list, _)| !self.seen_in_part.contains(list)) {
             window.tenants.retain(|tenant, _| there.contains(&(*list, *tenant)));
             if window.tenants.is_empty() {
                 (window.was_filled, window.length) = (false, 0);

@@ -107,7 +107,9 @@ impl World {
         let servers = Servers::private().await;
         let mut app = App::on(&servers).await;
         let sandbox = app.sandbox().await;
-        app.set("TWITTER_CREATE_DEADLINE_SECONDS", "2").set("TWITTER_VISIBILITY_SECONDS", "1");
+        app.set("TWITTER_CREATE_DEADLINE_SECONDS", "2")
+            .set("TWITTER_VISIBILITY_SECONDS", "1")
+            .set("TWITTER_STALL_SECONDS", "0");
         let (postgres, redis) = (Proxy::to(servers.postgres_port()).await, Proxy::to(servers.redis_port()).await);
         app.set("DATABASE_URL", servers.database_url_at(app.db.name(), postgres.port()).expose_secret());
         app.set("REDIS_URL", servers.redis_url_at(redis.port()).expose_secret());
@@ -268,7 +270,7 @@ async fn rage(world: &World, storm: &Storm, rages: &AtomicBool, kills: &AtomicUs
             let worker = &mut workers[turn % WORKERS];
             // By turns the process that runs jobs alone, which is watched and started again, and all of it.
             let inner = worker.process().family().get(1).copied();
-            match inner.filter(|_| (turn / WORKERS) % 2 == 0) {
+            match inner.filter(|_| (turn / WORKERS).is_multiple_of(2)) {
                 Some(pid) => signal(pid, libc::SIGKILL),
                 None => {
                     worker.process().signal_group(libc::SIGKILL);
@@ -309,7 +311,7 @@ async fn rage(world: &World, storm: &Storm, rages: &AtomicBool, kills: &AtomicUs
                 }
                 Outage::LeaderStopped => {
                     let leader = eventually(Duration::from_secs(30), "somebody to lead", || async {
-                        world.leader(&*workers.lock().await).await
+                        world.leader(&workers.lock().await).await
                     })
                     .await;
                     let mut among = workers.lock().await;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use multivio::{
     ids::TenantId,
-    jobs::{Queue, State, ledger, ledger::CancelOutcome},
+    jobs::{Lane, Priority, Queue, State, ledger, ledger::CancelOutcome},
 };
 
 use super::{Act, ActWebhooks, Stage, Step};
@@ -121,6 +121,45 @@ async fn of_failed_jobs_with_one_unique_key_a_bulk_retry_runs_one() {
     stage.once(without, SOON, "it to succeed", |row| row.state == State::Succeeded).await;
     wait_until(SOON, "one of the three to succeed", || async { stage.count(State::Succeeded).await == 2 }).await;
     assert_eq!(stage.count(State::Failed).await, 2);
+}
+
+#[tokio::test]
+async fn a_bulk_retry_goes_in_steps_and_retries_none_twice() {
+    let stage = Stage::new().await;
+    let jobs: Vec<_> = (0..1_205).map(|_| stage.job(Act::default())).collect();
+    stage.enqueue_all(&jobs).await;
+    sqlx::query("update jobs set state = 'failed', finished_at = now()").execute(&stage.app.pool).await.unwrap();
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 5_000).await.unwrap(), 1_205);
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 5_000).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_job_whose_priority_is_raised_goes_before_those_that_were_before_it() {
+    let stage = Stage::new().await;
+    let jobs: Vec<_> = (0..40).map(|n| stage.steps([Step::Tell(n.to_string()), Step::SleepMs(20)])).collect();
+    let ids = stage.enqueue_all(&jobs).await;
+    let stranger = Some(TenantId::new());
+    assert!(!stage.engine.set_priority(stranger, ids[39], Priority::High).await.unwrap());
+    assert!(stage.engine.set_priority(Some(stage.app.tenant), ids[39], Priority::High).await.unwrap());
+    let _worker = stage.worker(1).await;
+    stage.all_succeed(&ids, SOON).await;
+    let place = stage.witness.words().iter().position(|word| word == "39").unwrap();
+    assert!(place < 20, "it was number {place} of 40");
+    assert!(!stage.engine.set_priority(None, ids[39], Priority::Low).await.unwrap(), "it has ended");
+}
+
+#[tokio::test]
+async fn the_age_of_a_queue_is_that_of_its_oldest_job_whosever_it_is() {
+    let stage = Stage::new().await;
+    // Among more jobs of one tenant than anybody would look at, and after them in every order but that of time.
+    let (first, last) = (TenantId::SYSTEM, stage.app.tenant);
+    let mut jobs: Vec<_> = (0..1_500).map(|_| stage.job_of(first, Act::default())).collect();
+    jobs.push(stage.job_of(last, Act::default()).priority(Priority::Low));
+    stage.enqueue_all(&jobs).await;
+    let age = "update jobs set queued_at = queued_at - interval '1 hour' where tenant_id = $1";
+    sqlx::query(age).bind(last).execute(&stage.app.pool).await.unwrap();
+    let depth = ledger::depth(&stage.app.pool, Queue::Ops, Lane::Default).await.unwrap();
+    assert!(depth.oldest_queued_ms.unwrap() >= 3_600_000, "{depth:?}");
 }
 
 #[tokio::test]

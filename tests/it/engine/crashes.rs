@@ -6,6 +6,7 @@ use multivio::{
     ids::{JobId, WorkerId},
     jobs::{
         NewJob, Queue, State,
+        belt::Slot,
         ledger::{self, Death},
     },
 };
@@ -85,6 +86,45 @@ async fn die_with(stage: &Stage, job: JobId, death: Death) {
     assert_eq!(claims.len(), 1);
     ledger::report_death(&mut *db, process, death, "a test").await.unwrap();
     ledger::reap(&mut *db, 10).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_poison_that_snoozes_between_its_crashes_is_still_found() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let job = stage.enqueue(stage.job(Act::default())).await;
+    let claim = async |suspects: bool| {
+        let worker = super::stage::paper_worker(&mut *stage.db().await, LONG).await;
+        let claims = ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], suspects).await.unwrap();
+        (worker, claims.first().map(|claim| claim.run).expect("it is claimed"))
+    };
+    let dies = async |worker: WorkerId| {
+        let dead = "update workers set lease_expires_at = now() - interval '1 second' where id = $1";
+        sqlx::query(dead).bind(worker).execute(&stage.app.pool).await.unwrap();
+        ledger::reap(&stage.app.pool, 10).await.unwrap();
+    };
+    dies(claim(false).await.0).await;
+    // Deaths that nobody saw: six of them are enough.
+    for crashes in 1..=6 {
+        // Alone it looks, waits, parks or is handed back, and no attempt is used: that shows nothing.
+        for n in 0..3 {
+            let why = multivio::jobs::Why::new("early", "too early");
+            let at = ledger::Again::After(Duration::ZERO);
+            let again = |wake| ledger::End::Again { at, charged: false, class: "snooze", why: why.clone(), wake };
+            let end = match n {
+                0 => again(None),
+                1 => again(Some("event".to_owned())),
+                _ => ledger::End::HandedBack { why: why.clone() },
+            };
+            let run = claim(true).await.1;
+            ledger::settle(&mut *db, &[ledger::Settlement { job, run, end }]).await.unwrap();
+            let due = ledger::promote_due(&mut *db, 10, false).await.unwrap();
+            assert!(due.runnable.iter().all(|row| row.list.slot == Slot::Suspects), "{due:?}");
+        }
+        dies(claim(true).await.0).await;
+        assert_eq!(stage.row(job).await.crashes, crashes);
+    }
+    assert_eq!(stage.state(job).await, State::Failed);
 }
 
 #[tokio::test]

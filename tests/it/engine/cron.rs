@@ -61,6 +61,23 @@ async fn a_schedule_fires_once_each_time_with_several_relays_and_a_change_of_lea
 }
 
 #[tokio::test]
+async fn a_schedule_of_a_newer_release_stays_due_for_a_leader_that_knows_it() {
+    let stage = Stage::new().await;
+    add(&stage, &Timetable { name: "newer".into(), ..every_second(CatchUp::Latest) }).await;
+    let due = "update schedules set queue = 'telepathy', next_at = date_trunc('second', now()) where name = 'newer'";
+    sqlx::query(due).execute(&stage.app.pool).await.unwrap();
+    let next_at = async || -> DateTime<Utc> {
+        let next_at = "select next_at from schedules where name = 'newer'";
+        sqlx::query_scalar(next_at).fetch_one(&stage.app.pool).await.unwrap()
+    };
+    let before = next_at().await;
+    add(&stage, &every_second(CatchUp::Latest)).await;
+    let _worker = stage.worker(2).await;
+    wait_until(SOON, "the leader to fire what it knows", || async { fires(&stage).await.len() >= 2 }).await;
+    assert_eq!(next_at().await, before);
+}
+
+#[tokio::test]
 async fn two_leaders_that_fire_the_same_schedule_at_once_make_one_job() {
     use multivio::jobs::ledger;
     let stage = Stage::new().await;

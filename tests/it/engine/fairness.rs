@@ -4,13 +4,17 @@ use std::time::{Duration, Instant};
 
 use multivio::{
     ids::TenantId,
-    jobs::{NewJob, Queue, noop::Noop},
+    jobs::{Lane, NewJob, Priority, Queue, ledger, noop::Noop},
 };
 
 use super::{Act, Stage, Step};
 use crate::harness::full_size;
 
 const SOON: Duration = Duration::from_secs(60);
+/// What the rule promises ...
+const A_SECOND: Duration = Duration::from_secs(1);
+/// ... and what a busy machine with two cores may add to it.
+const SLACK: Duration = Duration::from_millis(250);
 
 fn crowd_of(tenant: TenantId, count: usize) -> Vec<NewJob> {
     let one = |_| NewJob::of(&Noop { payload: "x".repeat(100) }, tenant);
@@ -39,8 +43,7 @@ async fn one_job_behind_another_tenants_crowd_starts_within_a_second() {
         .fetch_one(&stage.app.pool)
         .await
         .unwrap();
-    // Resuming takes a moment of its own; half is allowed to a busy machine.
-    assert!(waited < Duration::from_millis(1_500), "it waited {waited:?}");
+    assert!(waited < A_SECOND + SLACK, "it waited {waited:?}");
     assert!(left > 0, "the crowd was gone before: this shows nothing");
 }
 
@@ -51,7 +54,7 @@ async fn one_job_behind_a_crowd_of_slow_ones_waits_for_few_of_them() {
     let crowd: Vec<NewJob> = (0..2_000).map(|_| slow()).collect();
     let _worker = stage.worker(8).await;
     let waited = b_behind_the_crowd_of_a(&stage, &crowd).await;
-    assert!(waited < Duration::from_millis(1_500), "it waited {waited:?}");
+    assert!(waited < A_SECOND + SLACK, "it waited {waited:?}");
 }
 
 #[tokio::test]
@@ -79,4 +82,33 @@ async fn tenants_with_crowds_of_their_own_take_turns() {
         let count = done.iter().find(|(id, _)| id == tenant).map_or(0, |(_, count)| *count);
         assert!(count > 125, "one of four had {count} of its jobs done, when half of all were: {done:?}");
     }
+}
+
+#[tokio::test]
+async fn without_the_belt_tenants_share_and_no_priority_starves() {
+    let stage = Stage::new().await;
+    stage.enqueue_all(&crowd_of(TenantId::new(), 300)).await;
+    let others = [TenantId::SYSTEM, TenantId::new()];
+    let jobs = others.map(|tenant| crowd_of(tenant, 1).remove(0));
+    stage.enqueue_all(&jobs).await;
+    let mut db = stage.db().await;
+    let worker = super::stage::paper_worker(&mut db, SOON).await;
+    let mut claim = async |limit| {
+        let lane = Lane::Default;
+        ledger::claim_from_ledger(&mut *db, worker, Queue::Ops, lane, &["noop"], false, limit).await.unwrap()
+    };
+    let first = claim(12).await;
+    for tenant in others {
+        assert!(first.iter().any(|claim| claim.tenant == tenant), "{tenant} has its turn beside the crowd");
+    }
+    assert_eq!(first.len(), 6, "a third of the room each, and what two did not need is taken the next time");
+
+    let low: Vec<_> = crowd_of(TenantId::new(), 3).into_iter().map(|job| job.priority(Priority::Low)).collect();
+    stage.enqueue_all(&low).await;
+    let mut claimed = Vec::new();
+    for _ in 0..200 {
+        claimed.extend(claim(1).await);
+    }
+    assert!(claimed.iter().any(|claim| claim.job == low[0].id), "low was not first in two hundred times");
+    assert!(claimed.iter().filter(|claim| low.iter().any(|job| job.id == claim.job)).count() <= 3);
 }

@@ -140,9 +140,25 @@ async fn a_session_stopped_inside_a_transaction_holds_up_only_the_row_it_holds()
     let others: Vec<_> = ids.iter().copied().filter(|id| *id != ids[4]).collect();
     stage.all_succeed(&others, Duration::from_secs(4)).await;
     assert_eq!(stage.state(ids[4]).await, State::Running);
-    // Cancelling it waits for no longer than a lock may; reaping and fetching go on.
-    stage.all_succeed(&[stage.enqueue(stage.job(Act::default())).await], Duration::from_secs(2)).await;
-    stage.all_succeed(&[ids[4]], SOON).await;
+    // Cancelling another is done at once, cancelling this one waits for no longer than a lock may; reaping and
+    // fetching go on.
+    let other = stage.enqueue(stage.job(Act::default()).run_at(chrono::Utc::now() + LONG)).await;
+    let cancelling = stage.engine.cancel(None, other);
+    let outcome = tokio::time::timeout(Duration::from_secs(1), cancelling).await.expect("it waits for nothing");
+    assert_eq!(outcome.unwrap(), ledger::CancelOutcome::Cancelled);
+    let of_held = async {
+        let outcome = stage.engine.cancel(None, ids[4]).await;
+        assert!(held.elapsed() < Duration::from_secs(8), "cancelling was held for {:?}", held.elapsed());
+        outcome
+    };
+    let goes_on = async {
+        assert!(ledger::reap(&stage.app.pool, 10).await.unwrap().is_empty());
+        let another = stage.enqueue(stage.job(Act::default())).await;
+        stage.all_succeed(&[another], Duration::from_secs(2)).await;
+    };
+    let (_cancelled_or_too_late, ()) = tokio::join!(of_held, goes_on);
+    let end = stage.ended(ids[4], SOON).await.state;
+    assert!(matches!(end, State::Succeeded | State::Cancelled), "{end}");
     assert!(held.elapsed() < Duration::from_secs(9), "it was held for {:?}", held.elapsed());
     assert!(stuck.ping().await.is_err(), "the server has ended the session that sat in its transaction");
     assert_eq!(stage.witness.all().len(), 10);
@@ -224,6 +240,14 @@ async fn what_a_silent_worker_was_charged_with_is_taken_back_even_an_end() {
     let row = stage.row(job).await;
     assert_eq!((row.state, row.suspect, row.crashes), (State::Queued, true, crashes - 1));
     assert!(row.finished_at.is_none());
+    let blamed: (i16, i16) =
+        sqlx::query_as("select b.blame, p.blame from jobs b, jobs p where b.id = $1 and p.id = $2")
+            .bind(job)
+            .bind(parent.id)
+            .fetch_one(&mut *db)
+            .await
+            .unwrap();
+    assert!(blamed.0 < blamed.1, "the blame went with it: {blamed:?}");
     assert_eq!(stage.attempts(job).await.last().unwrap().0, "lease_lost");
     assert_eq!(stage.state(parent.id).await, State::Failed, "its child has gone by its end");
     assert_eq!(ledger::acquit(&mut *db, last).await.unwrap(), 0, "once");

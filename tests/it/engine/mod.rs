@@ -21,6 +21,7 @@ mod model;
 mod outages;
 mod outcomes;
 mod parked;
+mod scale;
 mod serial;
 mod suspects;
 mod upright;

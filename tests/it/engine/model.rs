@@ -112,6 +112,8 @@ struct Model<'a> {
     jobs: Vec<JobId>,
     /// Who holds what, by what the claims answered.
     held: HashMap<JobId, (WorkerId, i32)>,
+    /// Those of them whose next failed attempt is their last, which a worker says of itself.
+    last_tries: HashSet<JobId>,
     /// Pairs that were settled or taken away: they count for nothing any more.
     stale: Vec<(JobId, i32)>,
     before: Snapshot,
@@ -127,12 +129,13 @@ impl Model<'_> {
                 vec![]
             }
             Op::Promote => {
-                ledger::promote_serial(&mut self.db, 10).await.unwrap();
+                ledger::promote_serial(&mut self.db, 2).await.unwrap();
+                ledger::promote_serial_orders(&mut self.db, None, 10).await.unwrap();
                 ledger::promote_due(&mut self.db, 10, true).await.unwrap();
                 vec![(Scheduled, Queued)]
             }
             Op::Sweep => {
-                ledger::sweep_waiting(&mut self.db, 10).await.unwrap();
+                ledger::sweep_waiting(&mut self.db, None, 100).await.unwrap();
                 vec![(Waiting, Scheduled), (Waiting, Cancelled)]
             }
             Op::Claim { worker, limit } => {
@@ -141,7 +144,11 @@ impl Model<'_> {
             }
             Op::Settle { which, how } => {
                 let Some((job, run)) = self.nth_held(*which) else { return Ok(()) };
-                let freed = ledger::settle(&mut self.db, &[settlement(job, run, *how)]).await.unwrap();
+                let how = match how {
+                    How::Retry if self.last_tries.contains(&job) => How::Fail,
+                    how => *how,
+                };
+                let freed = ledger::settle(&mut self.db, &[settlement(job, run, how)]).await.unwrap();
                 prop_assert_eq!(freed.settled.len(), 1);
                 self.held.remove(&job);
                 self.stale.push((job, run));
@@ -241,6 +248,11 @@ impl Model<'_> {
             prop_assert_eq!(was, Some((State::Queued, claim.run - 1)));
             let held = self.held.insert(claim.job, (me, claim.run));
             prop_assert!(held.is_none(), "{} was claimed twice", claim.job);
+            if claim.failed_attempts + 1 >= claim.max_attempts {
+                self.last_tries.insert(claim.job);
+            } else {
+                self.last_tries.remove(&claim.job);
+            }
         }
         Ok(claims.len())
     }
@@ -357,7 +369,7 @@ fn settlement(job: JobId, run: i32, how: How) -> Settlement {
     let end = match how {
         How::Succeed => End::Succeeded { result: Value::Null },
         How::Fail => End::Failed { why: why(), class: "permanent" },
-        How::Retry => again(false, None, "retry"),
+        How::Retry => again(true, None, "retry"),
         How::Snooze => again(false, None, "snooze"),
         How::Park => again(false, Some("event"), "parked"),
         How::HandBack => End::HandedBack { why: why() },
@@ -383,7 +395,7 @@ fn no_sequence_of_operations_loses_or_doubles_a_job() {
                 workers.push(paper_worker(&mut db, LEASE).await);
             }
             let (jobs, held, stale) = (Vec::new(), HashMap::new(), Vec::new());
-            let mut model = Model { stage: &stage, db, workers, jobs, held, stale, before: Snapshot::new() };
+            let mut model = Model { stage: &stage, db, workers, jobs, last_tries: HashSet::new(), held, stale, before: Snapshot::new() };
             for op in &ops {
                 model.apply(op).await?;
             }

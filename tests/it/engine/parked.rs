@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use multivio::jobs::State;
+use multivio::jobs::{Queue, State, Why, ledger};
 use serde_json::json;
 
 use super::{Act, Stage, Step};
@@ -62,6 +62,31 @@ async fn an_event_that_comes_while_a_job_is_about_to_park_wakes_it_all_the_same(
 }
 
 #[tokio::test]
+async fn one_event_wakes_a_job_that_parks_again_only_once() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let worker = super::stage::paper_worker(&mut db, Duration::from_secs(60)).await;
+    let job = stage.enqueue(stage.job(Act::default())).await;
+    let park = async || {
+        ledger::promote_due(&stage.app.pool, 10, false).await.unwrap();
+        let claims = ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
+        let (at, why) = (ledger::Again::After(SOON), Why::new("budget", "there is none"));
+        let end = ledger::End::Again { at, charged: false, class: "parked", why, wake: Some("budget:y".into()) };
+        ledger::settle(&stage.app.pool, &[ledger::Settlement { job, run: claims[0].run, end }]).await.unwrap();
+        ledger::sweep_wakes(&stage.app.pool).await.unwrap();
+    };
+    park().await;
+    assert!(stage.row(job).await.parked);
+    for _ in 0..2 {
+        stage.engine.wake(&mut db, "budget:y").await.unwrap();
+        assert!(!stage.row(job).await.parked);
+        // It finds nothing all the same, within a moment of the event.
+        park().await;
+        assert!(stage.row(job).await.parked, "it had been woken by that event already");
+    }
+}
+
+#[tokio::test]
 async fn a_snooze_uses_no_attempt_and_keeps_its_time() {
     let stage = Stage::new().await;
     let _worker = stage.worker(2).await;
@@ -114,14 +139,13 @@ async fn a_stopping_worker_lets_short_jobs_finish_and_hands_long_ones_back_at_no
 
 #[tokio::test]
 async fn a_run_that_has_lost_its_job_cannot_move_the_checkpoint() {
-    use multivio::jobs::{Queue, ledger};
     let stage = Stage::new().await;
     let mut db = stage.db().await;
     let worker = super::stage::paper_worker(&mut db, Duration::from_secs(60)).await;
     let job = stage.enqueue(stage.job(Act::default())).await;
     let claim = async || ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
     let first = claim().await[0].run;
-    let end = ledger::End::HandedBack { why: multivio::jobs::Why::new("x", "x") };
+    let end = ledger::End::HandedBack { why: Why::new("x", "x") };
     ledger::settle(&mut *db, &[ledger::Settlement { job, run: first, end }]).await.unwrap();
     let second = claim().await[0].run;
     assert!(!ledger::save_checkpoint(&mut *db, job, first, worker, &json!("old")).await.unwrap());

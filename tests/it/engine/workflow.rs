@@ -61,11 +61,84 @@ async fn two_parents_that_finish_in_two_workers_at_once_free_their_child_once() 
         let (one, other) = ([success(pairs[0])], [success(pairs[1])]);
         let pool = &stage.app.pool;
         let (one, other) = tokio::join!(ledger::settle_succeeded(pool, &one), ledger::settle_succeeded(pool, &other));
-        let freed = one.unwrap().runnable.len() + other.unwrap().runnable.len();
+        let (one, other) = (one.unwrap(), other.unwrap());
+        // One that met the child in the other's hand says so, and is asked again.
+        let held_up = [one.held_up, other.held_up].concat();
+        let again = ledger::release_children(pool, &held_up).await.unwrap();
+        let freed = one.runnable.len() + other.runnable.len() + again.runnable.len();
         assert_eq!(freed, 1, "round {round}");
         let row = stage.row(child.id).await;
         assert_eq!((row.state, row.open_parents), (State::Queued, 0), "round {round}");
     }
+}
+
+#[tokio::test]
+async fn a_session_that_holds_one_waiting_child_holds_up_no_other_end() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let worker = paper_worker(&mut db, LONG).await;
+    let (parent, other) = (stage.job(Act::default()), stage.job(Act::default()));
+    let held = stage.job(Act::default()).after(parent.id, OnParent::Cancel);
+    let free = stage.job(Act::default()).after(parent.id, OnParent::Cancel);
+    stage.enqueue_all(&[parent.clone(), other.clone(), held.clone(), free.clone()]).await;
+    let pairs = claimed(&stage, worker, &[parent.id, other.id]).await;
+    let mut holder = stage.app.pool.begin().await.unwrap();
+    sqlx::query("select from jobs where id = $1 for update").bind(held.id).execute(&mut *holder).await.unwrap();
+
+    let batch = [success(pairs[0]), success(pairs[1])];
+    let settling = ledger::settle_succeeded(&mut *db, &batch);
+    let freed = tokio::time::timeout(Duration::from_secs(2), settling).await.expect("it waits for no lock").unwrap();
+    assert_eq!((freed.settled.len(), freed.runnable.len()), (2, 1));
+    assert_eq!(freed.held_up, [parent.id]);
+    assert_eq!((stage.state(free.id).await, stage.state(held.id).await), (State::Queued, State::Waiting));
+    holder.rollback().await.unwrap();
+    let freed = ledger::release_children(&mut *db, &freed.held_up).await.unwrap();
+    assert_eq!((freed.runnable.len(), freed.held_up.len()), (1, 0));
+    assert_eq!(stage.state(held.id).await, State::Queued);
+}
+
+#[tokio::test]
+async fn a_retried_child_waits_again_for_the_parents_that_have_not_ended() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let worker = paper_worker(&mut db, LONG).await;
+    let (bad, slow) = (stage.job(Act::default()), stage.job(Act::default()));
+    let child = stage.job(Act::default()).after(bad.id, OnParent::Cancel).after(slow.id, OnParent::Cancel);
+    stage.enqueue_all(&[bad.clone(), slow.clone(), child.clone()]).await;
+    let pairs = claimed(&stage, worker, &[bad.id, slow.id]).await;
+    let end = End::Failed { why: Why::new("no", "no"), class: "permanent" };
+    ledger::settle(&mut *db, &[Settlement { job: bad.id, run: pairs[0].1, end }]).await.unwrap();
+    assert_eq!(stage.state(child.id).await, State::Cancelled);
+
+    assert!(stage.engine.retry(None, child.id).await.unwrap());
+    let row = stage.row(child.id).await;
+    assert_eq!((row.state, row.open_parents), (State::Waiting, 1));
+    let freed = ledger::settle_succeeded(&mut *db, &[success(pairs[1])]).await.unwrap();
+    assert_eq!(freed.runnable.len(), 1, "and runs after them, whatever the one that failed has come to");
+    // With none left to wait for it is on its way at once.
+    stage.engine.cancel(None, child.id).await.unwrap();
+    assert!(stage.engine.retry(None, child.id).await.unwrap());
+    assert_eq!(stage.row(child.id).await.open_parents, 0);
+    assert_ne!(stage.state(child.id).await, State::Waiting);
+}
+
+#[tokio::test]
+async fn a_group_larger_than_its_page_has_ended_only_when_all_have() {
+    let stage = Stage::new().await;
+    let mut tx = stage.app.pool.begin().await.unwrap();
+    let group = stage.engine.new_group(&mut tx, stage.app.tenant, "many").await.unwrap();
+    tx.commit().await.unwrap();
+    let jobs: Vec<NewJob> = (0..1_002).map(|_| stage.job(Act::default()).group(group)).collect();
+    let ids = stage.enqueue_all(&jobs).await;
+    sqlx::query("update jobs set state = 'succeeded', finished_at = now() where group_id = $1 and id <> $2")
+        .bind(group)
+        .bind(ids.iter().max().unwrap())
+        .execute(&stage.app.pool)
+        .await
+        .unwrap();
+    let status = stage.engine.group(stage.app.tenant, group).await.unwrap().unwrap();
+    assert_eq!((status.state(), status.ended(), status.total()), (State::Queued, 1_001, 1_002));
+    assert_eq!(status.jobs.len(), 1_000);
 }
 
 #[tokio::test]
@@ -111,7 +184,7 @@ async fn a_child_added_while_its_parent_finishes_is_never_left_waiting() {
         let (added, ()) = tokio::join!(stage.engine.enqueue(child.clone()), end);
         added.unwrap();
         // Where the two statements did not see each other, the relay's next sweep sees both.
-        ledger::sweep_waiting(&mut *db, 10).await.unwrap();
+        ledger::sweep_waiting(&mut *db, None, 10).await.unwrap();
         let row = stage.row(child.id).await;
         assert!(matches!(row.state, State::Queued | State::Scheduled), "round {round}: {}", row.state);
         assert_eq!(row.open_parents, 0, "round {round}");

@@ -1,0 +1,163 @@
+//! A ledger of some size: whatever the engine asks of it, it reads about as much as the answer has, never all that
+//! waits, is due or was done.
+
+use std::time::Duration;
+
+use multivio::{
+    db,
+    ids::TenantId,
+    jobs::{
+        EnqueueError, Lane, NewJob, Priority, Queue, State,
+        belt::{List, Slot},
+        ledger::{self, JobFilter, Pruning, Retention},
+    },
+};
+use sqlx::{ConnectOptions, Connection, PgConnection};
+
+use super::{Act, Stage, stage::paper_worker};
+use crate::harness::full_size;
+
+/// What one statement is asked for at a time.
+const LIMIT: i64 = 100;
+/// Rows and index entries that it may read for it: far fewer than there are of any sort.
+const MOST: i64 = 3_000;
+
+/// Rows of `jobs` and entries of its indexes that this transaction has read.
+async fn read(db: &mut PgConnection) -> i64 {
+    sqlx::query_scalar(
+        "select sum(pg_stat_get_xact_tuples_returned(oid) + pg_stat_get_xact_tuples_fetched(oid))::bigint \
+         from (select 'jobs'::regclass::oid as oid \
+               union all select indexrelid from pg_index where indrelid = 'jobs'::regclass) counted",
+    )
+    .fetch_one(db)
+    .await
+    .expect("the database answers")
+}
+
+macro_rules! reads_little {
+    ($db:expr, $what:literal, $call:expr) => {{
+        let before = read(&mut $db).await;
+        let answer = $call.await;
+        let rows = read(&mut $db).await - before;
+        assert!(rows <= MOST, "{} read {rows} rows and entries", $what);
+        answer
+    }};
+}
+
+#[tokio::test]
+async fn no_statement_reads_more_of_a_large_ledger_than_it_answers_with() {
+    let stage = Stage::new().await;
+    fill(&stage, if full_size() { 100 } else { 12 }).await;
+    let options = db::engine_options(&stage.app.config().database, "scale").expect("the address is well formed");
+    let mut db = options.connect().await.unwrap();
+    // In one transaction, within which Postgres counts for itself what was read.
+    sqlx::raw_sql("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; begin")
+        .execute(&mut db)
+        .await
+        .unwrap();
+    let worker = paper_worker(&mut db, Duration::from_secs(60)).await;
+    let (kinds, lane) = (["noop"], Lane::Default);
+
+    for suspects in [false, true] {
+        let claims = reads_little!(
+            db,
+            "claiming from the ledger",
+            ledger::claim_from_ledger(&mut db, worker, Queue::Ops, lane, &kinds, suspects, 16)
+        );
+        assert_eq!(claims.unwrap().len(), 16);
+    }
+    let due = reads_little!(db, "promoting", ledger::promote_due(&mut db, LIMIT, true)).unwrap();
+    assert_eq!(due.moved, 100);
+    let (due, next) = reads_little!(db, "turns", ledger::promote_due_by_turns(&mut db, None, LIMIT, LIMIT)).unwrap();
+    assert!((1..=100).contains(&due.moved) && next.is_some(), "{due:?}");
+    let (_, more) = reads_little!(db, "due serial jobs", ledger::promote_serial(&mut db, LIMIT)).unwrap();
+    assert!(more);
+    let (due, next) = reads_little!(db, "serial orders", ledger::promote_serial_orders(&mut db, None, LIMIT)).unwrap();
+    assert!(due.moved > 0 && next.is_some(), "the head of the long order is among the first: {due:?}");
+    let (_, next) = reads_little!(db, "sweeping", ledger::sweep_waiting(&mut db, None, LIMIT)).unwrap();
+    assert!(next.is_some());
+    reads_little!(db, "sweeping wakes", ledger::sweep_wakes(&mut db)).unwrap();
+    reads_little!(db, "reaping", ledger::reap(&mut db, LIMIT)).unwrap();
+
+    let waiting = reads_little!(db, "who waits", ledger::waiting(&mut db, &[], LIMIT)).unwrap();
+    for queue in [Queue::Ops, Queue::Ai, Queue::Publish] {
+        assert!(waiting.iter().any(|group| group.list.queue == queue), "the crowd of one queue hides {queue}");
+    }
+    let list = List { queue: Queue::Ops, lane, slot: Slot::Priority(Priority::Normal) };
+    let cursors: Vec<(TenantId, i64)> = waiting.iter().map(|group| (group.tenant, 50)).collect();
+    reads_little!(db, "the audit", ledger::expected_on_belt(&mut db, list, &cursors, LIMIT)).unwrap();
+    let left =
+        reads_little!(db, "resuming", ledger::leave_to_relay(&mut db, Queue::Ops, chrono::Utc::now(), LIMIT)).unwrap();
+    assert_eq!(left, 100);
+    let mut at = Pruning::default();
+    reads_little!(db, "forgetting", ledger::prune(&mut db, &mut at, &Retention::default(), LIMIT)).unwrap();
+
+    let unique = NewJob { tenant: crowd(), ..stage.job(Act::default()).unique("one") };
+    stage.engine.enqueue_in(&mut db, std::slice::from_ref(&unique)).await.unwrap();
+    let again = [NewJob { tenant: crowd(), ..stage.job(Act::default()).unique("one") }];
+    let refused = reads_little!(db, "a duplicate", stage.engine.enqueue_in(&mut db, &again));
+    assert!(matches!(refused, Err(EnqueueError::Duplicate { existing }) if existing == unique.id), "{refused:?}");
+    db.close().await.unwrap();
+
+    // As the API asks.
+    let mut db = stage.db().await;
+    sqlx::raw_sql("begin").execute(&mut *db).await.unwrap();
+    for state in [State::Failed, State::Running] {
+        let filter = JobFilter { tenant: Some(crowd()), state: Some(state), ..JobFilter::default() };
+        reads_little!(*db, "listing", ledger::list(&mut *db, &filter, None, LIMIT)).unwrap();
+    }
+}
+
+/// The tenant that has more of everything than all the others.
+fn crowd() -> TenantId {
+    TenantId::from_uuid("00000000-0000-7000-8000-000000000000".parse().expect("an id"))
+}
+
+/// Some ten thousand rows for each of `parts`: finished, queued, due, scheduled, waiting and serial ones.
+async fn fill(stage: &Stage, parts: i32) {
+    let mut tx = stage.app.pool.begin().await.unwrap();
+    sqlx::raw_sql("set local statement_timeout = 0").execute(&mut *tx).await.unwrap();
+    let fill = "
+        create function pg_temp.id(n bigint, age interval) returns uuid language sql as $$
+            select (lpad(to_hex((extract(epoch from now() - age) * 1000)::bigint), 12, '0') || '7'
+                    || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid $$;
+        create function pg_temp.tenant(n bigint) returns uuid language sql as $$
+            select ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid $$;
+        create function pg_temp.add(n integer, made_in text, now_in job_state, tenants integer, due interval,
+                                    rest jsonb default '{}') returns void language sql as $$
+            insert into jobs (id, tenant_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, run_at,
+                              due_at, state, queued_at, finished_at, pushed, suspect, serial_key, open_parents)
+            select pg_temp.id(random_n, rest_age), pg_temp.tenant(i % tenants), made_in, 'default', 'noop', 1, '{}', 8,
+                   60000, now() + due, now() + due + i * interval '1 millisecond', now_in,
+                   case when now_in = 'queued' then now() - interval '1 minute' end,
+                   case when now_in in ('succeeded', 'failed') then now() - interval '3 days' end,
+                   coalesce(i % (rest ->> 'pushed')::integer = 0, false), coalesce((rest ->> 'suspect')::boolean, false),
+                   case when rest ? 'serial' then (rest ->> 'serial') || i % (rest ->> 'keys')::integer end,
+                   case when now_in = 'waiting' then 1 else 0 end
+            from generate_series(1, n) i,
+                 lateral (select (random() * 1e15)::bigint + i as random_n,
+                                 case when now_in in ('succeeded', 'failed') then interval '3 days'
+                                      else interval '1 hour' end as rest_age) r $$;
+        select pg_temp.add(5000 * PARTS, 'ops', 'succeeded', 3, '-3 days');
+        select pg_temp.add(50, 'ops', 'failed', 3, '-3 days');
+        select pg_temp.add(1000 * PARTS, 'ops', 'queued', 1, '0', '{\"pushed\": 10}');
+        select pg_temp.add(500 * PARTS, 'ops', 'queued', 400, '0');
+        select pg_temp.add(500 * PARTS, 'ai', 'queued', 400, '0');
+        select pg_temp.add(100, 'publish', 'queued', 2, '0');
+        select pg_temp.add(50, 'ops', 'queued', 2, '0', '{\"suspect\": true}');
+        select pg_temp.add(500 * PARTS, 'publish', 'scheduled', 1, '-1 hour');
+        select pg_temp.add(500 * PARTS, 'publish', 'scheduled', 1000, '1 day');
+        select pg_temp.add(500 * PARTS, 'publish', 'scheduled', 1, '-1 hour', '{\"serial\": \"a\", \"keys\": 1}');
+        select pg_temp.add(500 * PARTS, 'publish', 'scheduled', 50, '1 day', '{\"serial\": \"k\", \"keys\": 5000}');
+        select pg_temp.add(500 * PARTS, 'publish', 'waiting', 50, '0');
+        insert into job_edges (parent_id, child_id, on_parent)
+        select (select id from jobs where state = 'scheduled' limit 1), id, 'run' from jobs where state = 'waiting';
+    ";
+    let fill = fill.replace("PARTS", &parts.to_string());
+    sqlx::raw_sql(sqlx::AssertSqlSafe(fill)).execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+    let mut db = stage.db().await;
+    sqlx::raw_sql("set statement_timeout = 0").execute(&mut *db).await.unwrap();
+    sqlx::raw_sql("vacuum (analyze) jobs").execute(&mut *db).await.unwrap();
+    db.close_on_drop();
+}
