@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     exchange::{Answer, Payload},
     faults::{self, Complaint},
-    gate, llm,
+    firebase, gate, llm,
     log::Filter,
     page,
     state::Sandbox,
@@ -20,7 +20,7 @@ use crate::{
 const BODY_LIMIT_BYTES: usize = 1024 * 1024;
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 
-const ROUTES: [&str; 29] = [
+const ROUTES: [&str; 31] = [
     "GET /_sandbox/health",
     "GET /_sandbox/catalog",
     "GET /_sandbox/settings",
@@ -47,6 +47,8 @@ const ROUTES: [&str; 29] = [
     "GET /_sandbox/x/avatar/{username}",
     "GET /_sandbox/llm/calls",
     "POST /_sandbox/llm/keys",
+    "POST /_sandbox/firebase/tokens",
+    "POST /_sandbox/firebase/rotate",
     "GET /_sandbox/latest",
     "GET /_sandbox/routes",
     "POST /_sandbox/reset",
@@ -154,6 +156,8 @@ fn route(
             llm::control::calls(&sandbox.llms, query.text("provider"), limit).map(Answer::ok)
         }
         ("POST", ["llm", "keys"]) => llm::control::set_key(&sandbox.llms, body).map(made),
+        ("POST", ["firebase", "tokens"]) => firebase::control::sign(&sandbox.firebase, body).map(made),
+        ("POST", ["firebase", "rotate"]) => firebase::control::rotate(&sandbox.firebase, body).map(made),
         ("GET", ["latest"]) => {
             let html = page::latest(sandbox);
             let version = page::version(&html);
@@ -212,6 +216,7 @@ fn settings(sandbox: &Sandbox) -> Value {
     for llm in &sandbox.llms {
         all[llm.provider.name()] = llm::control::settings(llm);
     }
+    all["firebase"] = firebase::control::settings(&sandbox.firebase);
     all
 }
 
@@ -224,6 +229,7 @@ fn change_settings(sandbox: &Sandbox, body: &Value) -> Result<Value, Complaint> 
     for (service, change) in changes {
         match sandbox.llms.iter().find(|llm| llm.provider.name() == service) {
             Some(llm) => llm::control::change_settings(llm, change)?,
+            None if service == "firebase" => firebase::control::change_settings(&sandbox.firebase, change)?,
             None => x::control::change_settings(&sandbox.x, change)?,
         };
     }

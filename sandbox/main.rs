@@ -7,6 +7,7 @@ mod clock;
 mod control;
 mod exchange;
 mod faults;
+mod firebase;
 mod gate;
 mod llm;
 mod log;
@@ -29,9 +30,9 @@ use crate::{
     wire::{Connections, Listener},
 };
 
-/// Strict local stand-ins for X, xAI, Together AI and OpenAI, with fault injection.
+/// Strict local stand-ins for X, xAI, Together AI, OpenAI and Firebase, with fault injection.
 ///
-/// X answers under /x, the language models under /xai/v1, /together/v1 and /openai/v1. Tests drive it through
+/// X answers under /x, the language models under /xai/v1, /together/v1 and /openai/v1, Firebase under /firebase. Tests drive it through
 /// /_sandbox (accounts, faults, settings, log); a person looks at / with a browser.
 #[derive(Parser)]
 #[command(name = "multivio-sandbox", version)]

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use crate::{
     faults::Faults,
+    firebase::Firebase,
     gate::Twin,
     llm::{Llm, Provider},
     log::Log,
@@ -25,6 +26,7 @@ pub struct Sandbox {
     pub connections: Connections,
     pub x: Arc<X>,
     pub llms: Vec<Arc<Llm>>,
+    pub firebase: Arc<Firebase>,
     /// Every twin by its service name; adding a service is one line in [`Sandbox::new`].
     pub twins: Vec<Arc<dyn Twin>>,
     pub started: Instant,
@@ -36,14 +38,17 @@ impl Sandbox {
         let llms: Vec<Arc<Llm>> = Provider::ALL.into_iter().map(|provider| Arc::new(Llm::new(provider))).collect();
         let mut twins: Vec<Arc<dyn Twin>> = vec![Arc::clone(&x) as Arc<dyn Twin>];
         twins.extend(llms.iter().map(|llm| Arc::clone(llm) as Arc<dyn Twin>));
+        let firebase = Arc::new(Firebase::default());
+        twins.push(Arc::clone(&firebase) as Arc<dyn Twin>);
         let (log, faults) = (Log::default(), Faults::default());
-        Self { log, faults, connections, x, llms, twins, started: Instant::now() }
+        Self { log, faults, connections, x, llms, firebase, twins, started: Instant::now() }
     }
 
     /// As if it had just been started; the numbers of the log go on.
     pub fn reset(&self) {
         crate::x::control::reset(&self.x);
         self.llms.iter().for_each(|llm| llm.reset());
+        self.firebase.reset();
         self.faults.clear();
         self.log.clear();
     }

@@ -7,6 +7,7 @@ use poem_openapi::{LicenseObject, OpenApi, OpenApiService};
 
 use crate::{
     ai::{api::AiApi, models::ModelLists},
+    audit::api::AuditApi,
     connections::api::ConnectionsApi,
     http::{
         App,
@@ -17,6 +18,7 @@ use crate::{
         metrics::Figures,
         router,
     },
+    identity::{api::IdentityApi, key_api::KeysApi},
     jobs::api::JobsApi,
     media::{MediaApi, MediaService},
     posts::api::PostsApi,
@@ -24,7 +26,8 @@ use crate::{
 };
 
 fn calls() -> impl OpenApi + Clone {
-    (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi, HealthApi)
+    let work = (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi);
+    (work, (IdentityApi, KeysApi, AuditApi), HealthApi)
 }
 
 /// What the routes need beyond [`App`].
@@ -42,8 +45,13 @@ pub struct Services {
 pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static {
     let document = Arc::new(Document::new(openapi_json(), || service().scalar_html()));
     let metrics = Arc::new(router::metrics_of(document.spec()));
-    let paths =
-        Paths { public: &[], uploads: &["/api/v1/media"], largest_file_bytes: services.media.max_upload_bytes(), cost };
+    let paths = Paths {
+        public: &[],
+        open_to_readers: &["/api/v1/posts/validate", "/api/v1/me/", "/api/v1/workspaces"],
+        uploads: &["/api/v1/media"],
+        largest_file_bytes: services.media.max_upload_bytes(),
+        cost,
+    };
     let calls = Route::new()
         .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
         .at("/docs", DocsEndpoint(document))
@@ -81,7 +89,8 @@ fn service() -> OpenApiService<impl OpenApi + Clone, ()> {
 const DESCRIPTION: &str = "\
 Slow or fragile work is a job: a call that starts one answers `202` with the `Location` to follow.
 
-- **Signing in**: `Authorization: Bearer <token>`.
+- **Signing in**: `Authorization: Bearer <token>`, with a token or an API key.
+- **Workspaces**: a call is in your own workspace, or in the one that `X-Workspace` names; a key is in its own.
 - **Errors** are problem documents (RFC 9457): `code` is stable, `errors` names every wrong field with its remedy.
 - **Repeating a write** is safe with an `Idempotency-Key`: the same key and body give the first answer again for 7 days.
 - **Lists** are newest first; pass `next_cursor` as `cursor` for the next page.

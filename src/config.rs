@@ -33,7 +33,12 @@ pub struct Config {
     pub worker: WorkerConfig,
     /// Base64 keys for encryption at rest: the first encrypts, all decrypt.
     pub encryption_keys: Vec<SecretString>,
+    /// `None`: local tokens are off.
     pub jwt: Option<JwtConfig>,
+    /// A secret for local tokens is set, and nothing is made of it.
+    pub jwt_ignored: bool,
+    /// `None`: nobody signs in with Firebase.
+    pub firebase: Option<FirebaseConfig>,
     pub ai: AiConfig,
     pub x: XConfig,
     pub storage: StorageConfig,
@@ -89,6 +94,15 @@ pub struct WorkerConfig {
 pub struct JwtConfig {
     pub secret: SecretString,
     pub access_token_lifetime: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct FirebaseConfig {
+    pub project: String,
+    /// The Identity Platform tenant whose users may come in; `None`: those of the project itself.
+    pub tenant: Option<String>,
+    /// Where the keys are published as a JWK set.
+    pub keys_url: Url,
 }
 
 #[derive(Debug, Clone)]
@@ -193,8 +207,12 @@ impl Config {
 
     pub fn load(lookup: Lookup<'_>) -> Result<Self, ConfigError> {
         let mut read = Reader { lookup, problems: Vec::new() };
+        let environment = read.parse("ENVIRONMENT", "development, staging or production", Environment::Development);
+        let jwt = read.jwt();
+        // Whoever holds the secret can be anybody: in production that has to be wanted.
+        let local_tokens = read.on_or_off("LOCAL_TOKENS", environment != Environment::Production);
         let config = Self {
-            environment: read.parse("ENVIRONMENT", "development, staging or production", Environment::Development),
+            environment,
             log_level: read
                 .optional("LOG_LEVEL", "a level, or levels by part such as info,multivio::jobs=debug", is_log_filter)
                 .unwrap_or_else(|| "info".into()),
@@ -234,12 +252,9 @@ impl Config {
                 .chain(read.list("ENCRYPTION_KEYS_OLD"))
                 .map(SecretString::from)
                 .collect(),
-            jwt: read.secret("JWT_SECRET_KEY").map(|secret| JwtConfig {
-                secret,
-                access_token_lifetime: Duration::from_secs(
-                    60 * read.number("JWT_ACCESS_TOKEN_EXPIRE_MINUTES", 1..=A_YEAR_SECONDS / 60, 60),
-                ),
-            }),
+            jwt_ignored: jwt.is_some() && !local_tokens,
+            jwt: jwt.filter(|_| local_tokens),
+            firebase: read.firebase(),
             ai: AiConfig {
                 grok: read.ai_provider("GROK", "https://api.x.ai/v1", "grok-4.3"),
                 together: read.ai_provider("TOGETHER", "https://api.together.ai/v1", "openai/gpt-oss-120b"),
@@ -383,6 +398,26 @@ impl Reader<'_> {
         value.into()
     }
 
+    fn on_or_off(&mut self, name: &str, default: bool) -> bool {
+        let word = self.optional(name, "on or off", |word: &String| matches!(word.as_str(), "on" | "off"));
+        word.map_or(default, |word| word == "on")
+    }
+
+    fn jwt(&mut self) -> Option<JwtConfig> {
+        let minutes = self.number("JWT_ACCESS_TOKEN_EXPIRE_MINUTES", 1..=A_YEAR_SECONDS / 60, 60);
+        let access_token_lifetime = Duration::from_secs(60 * minutes);
+        self.secret("JWT_SECRET_KEY").map(|secret| JwtConfig { secret, access_token_lifetime })
+    }
+
+    fn firebase(&mut self) -> Option<FirebaseConfig> {
+        let keys_url = self.url(
+            "FIREBASE_KEYS_URL",
+            "https://www.googleapis.com/service_accounts/v1/jwk/securetoken@system.gserviceaccount.com",
+        );
+        let project = self.text("FIREBASE_PROJECT_ID")?;
+        Some(FirebaseConfig { project, tenant: self.text("FIREBASE_TENANT_ID"), keys_url })
+    }
+
     fn ai_provider(&mut self, name: &str, base_url: &str, model: &str) -> Option<AiProviderConfig> {
         let base_url = self.url(&format!("{name}_BASE_URL"), base_url);
         let model = self.text(&format!("{name}_MODEL")).unwrap_or_else(|| model.to_owned());
@@ -464,6 +499,20 @@ mod tests {
         for level in ["info", "WARN", "info,multivio::jobs=debug", "off"] {
             load(&[SERVERS[0], SERVERS[1], ("LOG_LEVEL", level)]).unwrap();
         }
+    }
+
+    #[test]
+    fn local_tokens_are_off_in_production_unless_they_are_asked_for() {
+        let jwt = |more: &[(&str, &str)]| {
+            let config = load(&[&SERVERS[..], &[("JWT_SECRET_KEY", "s")], more].concat()).unwrap();
+            assert_ne!(config.jwt.is_some(), config.jwt_ignored);
+            config.jwt.is_some()
+        };
+        assert!(jwt(&[]) && jwt(&[("ENVIRONMENT", "staging")]));
+        assert!(!jwt(&[("ENVIRONMENT", "production")]));
+        assert!(jwt(&[("ENVIRONMENT", "production"), ("LOCAL_TOKENS", "on")]));
+        assert!(!jwt(&[("LOCAL_TOKENS", "off")]));
+        assert!(load(&[SERVERS[0], SERVERS[1], ("LOCAL_TOKENS", "perhaps")]).is_err());
     }
 
     #[test]

@@ -171,6 +171,10 @@ ids! {
     MediaId = "a" "med";
     /// Media transcoded to one preset.
     RenditionId = "a" "rend";
+    /// A key with which a program calls the API.
+    ApiKeyId = "an" "key";
+    /// One line of the audit log.
+    AuditId = "an" "aud";
 }
 
 impl TenantId {

@@ -18,6 +18,12 @@ pub mod shutdown;
 /// Logs and spans; nothing secret passes.
 pub mod telemetry;
 
+// Who may do what.
+/// What was done, by whom: append-only.
+pub mod audit;
+/// Credentials, users, workspaces, API keys: who is calling and what they may do.
+pub mod identity;
+
 // The heart.
 /// The job engine: ledger, belt, relay, worker.
 pub mod jobs;

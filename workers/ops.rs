@@ -4,6 +4,7 @@ use std::{process::ExitCode, sync::Arc};
 
 use multivio::{
     ai::{AiUpkeep, Transformer},
+    audit::AuditRetention,
     connections::{Accounts, RefreshToken},
     crypto::Keyring,
     jobs::{Queue, Registry},
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
             .service(Arc::new(Transformer::new(&config.ai)?))
             .service(Arc::new(MediaService::new(config, db)?))
             .upkeep("ai-upkeep", "*/5 * * * *", &AiUpkeep {})
-            .upkeep("media-upkeep", "7 * * * *", &MediaUpkeep {}))
+            .upkeep("media-upkeep", "7 * * * *", &MediaUpkeep {})
+            .upkeep("audit-retention", "17 * * * *", &AuditRetention {}))
     })
 }

@@ -171,7 +171,7 @@ impl AiApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<TransformInput>,
     ) -> Result<Accepted<TransformAccepted>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let request = TransformRequest::from(body.0);
         let problems = request.problems();
         if !problems.is_empty() {
@@ -207,7 +207,7 @@ impl AiApi {
         models: Data<&Arc<ModelLists>>,
         caller: Caller,
     ) -> Result<Json<AiHealth>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let providers = health::all(&app.db, &models).await?;
         Ok(Json(AiHealth { available: providers.iter().any(ProviderHealth::works), providers }))
     }
@@ -217,7 +217,7 @@ impl AiApi {
     /// One for each provider that has a key, with its price.
     #[oai(path = "/api/v1/ai/models", method = "get", operation_id = "aiModels")]
     async fn models(&self, models: Data<&Arc<ModelLists>>, caller: Caller) -> Result<Json<Models>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let model = |look: Look| {
             let price = known_price(&look.model);
             Model {
@@ -237,7 +237,7 @@ impl AiApi {
     /// Since the start of the month (UTC), by provider and model. Failed calls that were billed count.
     #[oai(path = "/api/v1/ai/usage", method = "get", operation_id = "aiUsage")]
     async fn usage(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<Usage>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let rows = store::month(&app.db, caller.tenant).await?;
         let budget = store::budget(&app.db, caller.tenant).await?;
         Ok(Json(Usage {

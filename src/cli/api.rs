@@ -57,8 +57,8 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let transformer = Transformer::new(&config.ai).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
     let models = Arc::new(ModelLists::new(Arc::new(transformer)));
     let figures = Arc::new(QueueFigures::new(engine.clone()));
-    let app =
-        App::new(config, db.clone(), engine.clone(), stop.clone()).map_err(|weak| Failure::usage(weak.to_string()))?;
+    let app = App::new(config, db.clone(), engine.clone(), stop.clone())
+        .map_err(|error| Failure::usage(error.to_string()))?;
     let media =
         MediaService::new(&app.config, db.clone()).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
     let media = Arc::new(media);

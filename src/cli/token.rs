@@ -9,10 +9,7 @@ use uuid::Uuid;
 
 use super::{Failure, Screen};
 use crate::{
-    http::{
-        Caller, Scope,
-        auth::{LocalTokens, Scopes},
-    },
+    identity::{Caller, LocalTokens, Scope, Scopes},
     ids::{TenantId, UserId},
 };
 
@@ -77,5 +74,5 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
 
 /// Whoever develops with this installation.
 pub(super) fn developer(scopes: impl IntoIterator<Item = Scope>) -> Caller {
-    Caller { tenant: TenantId::from_uuid(DEVELOPER), user: UserId::from_uuid(DEVELOPER), scopes: Scopes::of(scopes) }
+    Caller::new(TenantId::from_uuid(DEVELOPER), UserId::from_uuid(DEVELOPER), Scopes::of(scopes))
 }

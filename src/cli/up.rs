@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Screen, token};
 use crate::{
-    http::{Scope, auth::LocalTokens},
+    identity::{LocalTokens, Scope},
     local::{LocalError, Stack, StackError, StackOptions},
     telemetry::chain,
 };

@@ -11,6 +11,7 @@ use poem_openapi::{
     types::{Password, ToJSON},
 };
 use secrecy::SecretString;
+use serde_json::json;
 
 use super::{
     Connection, ConnectionState,
@@ -19,7 +20,9 @@ use super::{
     wake_key,
 };
 use crate::{
+    audit::{self, Action},
     http::{App, Caller, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
+    identity::Forbidden,
     ids::ConnectionId,
     jobs::EnqueueError,
     platforms::{Explanation, Platform},
@@ -121,11 +124,11 @@ impl ConnectionsApi {
         /// Connections on a page, 1 to 100; 25 without it
         limit: Query<Option<u16>>,
     ) -> Result<Json<ConnectionList>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before = page::decode(LIST, cursor.0.as_deref())?;
         let platform = platform.0.map(Platform::from);
-        let rows = store::list(&app.db, caller.tenant, platform, before, i64::from(limit) + 1).await?;
+        let rows = store::list(&app.db, caller.reach(), platform, before, i64::from(limit) + 1).await?;
         let views = rows.into_iter().map(ConnectionView::from).collect();
         let Page { items, next_cursor } = Page::of(views, limit, LIST, |connection: &ConnectionView| connection.id);
         Ok(Json(ConnectionList { items, next_cursor }))
@@ -144,7 +147,10 @@ impl ConnectionsApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<ConnectionInput>,
     ) -> Result<Created<ConnectionView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Connections)?;
+        if caller.connections.is_some() {
+            return Err(Forbidden::Limited.into());
+        }
         let input = body.0;
         let platform = Platform::from(input.platform);
         check(&publisher, &input)?;
@@ -164,7 +170,9 @@ impl ConnectionsApi {
         };
         let connected = publisher.accounts.connect(&app.engine, &mut tx, caller.tenant, &new).await;
         let id = connected.map_err(not_connected)?;
-        let row = store::get(&mut *tx, caller.tenant, id).await?.ok_or_else(|| Problem::not_found("connection"))?;
+        let row = store::get(&mut *tx, caller.reach(), id).await?.ok_or_else(|| Problem::not_found("connection"))?;
+        let details = json!({"platform": platform, "username": row.username});
+        audit::record(&mut tx, &caller, Action::ConnectionAdded, id, details).await?;
         let location = format!("/api/v1/connections/{id}");
         let answer = claim.keep(&mut tx, Created::new(location, ConnectionView::from(row))).await?;
         tx.commit().await?;
@@ -179,8 +187,8 @@ impl ConnectionsApi {
         caller: Caller,
         id: Path<ConnectionId>,
     ) -> Result<Json<ConnectionView>, Problem> {
-        caller.require(Scope::Workspace)?;
-        let row = store::get(&app.db, caller.tenant, id.0).await?;
+        caller.require(Scope::Read)?;
+        let row = store::get(&app.db, caller.reach(), id.0).await?;
         Ok(Json(row.ok_or_else(|| Problem::not_found("connection"))?.into()))
     }
 
@@ -195,16 +203,17 @@ impl ConnectionsApi {
         id: Path<ConnectionId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Gone, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Connections)?;
         let mut tx = app.db.begin().await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        if !store::remove(&mut tx, caller.tenant, id.0).await? {
+        if !caller.may_use(id.0) || !store::remove(&mut tx, caller.tenant, id.0).await? {
             return Err(Problem::not_found("connection"));
         }
         publishing::store::cancel_of_connection(&mut tx, id.0).await?;
+        audit::record(&mut tx, &caller, Action::ConnectionRemoved, id.0, json!({})).await?;
         // What is parked on it runs, finds itself cancelled, and ends.
         app.engine.wake(&mut tx, &wake_key(id.0)).await?;
         let answer = claim.keep(&mut tx, Gone::default()).await?;
@@ -256,7 +265,7 @@ fn check(publisher: &Publisher, input: &ConnectionInput) -> Result<(), Problem> 
 
 /// The request for its idempotency key; only its hash is kept, which tells nothing about the tokens in it.
 fn fingerprint(input: &ConnectionInput) -> Option<serde_json::Value> {
-    Some(serde_json::json!({
+    Some(json!({
         "platform": input.platform.to_json(),
         "account": input.remote_account_id,
         "username": input.username,

@@ -7,6 +7,7 @@ use sqlx::{FromRow, PgConnection, PgExecutor, types::Json};
 
 use super::{Connection, ConnectionState};
 use crate::{
+    identity::Reach,
     ids::{ConnectionId, TenantId},
     platforms::{Explanation, Platform},
 };
@@ -49,13 +50,15 @@ pub fn stored<T: std::str::FromStr<Err = String>>(text: &str) -> sqlx::Result<T>
     text.parse().map_err(|error: String| sqlx::Error::Decode(error.into()))
 }
 
-pub async fn get(db: impl PgExecutor<'_>, tenant: TenantId, id: ConnectionId) -> sqlx::Result<Option<Connection>> {
+pub async fn get(db: impl PgExecutor<'_>, reach: Reach<'_>, id: ConnectionId) -> sqlx::Result<Option<Connection>> {
     sqlx::query_as::<_, Row>(
         "select id, tenant_id, platform, remote_account_id, username, display_name, state, problem, \
-         access_expires_at, created_at from connections where tenant_id = $1 and id = $2 and state <> 'removed'",
+         access_expires_at, created_at from connections where tenant_id = $1 and id = $2 and state <> 'removed' \
+         and ($3::uuid[] is null or id = any($3))",
     )
-    .bind(tenant)
+    .bind(reach.tenant)
     .bind(id)
+    .bind(reach.connections)
     .fetch_optional(db)
     .await?
     .map(Connection::try_from)
@@ -70,7 +73,7 @@ pub async fn username(db: impl PgExecutor<'_>, id: ConnectionId) -> sqlx::Result
 /// Newest first, after the one the page before ended with.
 pub async fn list(
     db: impl PgExecutor<'_>,
-    tenant: TenantId,
+    reach: Reach<'_>,
     platform: Option<Platform>,
     before: Option<ConnectionId>,
     limit: i64,
@@ -79,12 +82,13 @@ pub async fn list(
         "select id, tenant_id, platform, remote_account_id, username, display_name, state, problem, \
          access_expires_at, created_at from connections \
          where tenant_id = $1 and state <> 'removed' and ($2::text is null or platform = $2) \
-         and ($3::uuid is null or id < $3) order by id desc limit $4",
+         and ($3::uuid is null or id < $3) and ($5::uuid[] is null or id = any($5)) order by id desc limit $4",
     )
-    .bind(tenant)
+    .bind(reach.tenant)
     .bind(platform.map(Platform::as_str))
     .bind(before)
     .bind(limit)
+    .bind(reach.connections)
     .fetch_all(db)
     .await?
     .into_iter()
@@ -92,20 +96,22 @@ pub async fn list(
     .collect()
 }
 
-/// The connections of a tenant on these platforms, oldest first.
+/// The connections within reach on these platforms, oldest first.
 pub async fn on_platforms(
     db: impl PgExecutor<'_>,
-    tenant: TenantId,
+    reach: Reach<'_>,
     platforms: &[Platform],
 ) -> sqlx::Result<Vec<Connection>> {
     let names: Vec<_> = platforms.iter().map(|platform| platform.as_str().to_owned()).collect();
     sqlx::query_as::<_, Row>(
         "select id, tenant_id, platform, remote_account_id, username, display_name, state, problem, \
          access_expires_at, created_at from connections \
-         where tenant_id = $1 and state <> 'removed' and platform = any($2) order by id limit 100",
+         where tenant_id = $1 and state <> 'removed' and platform = any($2) \
+         and ($3::uuid[] is null or id = any($3)) order by id limit 100",
     )
-    .bind(tenant)
+    .bind(reach.tenant)
     .bind(names)
+    .bind(reach.connections)
     .fetch_all(db)
     .await?
     .into_iter()

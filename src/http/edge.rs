@@ -13,7 +13,7 @@ use crate::config::{Config, Environment};
 
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
 const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
-    "authorization, content-type, idempotency-key, if-none-match, last-event-id, x-request-id",
+    "authorization, content-type, idempotency-key, if-none-match, last-event-id, x-request-id, x-workspace",
 );
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static(
     "location, etag, retry-after, ratelimit, ratelimit-policy, idempotent-replayed, x-request-id",

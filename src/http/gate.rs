@@ -2,9 +2,9 @@
 //! arrives in bounded time, and an answer in bounded time. In that order, so that a stranger costs least.
 //!
 //! Closed by default: below `/api` nothing is answered without a valid credential but what the router names as
-//! public.
+//! public, and whoever may only read gets no further with a write than to what the router names as open to readers.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -15,7 +15,7 @@ use poem::{
 
 use super::{
     App, FieldError, Problem,
-    auth::{Caller, caller_of},
+    auth::{Caller, Scope, caller_of},
     client_address::{ClientAddress, Proxies},
     limits::{RateLimiter, Subject, Verdict},
 };
@@ -35,6 +35,8 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 pub struct Paths {
     /// Beginnings of paths below `/api` that are open to everyone.
     pub public: &'static [&'static str],
+    /// Beginnings of paths where a write is no change of the workspace: questions, and what concerns the caller alone.
+    pub open_to_readers: &'static [&'static str],
     /// Beginnings of paths whose bodies may be files: streamed, not gathered.
     pub uploads: &'static [&'static str],
     /// The largest of those.
@@ -45,7 +47,7 @@ pub struct Paths {
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { public: &[], uploads: &[], largest_file_bytes: 0, cost: |_, _| 1 }
+        Self { public: &[], open_to_readers: &[], uploads: &[], largest_file_bytes: 0, cost: |_, _| 1 }
     }
 }
 
@@ -101,11 +103,14 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
         if !request.uri().path().starts_with("/api/") {
             return self.pass(request).await;
         }
-        let caller = caller_of(&request, &self.app.auth);
-        let counted = self.count(&request, &caller).await;
+        let from = self.proxies.client(&request);
+        // Wrong credentials are counted by address: whoever guesses is stopped before his guesses cost anything.
+        let exhausted = || self.limiter.exhausted(Subject::strangers(from.ip));
+        let caller = caller_of(&request, &self.app.auth, exhausted).await;
+        let counted = self.count(&request, from, &caller).await;
         let mut response = match counted.verdict {
             Verdict::Refuse { retry_in } => Problem::too_many_requests(retry_in).into_response(),
-            Verdict::Pass { .. } => match self.admit(request, caller) {
+            Verdict::Pass { .. } => match self.admit(request, caller, from.ip) {
                 Ok(request) => self.pass(request).await?,
                 Err(problem) => problem.into_response(),
             },
@@ -117,8 +122,8 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
 
 impl<E: Endpoint> GateEndpoint<E> {
     /// A caller by who he is and, with all others there, by where he comes from; a stranger by where he comes from.
-    async fn count(&self, request: &Request, caller: &Result<Option<Caller>, Problem>) -> Counted {
-        let ClientAddress { ip, is_own } = self.proxies.client(request);
+    async fn count(&self, request: &Request, from: ClientAddress, caller: &Result<Option<Caller>, Problem>) -> Counted {
+        let ClientAddress { ip, is_own } = from;
         let cost = (self.paths.cost)(request.method(), request.uri().path());
         let subject = match caller {
             Ok(Some(caller)) => Subject::User(caller.user),
@@ -139,10 +144,22 @@ impl<E: Endpoint> GateEndpoint<E> {
         }
     }
 
-    fn admit(&self, mut request: Request, caller: Result<Option<Caller>, Problem>) -> Result<Request, Problem> {
+    fn admit(
+        &self,
+        mut request: Request,
+        caller: Result<Option<Caller>, Problem>,
+        address: IpAddr,
+    ) -> Result<Request, Problem> {
         match caller? {
             Some(caller) => {
-                request.extensions_mut().insert(caller);
+                // Each call says which scope it needs; that a reader writes nothing does not hang on any of them.
+                if !caller.scopes.may_write()
+                    && is_write(&request)
+                    && !begins_with(&request, self.paths.open_to_readers)
+                {
+                    caller.require(Scope::Publish)?;
+                }
+                request.extensions_mut().insert(Caller { address: Some(address), ..caller });
             }
             None if begins_with(&request, self.paths.public) => {}
             None => return Err(Problem::unauthorized()),
@@ -154,7 +171,7 @@ impl<E: Endpoint> GateEndpoint<E> {
         if let Some(refused) = encoded(&request) {
             return Ok(refused);
         }
-        let may_have_body = !matches!(*request.method(), Method::GET | Method::HEAD);
+        let may_have_body = is_write(&request);
         if may_have_body && is_file(&request) && begins_with(&request, self.paths.uploads) {
             if let Err(problem) = bound_file(&mut request, self.paths.largest_file_bytes) {
                 return Ok(problem.into_response());
@@ -203,6 +220,10 @@ fn encoded(request: &Request) -> Option<Response> {
 
 fn text_header(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).expect("quotes, letters and digits are a valid header")
+}
+
+fn is_write(request: &Request) -> bool {
+    !matches!(*request.method(), Method::GET | Method::HEAD)
 }
 
 fn begins_with(request: &Request, paths: &[&str]) -> bool {

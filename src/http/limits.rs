@@ -198,6 +198,15 @@ impl RateLimiter {
         cell.take(now, cost).unwrap_or(Verdict::Refuse { retry_in: grant.map_or(self.window, |grant| grant.ends_in) })
     }
 
+    /// How long `subject` has to wait, when it is known here that it has used up its window. Counts nothing.
+    pub fn exhausted(&self, subject: Subject) -> Option<Duration> {
+        let shard = &self.shards[self.hasher.hash_one(subject) as usize % SHARDS];
+        let cell = lock(shard).get(&subject).cloned()?;
+        let bucket = (*lock(&cell.bucket))?;
+        let left = bucket.ends.saturating_duration_since(Instant::now());
+        (bucket.left == 0 && bucket.untaken == 0 && !left.is_zero()).then_some(left)
+    }
+
     fn cell(&self, subject: Subject) -> Arc<Cell> {
         let shard = &self.shards[self.hasher.hash_one(subject) as usize % SHARDS];
         let mut cells = lock(shard);

@@ -17,7 +17,6 @@ pub mod problem;
 pub mod request_id;
 pub mod router;
 mod schema;
-mod seen_tokens;
 pub mod server;
 pub mod state;
 pub mod tag;

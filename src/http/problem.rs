@@ -107,17 +107,22 @@ impl Problem {
             StatusCode::UNAUTHORIZED,
             "unauthorized",
             "Not signed in",
-            "Send a valid, unexpired token: `Authorization: Bearer <token>` (`multivio token` makes one for development).",
+            "Send a valid, unexpired token or API key: `Authorization: Bearer <token>` (`multivio token` makes one for development).",
         )
     }
 
-    /// Signed in, but the token does not carry the scope this call needs.
-    pub fn forbidden(scope: &str) -> Self {
+    /// Signed in, but not allowed to do this: by scope, role or the limits of a key.
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed", detail)
+    }
+
+    /// One answer for a workspace that does not exist and one that the caller is no member of.
+    pub fn no_such_workspace() -> Self {
         Self::new(
             StatusCode::FORBIDDEN,
-            "forbidden",
-            "Not allowed",
-            format!("This call needs a token with the scope \"{scope}\"."),
+            "no_such_workspace",
+            "Not your workspace",
+            "X-Workspace names no workspace that this credential opens. GET /api/v1/workspaces lists yours.",
         )
     }
 
@@ -292,7 +297,7 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 const DOCUMENTED: [(u16, &str); 13] = [
     (400, "The request could not be understood"),
     (401, "No valid token"),
-    (403, "The token lacks the scope"),
+    (403, "Scope, role or key do not allow it, or X-Workspace is none of yours"),
     (404, "No such thing, or it is not yours"),
     (408, "The body took too long to arrive"),
     (409, "It does not fit the present state, or the same Idempotency-Key is under way"),

@@ -3,8 +3,11 @@
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use super::auth::{Authenticator, WeakSecret};
-use crate::{config::Config, jobs::Engine};
+use crate::{
+    config::Config,
+    identity::{Authenticator, SetupError},
+    jobs::Engine,
+};
 
 /// Handlers take it as `app: Data<&Arc<App>>`.
 #[derive(Debug)]
@@ -18,8 +21,8 @@ pub struct App {
 }
 
 impl App {
-    pub fn new(config: Config, db: PgPool, engine: Engine, stop: CancellationToken) -> Result<Self, WeakSecret> {
-        let auth = Authenticator::new(config.jwt.as_ref())?;
+    pub fn new(config: Config, db: PgPool, engine: Engine, stop: CancellationToken) -> Result<Self, SetupError> {
+        let auth = Authenticator::new(&config, db.clone())?;
         Ok(Self { config, db, engine, auth, stop })
     }
 }

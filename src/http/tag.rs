@@ -16,6 +16,8 @@ pub enum Tag {
     Jobs,
     /// Accounts on platforms.
     Connections,
+    /// Who one is, workspaces and their members, API keys, the audit log.
+    Identity,
     /// Health and figures of the service itself.
     Service,
 }

@@ -201,7 +201,7 @@ impl Engine {
         Ok(outcome)
     }
 
-    /// What follows from [`ledger::cancel`], once it is committed.
+    /// What follows from [`ledger::cancel`], once it is committed. Without it the relay does so, later.
     pub async fn cancelled(&self, job: JobId, outcome: CancelOutcome) -> sqlx::Result<()> {
         if outcome == CancelOutcome::Cancelled {
             self.release(vec![job]).await?;

@@ -55,7 +55,7 @@ impl MediaApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         form: MediaForm,
     ) -> Result<Created<MediaView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let mut form = form.0;
         let (arrived, probe, sent_name) = receive(&caller, &media, &mut form).await?;
         let name = upload::clean_name(sent_name.as_deref(), arrived.kind);
@@ -80,7 +80,7 @@ impl MediaApi {
         cursor: Query<Option<String>>,
         limit: Query<Option<u16>>,
     ) -> Result<Json<Page<MediaView>>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before: Option<MediaId> = page::decode(LIST, cursor.as_deref())?;
         let rows = store::list(media.db(), caller.tenant, before, i64::from(limit) + 1).await?;
@@ -95,7 +95,7 @@ impl MediaApi {
     /// What renditions can be made for, and what each platform takes.
     #[oai(path = "/presets", method = "get", operation_id = "listMediaPresets")]
     async fn presets(&self, caller: Caller) -> Result<Json<PresetList>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let items = PresetName::ALL.map(|name| PresetInfo::of(name.preset())).into();
         Ok(Json(PresetList { items }))
     }
@@ -154,7 +154,7 @@ impl MediaApi {
         media: Data<&Arc<MediaService>>,
         media_id: Path<MediaId>,
     ) -> Result<BytesAnswer, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let opened = media.open_rendition(caller.tenant, media_id.0, PresetName::Thumbnail).await;
         let opened = opened.map_err(open_problem)?;
         let (body, etag) = (FileBytes(Body::from_bytes_stream(opened.bytes)), format!("\"{}\"", media_id.0));
@@ -172,7 +172,7 @@ impl MediaApi {
         media_id: Path<MediaId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Gone, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let mut tx = media.db().begin().await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
@@ -204,6 +204,7 @@ impl MediaApi {
         media_id: Path<MediaId>,
         input: Input<TranscodeInput>,
     ) -> Result<Accepted<TranscodeAccepted>, Problem> {
+        caller.require(Scope::Publish)?;
         let row = find(&caller, &media, media_id.0).await?;
         let presets = usable_presets(&row, &input.0)?;
         let mut tx = app.db.begin().await?;
@@ -378,7 +379,7 @@ fn usable_presets(row: &MediaRow, input: &TranscodeInput) -> Result<Vec<PresetNa
 }
 
 async fn find(caller: &Caller, media: &MediaService, id: MediaId) -> Result<MediaRow, Problem> {
-    caller.require(Scope::Workspace)?;
+    caller.require(Scope::Read)?;
     store::get(media.db(), caller.tenant, id).await?.ok_or_else(|| Problem::not_found("media"))
 }
 

@@ -110,7 +110,7 @@ impl PostsApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<PostInput>,
     ) -> Result<Created<PostView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let mut tx = app.db.begin().await?;
         let request = poem_openapi::types::ToJSON::to_json(&body.0);
         let claim = match key.claim(&mut tx, &caller, request).await? {
@@ -138,7 +138,7 @@ impl PostsApi {
         /// Posts on a page, 1 to 100; 25 without it
         limit: Query<Option<u16>>,
     ) -> Result<Json<PostList>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before = page::decode(LIST, cursor.0.as_deref())?;
         let posts = store::list(&app.db, caller.tenant, before, i64::from(limit) + 1).await?;
@@ -150,7 +150,7 @@ impl PostsApi {
     /// Get a post
     #[oai(path = "/posts/:id", method = "get", operation_id = "getPost")]
     async fn get(&self, app: Data<&Arc<App>>, caller: Caller, id: Path<PostId>) -> Result<Json<PostView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let post = store::get(&app.db, caller.tenant, id.0).await?;
         Ok(Json(post.ok_or_else(|| Problem::not_found("post"))?.into()))
     }
@@ -167,7 +167,7 @@ impl PostsApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<PostChange>,
     ) -> Result<Json<PostView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let mut tx = app.db.begin().await?;
         let request = poem_openapi::types::ToJSON::to_json(&body.0);
         let claim = match key.claim::<Json<PostView>>(&mut tx, &caller, request).await? {
@@ -202,7 +202,7 @@ impl PostsApi {
         id: Path<PostId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Gone, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let mut tx = app.db.begin().await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
@@ -231,7 +231,7 @@ impl PostsApi {
         caller: Caller,
         body: Input<ValidateInput>,
     ) -> Result<Json<Validation>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let ValidateInput { universal_content, variants, media, platforms } = body.0;
         let post = PostInput { universal_content, variants, media };
         let (post, fields) = post.examine(PostId::new(), caller.tenant, UNIVERSAL).accepted()?;

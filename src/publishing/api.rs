@@ -9,6 +9,7 @@ use poem_openapi::{
     payload::Json,
     types::ToJSON,
 };
+use serde_json::json;
 
 pub use super::request::media_problem;
 use super::{
@@ -20,6 +21,7 @@ use super::{
     wake_key,
 };
 use crate::{
+    audit::{self, Action},
     connections,
     http::{Accepted, App, Caller, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
     ids::{ConnectionId, JobId, PostId, PublicationId},
@@ -96,7 +98,7 @@ impl PublishingApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<PublishInput>,
     ) -> Result<Accepted<AcceptedView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let request = body.0.to_json();
         let (content, options) = body.0.parts();
         let content = NewOrStored::New(content.examine(PostId::new(), caller.tenant, "text"));
@@ -114,7 +116,7 @@ impl PublishingApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<Options>,
     ) -> Result<Accepted<AcceptedView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let request = body.0.to_json();
         let post = posts::store::get(&app.db, caller.tenant, id.0).await?;
         let post = post.ok_or_else(|| Problem::not_found("post"))?;
@@ -137,10 +139,10 @@ impl PublishingApi {
         /// Publications on a page, 1 to 100; 25 without it
         limit: Query<Option<u16>>,
     ) -> Result<Json<PublicationList>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before = page::decode(LIST, cursor.0.as_deref())?;
-        let rows = store::of_post(&app.db, caller.tenant, id.0, before, i64::from(limit) + 1).await?;
+        let rows = store::of_post(&app.db, caller.reach(), id.0, before, i64::from(limit) + 1).await?;
         if rows.is_empty() {
             posts::store::get(&app.db, caller.tenant, id.0).await?.ok_or_else(|| Problem::not_found("post"))?;
         }
@@ -161,7 +163,7 @@ impl PublishingApi {
         caller: Caller,
         id: Path<PublicationId>,
     ) -> Result<Json<PublicationView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         Ok(Json(view(&app, &publisher, find(&app, &caller, id.0).await?).await?))
     }
 
@@ -176,20 +178,24 @@ impl PublishingApi {
         id: Path<PublicationId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Json<PublicationView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
+        let job = find(&app, &caller, id.0).await?.job;
         let mut tx = app.db.begin().await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        match store::cancel(&mut tx, caller.tenant, id.0).await? {
+        let outcome = store::cancel(&mut tx, caller.tenant, id.0).await?;
+        if matches!(outcome, Some(Cancel::Cancelled)) {
+            audit::record(&mut tx, &caller, Action::PublicationCancelled, id.0, json!({})).await?;
+        }
+        match outcome {
             None => return Err(Problem::not_found("publication")),
             Some(Cancel::TooLate(phase)) => return Err(too_late(phase)),
             Some(Cancel::Cancelled) => {}
         }
-        let publication = store::get(&mut *tx, caller.tenant, id.0).await?;
+        let publication = store::get(&mut *tx, caller.reach(), id.0).await?;
         let publication = publication.ok_or_else(|| Problem::not_found("publication"))?;
-        let job = publication.job;
         // Neither it nor a late one is in doubt, which alone has a link to look at.
         let answer = claim.keep(&mut tx, Json(PublicationView::new(publication, None))).await?;
         tx.commit().await?;
@@ -209,14 +215,18 @@ impl PublishingApi {
         id: Path<PublicationId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Json<PublicationView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
+        find(&app, &caller, id.0).await?;
         let mut tx = app.db.begin().await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
         let accepted = store::accept_lateness(&mut tx, caller.tenant, id.0).await?;
-        let publication = store::get(&mut *tx, caller.tenant, id.0).await?;
+        if accepted {
+            audit::record(&mut tx, &caller, Action::PublicationSentLate, id.0, json!({})).await?;
+        }
+        let publication = store::get(&mut *tx, caller.reach(), id.0).await?;
         let publication = publication.ok_or_else(|| Problem::not_found("publication"))?;
         if !accepted {
             let text = format!("The publication is {}; it no longer waits for that word.", publication.phase);
@@ -243,12 +253,16 @@ impl PublishingApi {
         #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
         body: Input<SettleInput>,
     ) -> Result<Json<PublicationView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let publication = find(&app, &caller, id.0).await?;
         let post = named(&app, &publisher, &publication, body.0).await?;
         let mut tx = app.db.begin().await?;
         match settle::settle(&mut tx, &publication, post.as_ref()).await? {
-            Settled::Done => tx.commit().await?,
+            Settled::Done => {
+                let details = json!({"exists": post.is_some(), "remote_id": post.map(|post| post.id)});
+                audit::record(&mut tx, &caller, Action::PublicationSettled, id.0, details).await?;
+                tx.commit().await?;
+            }
             Settled::NotInDoubt(phase) => {
                 let text = format!("The publication is {phase}; only an unconfirmed one is settled by your word.");
                 return Err(Problem::conflict("not_unconfirmed", text));
@@ -278,15 +292,22 @@ impl PublishingApi {
         // Removing twice is removing once: there is nothing to keep.
         #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
     ) -> Result<Accepted<RemovalAccepted>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
         let publication = find(&app, &caller, id.0).await?;
         if publication.phase != Phase::Sent {
             let text = format!("The publication is {}; there is no post to remove.", publication.phase);
             return Err(Problem::conflict("not_out", text));
         }
         let job = NewJob::of(&RemovePost { publication: id.0 }, caller.tenant).unique(id.0.uuid().to_string());
-        let job_id = match app.engine.enqueue(job).await {
-            Ok(job) => job,
+        let mut tx = app.db.begin().await?;
+        let job_id = match app.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await {
+            Ok(tickets) => {
+                let details = json!({"remote_id": publication.remote.map(|post| post.id)});
+                audit::record(&mut tx, &caller, Action::RemotePostRemoved, id.0, details).await?;
+                tx.commit().await?;
+                app.engine.ring(&tickets).await;
+                job.id
+            }
             Err(EnqueueError::Duplicate { existing }) => existing,
             Err(error) => return Err(error.into()),
         };
@@ -364,6 +385,9 @@ async fn put_on_its_way(
         posts::api::write(&mut tx, &mut wish.post).await?;
     }
     let planned = plan::plan(&mut tx, &app.engine, caller.tenant, &wish).await.map_err(plan_problem)?;
+    let connections: Vec<_> = planned.publications.iter().map(|publication| publication.connection.id).collect();
+    let details = json!({"group": planned.group, "connections": connections});
+    audit::record(&mut tx, caller, Action::Published, wish.post.id, details).await?;
     let location = format!("/api/v1/groups/{}", planned.group);
     let answer = claim.keep(&mut tx, Accepted::new(location, AcceptedView::new(wish.post.id, &planned))).await?;
     tx.commit().await?;
@@ -397,7 +421,7 @@ async fn named(
 }
 
 async fn find(app: &App, caller: &Caller, id: PublicationId) -> Result<Publication, Problem> {
-    store::get(&app.db, caller.tenant, id).await?.ok_or_else(|| Problem::not_found("publication"))
+    store::get(&app.db, caller.reach(), id).await?.ok_or_else(|| Problem::not_found("publication"))
 }
 
 async fn view(app: &App, publisher: &Publisher, publication: Publication) -> Result<PublicationView, Problem> {

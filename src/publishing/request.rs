@@ -125,7 +125,7 @@ async fn chosen(
 ) -> Result<Vec<Connection>, Problem> {
     let mut chosen: Vec<Connection> = Vec::new();
     for (index, id) in options.connections.iter().enumerate() {
-        match connections::store::get(&app.db, caller.tenant, *id).await? {
+        match connections::store::get(&app.db, caller.reach(), *id).await? {
             Some(connection) => chosen.push(connection),
             None => {
                 let field = format!("connections[{index}]");
@@ -134,7 +134,7 @@ async fn chosen(
         }
     }
     let platforms: Vec<Platform> = options.platforms.iter().copied().map(Platform::from).collect();
-    let on_platforms = connections::store::on_platforms(&app.db, caller.tenant, &platforms).await?;
+    let on_platforms = connections::store::on_platforms(&app.db, caller.reach(), &platforms).await?;
     for (index, platform) in platforms.iter().enumerate() {
         if !on_platforms.iter().any(|connection| connection.platform == *platform) {
             let message = format!("no account is connected on {}", platform.title());

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     connections::store::stored,
+    identity::Reach,
     ids::{ConnectionId, GroupId, JobId, PostId, PublicationId, TenantId},
     platforms::{Draft, Explanation, Platform, RemotePost},
 };
@@ -209,20 +210,24 @@ pub async fn reload(db: impl PgExecutor<'_>, id: PublicationId) -> sqlx::Result<
         .transpose()
 }
 
-pub async fn get(db: impl PgExecutor<'_>, tenant: TenantId, id: PublicationId) -> sqlx::Result<Option<Publication>> {
-    sqlx::query_as::<_, Row>(columns!("select", "from publications where tenant_id = $1 and id = $2"))
-        .bind(tenant)
-        .bind(id)
-        .fetch_optional(db)
-        .await?
-        .map(Publication::try_from)
-        .transpose()
+pub async fn get(db: impl PgExecutor<'_>, reach: Reach<'_>, id: PublicationId) -> sqlx::Result<Option<Publication>> {
+    sqlx::query_as::<_, Row>(columns!(
+        "select",
+        "from publications where tenant_id = $1 and id = $2 and ($3::uuid[] is null or connection_id = any($3))"
+    ))
+    .bind(reach.tenant)
+    .bind(id)
+    .bind(reach.connections)
+    .fetch_optional(db)
+    .await?
+    .map(Publication::try_from)
+    .transpose()
 }
 
 /// Of a post, newest first.
 pub async fn of_post(
     db: impl PgExecutor<'_>,
-    tenant: TenantId,
+    reach: Reach<'_>,
     post: PostId,
     before: Option<PublicationId>,
     limit: i64,
@@ -230,12 +235,13 @@ pub async fn of_post(
     sqlx::query_as::<_, Row>(columns!(
         "select",
         "from publications where tenant_id = $1 and post_id = $2 and ($3::uuid is null or id < $3) \
-         order by id desc limit $4"
+         and ($5::uuid[] is null or connection_id = any($5)) order by id desc limit $4"
     ))
-    .bind(tenant)
+    .bind(reach.tenant)
     .bind(post)
     .bind(before)
     .bind(limit)
+    .bind(reach.connections)
     .fetch_all(db)
     .await?
     .into_iter()

@@ -6,7 +6,6 @@ use multivio::{
     config::ApiConfig,
     http::{
         Caller, Input, Problem,
-        auth::Authenticator,
         gate::Paths,
         limits::{RateLimiter, Shared, Subject, Verdict},
         page, router, server,
@@ -209,9 +208,11 @@ async fn nobody_gets_in_without_a_token_and_all_refusals_look_alike() {
             secret: "a secret of another installation, long".into(),
             access_token_lifetime: Duration::from_secs(60),
         };
-        let caller = Caller { tenant: app.tenant, user: app.user, scopes: Default::default() };
-        let authenticator = Authenticator::new(Some(&config)).unwrap();
-        secrecy::ExposeSecret::expose_secret(&authenticator.local().unwrap().issue(&caller, None)).to_owned()
+        let caller = Caller::new(app.tenant, app.user, Default::default());
+        secrecy::ExposeSecret::expose_secret(
+            &multivio::identity::LocalTokens::new(&config).unwrap().issue(&caller, None),
+        )
+        .to_owned()
     };
     let payload = served.token.split('.').nth(1).unwrap();
     let unsigned = format!("eyJhbGciOiJub25lIn0.{payload}.");

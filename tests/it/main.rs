@@ -14,6 +14,7 @@ mod http;
 mod http_cli;
 mod http_idempotency;
 mod http_writes;
+mod identity;
 mod local;
 mod media_api;
 mod media_clips;

@@ -14,10 +14,7 @@ use super::{
 };
 use crate::{
     cli::Failure,
-    http::{
-        Caller, Scope,
-        auth::{LocalTokens, Scopes},
-    },
+    identity::{Caller, LocalTokens, Scope, Scopes},
     ids::{TenantId, UserId},
 };
 
@@ -124,7 +121,7 @@ fn head(ground: &Ground) -> Result<String, Failure> {
     let jwt = ground.config.jwt.as_ref().ok_or_else(|| Failure::failed("the bench has no token secret"))?;
     let tokens = LocalTokens::new(jwt).map_err(|weak| Failure::failed(weak.to_string()))?;
     let scopes = Scopes::of([Scope::Workspace]);
-    let token = tokens.issue(&Caller { tenant: TenantId::new(), user: UserId::new(), scopes }, None);
+    let token = tokens.issue(&Caller::new(TenantId::new(), UserId::new(), scopes), None);
     Ok(format!(
         "POST /api/v1/ai/transform HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {}\r\n\
          content-type: application/json\r\n",

@@ -14,6 +14,7 @@ use super::{Failure, Screen};
 use crate::{
     config::{Config, Environment},
     crypto::{CryptoError, Keyring},
+    identity::LocalTokens,
 };
 
 #[derive(Debug, Args)]
@@ -92,15 +93,7 @@ fn settings(config: &Config) -> Vec<Line> {
         Environment::Production => "production",
     };
     lines.push(Line::ok("settings", format!("complete, for {name}")));
-    lines.push(match crate::http::auth::Authenticator::new(config.jwt.as_ref()) {
-        Err(weak) => Line::problem("tokens", weak.to_string(), "Set JWT_SECRET_KEY to `openssl rand -base64 48`"),
-        Ok(authenticator) if authenticator.local().is_some() => Line::ok("tokens", "local HS256 tokens are on"),
-        Ok(_) => Line::problem(
-            "tokens",
-            "JWT_SECRET_KEY is not set: nobody can sign in",
-            "Set it to `openssl rand -base64 48`",
-        ),
-    });
+    lines.extend(sign_in(config));
     lines.push(match (Keyring::new(&config.encryption_keys), config.encryption_keys.len()) {
         (Err(CryptoError::NoKey), _) => Line::problem(
             "encryption",
@@ -117,6 +110,39 @@ fn settings(config: &Config) -> Vec<Line> {
             Line::ok("encryption", format!("{keys} keys; `multivio keys rotate --check` says whether all are needed"))
         }
     });
+    lines
+}
+
+/// The ways in. API keys are made by those who came in by another one.
+fn sign_in(config: &Config) -> Vec<Line> {
+    let mut lines = Vec::new();
+    let in_production = config.environment == Environment::Production;
+    lines.push(match config.jwt.as_ref().map(LocalTokens::new) {
+        Some(Err(weak)) => Line::problem("tokens", weak.to_string(), "Set JWT_SECRET_KEY to `openssl rand -base64 48`"),
+        Some(Ok(_)) if in_production => Line::warning(
+            "tokens",
+            "local HS256 tokens are on in production: whoever has JWT_SECRET_KEY can be anybody",
+            "Set LOCAL_TOKENS=off where users sign in with Firebase",
+        ),
+        Some(Ok(_)) => Line::ok("tokens", "local HS256 tokens are on"),
+        None if config.jwt_ignored => Line::warning(
+            "tokens",
+            "JWT_SECRET_KEY is set, but local tokens are off",
+            "In production they have to be asked for: LOCAL_TOKENS=on; or take the secret away",
+        ),
+        None => Line::off("tokens", "no JWT_SECRET_KEY: no local tokens"),
+    });
+    lines.push(match &config.firebase {
+        Some(firebase) => Line::ok("firebase", format!("users of {} sign in", firebase.project)),
+        None => Line::off("firebase", "no FIREBASE_PROJECT_ID: nobody signs in with Firebase"),
+    });
+    if config.jwt.is_none() && config.firebase.is_none() {
+        lines.push(Line::problem(
+            "sign-in",
+            "nobody can sign in",
+            "Set FIREBASE_PROJECT_ID, or JWT_SECRET_KEY (`openssl rand -base64 48`; in production with LOCAL_TOKENS=on)",
+        ));
+    }
     lines
 }
 

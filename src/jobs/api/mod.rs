@@ -15,6 +15,7 @@ use poem_openapi::{
     param::{Header, Path, Query},
     payload::{EventStream, Json},
 };
+use serde_json::json;
 
 pub use self::view::{
     Context as ViewContext, GroupView, JobError, JobLinks, JobList, JobPriority, JobState, JobView, QueueName,
@@ -29,11 +30,13 @@ use super::{
     ledger::{self, CancelOutcome, GroupStatus, JobFilter, JobRow},
 };
 use crate::{
+    audit::{self, Action},
     http::{
         App, Caller, IdempotencyKey, Page, Problem, Scope, Tag, Turn,
         answer::{Answer, Kept},
         page,
     },
+    identity::Forbidden,
     ids::{GroupId, JobId, TenantId},
 };
 
@@ -150,7 +153,7 @@ impl JobsApi {
         /// Jobs on a page, 1 to 100; 25 without it
         limit: Query<Option<u16>>,
     ) -> Result<Json<JobList>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before = page::decode(LIST, cursor.0.as_deref())?;
         let filter = JobFilter {
@@ -183,7 +186,7 @@ impl JobsApi {
         #[oai(name = "If-None-Match")]
         known: Header<Option<String>>,
     ) -> Result<Status<JobView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let until = Instant::now() + wait_of(wait.0)?;
         let follower = app.engine.follow(id.0);
         loop {
@@ -218,7 +221,7 @@ impl JobsApi {
         #[oai(name = "Last-Event-ID")]
         last: Header<Option<String>>,
     ) -> Result<Events, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let resume = events::resume_point(last.0.as_deref())?;
         let row = find(&app.engine, caller.tenant, id.0).await?;
         let after = match resume {
@@ -238,7 +241,7 @@ impl JobsApi {
         caller: Caller,
         id: Path<JobId>,
     ) -> Result<Json<TimelineView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let row = find(&app.engine, caller.tenant, id.0).await?;
         let entries = app.engine.timeline(&row).await?;
         Ok(Json(TimelineView::new(&view_of(&app, &row).await?, entries)))
@@ -255,13 +258,17 @@ impl JobsApi {
         id: Path<JobId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Cancelled, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
+        unlimited(&caller)?;
         let mut tx = app.db.begin().await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
         let outcome = ledger::cancel(&mut tx, Some(caller.tenant), id.0).await?;
+        if matches!(outcome, CancelOutcome::Cancelled | CancelOutcome::Requested) {
+            audit::record(&mut tx, &caller, Action::JobCancelled, id.0, json!({})).await?;
+        }
         match outcome {
             CancelOutcome::NotFound => return Err(Problem::not_found("job")),
             CancelOutcome::TooLate(State::Cancelled) | CancelOutcome::Cancelled | CancelOutcome::Requested => {}
@@ -293,7 +300,8 @@ impl JobsApi {
         #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
         change: Json<JobChange>,
     ) -> Result<Json<JobView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
+        unlimited(&caller)?;
         let changed = app.engine.set_priority(Some(caller.tenant), id.0, change.priority.into()).await?;
         let row = find(&app.engine, caller.tenant, id.0).await?;
         if !changed {
@@ -323,6 +331,9 @@ impl JobsApi {
                 format!("Send a number from 1 to {MOST_RETRIED}, and call again while as many were retried"),
             ));
         }
+        // Written down first: it is done in many transactions, and any of them may be the last.
+        let details = json!({"queue": super::Queue::from(wish.queue), "kind": wish.kind, "limit": limit});
+        audit::record(&mut *app.db.acquire().await?, &caller, Action::FailedJobsRetried, "jobs", details).await?;
         let retried = app.engine.retry_failed(wish.queue.into(), wish.kind.as_deref(), limit.into()).await?;
         Ok(Json(Retried { retried }))
     }
@@ -338,7 +349,8 @@ impl JobsApi {
         id: Path<JobId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Json<JobView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Publish)?;
+        unlimited(&caller)?;
         let mut tx = app.db.begin().await?;
         let claim = match key.claim::<Json<JobView>>(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
@@ -356,6 +368,7 @@ impl JobsApi {
                 format!("The job is {}; only a failed or cancelled one can be retried.", row.state),
             ));
         }
+        audit::record(&mut tx, &caller, Action::JobRetried, id.0, json!({})).await?;
         let answer = claim.keep(&mut tx, Json(JobView::new(&row, &Context::default()))).await?;
         tx.commit().await?;
         app.engine.ring_relay().await;
@@ -376,7 +389,7 @@ impl JobsApi {
         /// Seconds to wait for the end, 0 to 30
         wait: Query<Option<u16>>,
     ) -> Result<Json<GroupView>, Problem> {
-        caller.require(Scope::Workspace)?;
+        caller.require(Scope::Read)?;
         let until = Instant::now() + wait_of(wait.0)?;
         let find = || async {
             let group = app.engine.group(caller.tenant, id.0).await?;
@@ -408,6 +421,11 @@ impl JobsApi {
 }
 
 const LIST: &str = "jobs";
+
+/// Of which connection a job is only its kind knows: a key that is limited to some steers none by its id.
+fn unlimited(caller: &Caller) -> Result<(), Problem> {
+    if caller.connections.is_some() { Err(Forbidden::Limited.into()) } else { Ok(()) }
+}
 const COMMITTED: &str = "What the job does elsewhere may have happened already and cannot be called back. Its outcome \
     is found out first; then the job ends by itself.";
 const UNSETTLED: &str = "Whether the job did its work is not known yet, and doing it again could do it twice. Its \

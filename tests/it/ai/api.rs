@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use multivio::{
     ai::{Transformer, api::AiApi, models::ModelLists},
-    http::{self, Caller, Scope, auth::Scopes},
+    http::{self, Caller, Scope},
+    identity::Scopes,
     jobs::{Engine, belt::Belt},
 };
 use poem::{Endpoint, EndpointExt, Request, test::TestClient};
@@ -21,7 +22,7 @@ async fn client(app: &App) -> TestClient<impl Endpoint> {
     let engine = Engine::new(app.pool.clone(), belt);
     let models = Arc::new(ModelLists::new(Arc::new(Transformer::new(&config.ai).unwrap())));
     let shared = Arc::new(http::App::new(config, app.pool.clone(), engine, CancellationToken::new()).unwrap());
-    let caller = Caller { tenant: app.tenant, user: app.user, scopes: Scopes::of([Scope::Workspace]) };
+    let caller = Caller::new(app.tenant, app.user, Scopes::of([Scope::Workspace]));
     let service = OpenApiService::new(AiApi, "ai", "1");
     TestClient::new(service.data(models).data(shared).before(move |mut request: Request| {
         request.extensions_mut().insert(caller.clone());

@@ -44,6 +44,11 @@ impl Sandbox {
         self.send(reqwest::Method::DELETE, "/_sandbox/faults", None).await;
     }
 
+    /// Changes settings, by service.
+    pub async fn settings(&self, settings: Value) {
+        self.send(reqwest::Method::PATCH, "/_sandbox/settings", Some(settings)).await;
+    }
+
     pub async fn get(&self, path: &str) -> Value {
         self.send(reqwest::Method::GET, path, None).await
     }

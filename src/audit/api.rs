@@ -1,0 +1,104 @@
+//! `/api/v1/audit`: what was done in a workspace, for its owners.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use poem::web::Data;
+use poem_openapi::{Object, OpenApi, param::Query, payload::Json};
+use serde_json::Value;
+
+use super::{
+    Action,
+    store::{self, LineRow},
+};
+use crate::{
+    http::{App, Caller, Page, Problem, Scope, Tag, page},
+    ids::{ApiKeyId, AuditId, TenantId, UserId},
+};
+
+#[derive(Clone)]
+pub struct AuditApi;
+
+/// One thing that was done.
+#[derive(Debug, Clone, PartialEq, Object)]
+#[oai(rename = "AuditLine", skip_serializing_if_is_none)]
+struct LineView {
+    id: AuditId,
+    at: DateTime<Utc>,
+    /// `user`, `key` (an API key of that user) or `operator` (whoever runs the installation).
+    actor: String,
+    user_id: Option<UserId>,
+    key_id: Option<ApiKeyId>,
+    /// Stable, such as `connection.added`.
+    action: String,
+    /// What it was done to.
+    target: Option<String>,
+    details: Value,
+    /// Where the call came from.
+    address: Option<String>,
+    request_id: Option<String>,
+}
+
+/// A page of the audit log.
+#[derive(Debug, Object)]
+#[oai(skip_serializing_if_is_none)]
+struct AuditList {
+    items: Vec<LineView>,
+    /// Pass it as `cursor` to get the next page; absent on the last one.
+    next_cursor: Option<String>,
+}
+
+const LIST: &str = "audit";
+
+#[OpenApi(prefix_path = "/api/v1", tag = "Tag::Identity")]
+impl AuditApi {
+    /// Read the audit log
+    ///
+    /// Newest first, kept for a year. For owners of the workspace; administrators may name another one.
+    #[oai(path = "/audit", method = "get", operation_id = "listAudit")]
+    async fn list(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        /// Only this action, such as `member.added`
+        action: Query<Option<String>>,
+        /// For administrators: of this workspace
+        workspace: Query<Option<TenantId>>,
+        /// `next_cursor` of the page before
+        cursor: Query<Option<String>>,
+        /// Lines on a page, 1 to 100; 25 without it
+        limit: Query<Option<u16>>,
+    ) -> Result<Json<AuditList>, Problem> {
+        let tenant = match workspace.0 {
+            Some(other) if other != caller.tenant => {
+                caller.require(Scope::Admin)?;
+                other
+            }
+            _ => {
+                caller.require(Scope::Manage)?;
+                caller.tenant
+            }
+        };
+        let limit = page::limit(limit.0)?;
+        let before = page::decode(LIST, cursor.0.as_deref())?;
+        let action = action.0.as_deref().map(known_action).transpose()?;
+        let rows = store::list(&app.db, tenant, action.map(Action::as_str), before, i64::from(limit) + 1).await?;
+        let views = rows.into_iter().map(LineView::from).collect();
+        let Page { items, next_cursor } = Page::of(views, limit, LIST, |line: &LineView| line.id);
+        Ok(Json(AuditList { items, next_cursor }))
+    }
+}
+
+fn known_action(text: &str) -> Result<Action, Problem> {
+    text.parse().map_err(|_error: String| {
+        let known: Vec<_> = Action::ALL.iter().map(|action| action.as_str()).collect();
+        Problem::bad_parameter("action", "is no action", format!("Send one of {}", known.join(", ")))
+    })
+}
+
+impl From<LineRow> for LineView {
+    fn from(row: LineRow) -> Self {
+        let LineRow { id, at, actor, user_id, key_id, action, target, details, address, request_id } = row;
+        Self { id, at, actor, user_id, key_id, action, target, details, address, request_id }
+    }
+}

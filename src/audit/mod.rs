@@ -1,0 +1,86 @@
+//! Who did what to which thing, and from where. Append-only: the table itself refuses everything else.
+//!
+//! A line is written in the transaction of what it tells, so that neither exists without the other. Details hold
+//! names and counts; never a secret, never what a user wrote.
+
+pub mod api;
+pub mod retention;
+mod store;
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::PgConnection;
+
+pub use retention::AuditRetention;
+
+use crate::{identity::Caller, ids::TenantId, jobs::job::stored_names};
+
+stored_names! {
+    /// What was done. Stored: never rename, only add.
+    Action {
+        ConnectionAdded = "connection.added",
+        ConnectionRemoved = "connection.removed",
+        KeyCreated = "api_key.created",
+        KeyRevoked = "api_key.revoked",
+        WorkspaceCreated = "workspace.created",
+        MemberAdded = "member.added",
+        MemberChanged = "member.changed",
+        MemberRemoved = "member.removed",
+        SignedOutEverywhere = "user.signed_out_everywhere",
+        UserChanged = "user.changed",
+        Published = "post.published",
+        PublicationCancelled = "publication.cancelled",
+        PublicationSentLate = "publication.sent_late",
+        PublicationSettled = "publication.settled",
+        RemotePostRemoved = "publication.remote_post_removed",
+        JobCancelled = "job.cancelled",
+        JobRetried = "job.retried",
+        FailedJobsRetried = "jobs.failed_retried",
+    }
+}
+
+/// A line by whoever is calling.
+pub async fn record(
+    tx: &mut PgConnection,
+    caller: &Caller,
+    action: Action,
+    target: impl fmt::Display,
+    details: Value,
+) -> sqlx::Result<()> {
+    let line = store::NewLine {
+        tenant: Some(caller.tenant),
+        actor: if caller.key.is_some() { "key" } else { "user" },
+        user: Some(caller.user),
+        key: caller.key,
+        action,
+        target: target.to_string(),
+        details,
+        address: caller.address,
+        request_id: crate::http::request_id::current(),
+    };
+    store::insert(tx, &line).await
+}
+
+/// A line by whoever runs the installation, at its command line.
+pub async fn record_by_operator(
+    tx: &mut PgConnection,
+    tenant: Option<TenantId>,
+    action: Action,
+    target: impl fmt::Display,
+    details: Value,
+) -> sqlx::Result<()> {
+    let line = store::NewLine {
+        tenant,
+        actor: "operator",
+        user: None,
+        key: None,
+        action,
+        target: target.to_string(),
+        details,
+        address: None,
+        request_id: None,
+    };
+    store::insert(tx, &line).await
+}

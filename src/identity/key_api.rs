@@ -1,0 +1,227 @@
+//! `/api/v1/api-keys`: keys with which programs call the API, for owners of a workspace.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use poem::web::Data;
+use poem_openapi::{
+    ApiResponse, Enum, Object, OpenApi,
+    param::{Path, Query},
+    payload::Json,
+    types::ToJSON,
+};
+use secrecy::ExposeSecret;
+use serde_json::json;
+
+use super::{
+    ApiKey, Caller, Scope, Scopes, api,
+    key_store::{self, KeyRow, NewKey},
+};
+use crate::{
+    audit::{self, Action},
+    connections,
+    http::{App, Created, FieldError, IdempotencyKey, Input, Page, Problem, Tag, Turn, page},
+    ids::{ApiKeyId, ConnectionId, UserId},
+};
+
+#[derive(Clone)]
+pub struct KeysApi;
+
+/// What a key may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename = "KeyScope", rename_all = "snake_case")]
+enum KeyScope {
+    /// See everything in the workspace.
+    Read,
+    /// Write, transform and publish, and steer what was started.
+    Publish,
+    /// Connect and disconnect accounts.
+    Connections,
+    /// Queues, workers and schedules of everybody; administrators can give it.
+    Admin,
+}
+
+impl From<KeyScope> for Scope {
+    fn from(scope: KeyScope) -> Self {
+        match scope {
+            KeyScope::Read => Self::Read,
+            KeyScope::Publish => Self::Publish,
+            KeyScope::Connections => Self::Connections,
+            KeyScope::Admin => Self::Admin,
+        }
+    }
+}
+
+#[derive(Debug, Object)]
+#[oai(deny_unknown_fields, skip_serializing_if_is_none)]
+struct KeyInput {
+    /// To know it by.
+    #[oai(validator(min_length = 1, max_length = 100))]
+    name: String,
+    #[oai(validator(min_items = 1, max_items = 4))]
+    scopes: Vec<KeyScope>,
+    /// The only connections it may see and publish on; without it all, also those added later.
+    #[oai(validator(min_items = 1, max_items = 100))]
+    connections: Option<Vec<ConnectionId>>,
+    /// Without it, never.
+    expires_at: Option<DateTime<Utc>>,
+}
+
+/// An API key.
+#[derive(Debug, Clone, PartialEq, Object)]
+#[oai(rename = "ApiKey", skip_serializing_if_is_none)]
+struct KeyView {
+    id: ApiKeyId,
+    name: String,
+    /// What it begins with.
+    prefix: String,
+    /// The key itself: only in the first answer to its making, never again.
+    key: Option<String>,
+    scopes: Vec<String>,
+    connections: Option<Vec<ConnectionId>>,
+    created_by: UserId,
+    created_at: DateTime<Utc>,
+    expires_at: Option<DateTime<Utc>>,
+    /// To the minute.
+    last_used_at: Option<DateTime<Utc>>,
+    revoked_at: Option<DateTime<Utc>>,
+}
+
+/// A page of API keys.
+#[derive(Debug, Object)]
+#[oai(skip_serializing_if_is_none)]
+struct KeyList {
+    items: Vec<KeyView>,
+    /// Pass it as `cursor` to get the next page; absent on the last one.
+    next_cursor: Option<String>,
+}
+
+/// The key opens nothing any more.
+#[derive(ApiResponse)]
+enum Revoked {
+    /// It is revoked: refused here at once, and by other processes within five seconds
+    #[oai(status = 204)]
+    Done,
+}
+
+const LIST: &str = "api-keys";
+
+#[OpenApi(prefix_path = "/api/v1", tag = "Tag::Identity")]
+impl KeysApi {
+    /// Make an API key
+    ///
+    /// `key` is shown in this answer alone; a repeat with the same `Idempotency-Key` does not show it again. A key can
+    /// do no more than its maker can at the time of each call, and ends with their membership.
+    #[oai(path = "/api-keys", method = "post", operation_id = "createApiKey")]
+    async fn create(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        body: Input<KeyInput>,
+    ) -> Result<Created<KeyView>, Problem> {
+        caller.require(Scope::Manage)?;
+        api::ensure(&app, &caller).await?;
+        let mut tx = app.db.begin().await?;
+        let claim = match key.claim(&mut tx, &caller, body.0.to_json()).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let wish = checked(&mut tx, &caller, body.0).await?;
+        let made = ApiKey::generate();
+        let id = key_store::insert(&mut tx, caller.tenant, caller.user, &made, &wish).await?;
+        let details = json!({"name": wish.name, "prefix": made.prefix, "scopes": wish.scopes.words()});
+        audit::record(&mut tx, &caller, Action::KeyCreated, id, details).await?;
+        let row = key_store::get(&mut *tx, caller.tenant, id).await?.ok_or_else(|| Problem::not_found("API key"))?;
+        // Kept without the key, which stands nowhere but in the answer that leaves now.
+        let answer = Created::new(format!("/api/v1/api-keys/{id}"), KeyView::from(row));
+        let mut answer = claim.keep(&mut tx, answer).await?;
+        tx.commit().await?;
+        answer.body.key = Some(made.text.expose_secret().to_owned());
+        Ok(answer)
+    }
+
+    /// List API keys
+    ///
+    /// Newest first, revoked ones too.
+    #[oai(path = "/api-keys", method = "get", operation_id = "listApiKeys")]
+    async fn list(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        /// `next_cursor` of the page before
+        cursor: Query<Option<String>>,
+        /// Keys on a page, 1 to 100; 25 without it
+        limit: Query<Option<u16>>,
+    ) -> Result<Json<KeyList>, Problem> {
+        caller.require(Scope::Manage)?;
+        let limit = page::limit(limit.0)?;
+        let before = page::decode(LIST, cursor.0.as_deref())?;
+        let rows = key_store::list(&app.db, caller.tenant, before, i64::from(limit) + 1).await?;
+        let views = rows.into_iter().map(KeyView::from).collect();
+        let Page { items, next_cursor } = Page::of(views, limit, LIST, |key: &KeyView| key.id);
+        Ok(Json(KeyList { items, next_cursor }))
+    }
+
+    /// Get an API key
+    #[oai(path = "/api-keys/:id", method = "get", operation_id = "getApiKey")]
+    async fn get(&self, app: Data<&Arc<App>>, caller: Caller, id: Path<ApiKeyId>) -> Result<Json<KeyView>, Problem> {
+        caller.require(Scope::Manage)?;
+        let row = key_store::get(&app.db, caller.tenant, id.0).await?;
+        Ok(Json(row.ok_or_else(|| Problem::not_found("API key"))?.into()))
+    }
+
+    /// Revoke an API key
+    #[oai(path = "/api-keys/:id", method = "delete", operation_id = "revokeApiKey")]
+    async fn revoke(&self, app: Data<&Arc<App>>, caller: Caller, id: Path<ApiKeyId>) -> Result<Revoked, Problem> {
+        caller.require(Scope::Manage)?;
+        let mut tx = app.db.begin().await?;
+        let is_news = key_store::revoke(&mut tx, caller.tenant, id.0).await?;
+        if is_news.ok_or_else(|| Problem::not_found("API key"))? {
+            audit::record(&mut tx, &caller, Action::KeyRevoked, id.0, json!({})).await?;
+        }
+        tx.commit().await?;
+        app.auth.forget();
+        Ok(Revoked::Done)
+    }
+}
+
+async fn checked(tx: &mut sqlx::PgConnection, caller: &Caller, input: KeyInput) -> Result<NewKey, Problem> {
+    let mut errors = Vec::new();
+    let scopes = Scopes::of(input.scopes.into_iter().map(Scope::from));
+    if scopes.contain(Scope::Admin) && !caller.scopes.contain(Scope::Admin) {
+        errors.push(FieldError::new("scopes", "holds admin, which you are not", "Leave it out"));
+    }
+    if input.expires_at.is_some_and(|at| at <= Utc::now()) {
+        errors.push(FieldError::new("expires_at", "is past", "Send a time to come, or leave it out"));
+    }
+    for (index, id) in input.connections.iter().flatten().enumerate() {
+        if connections::store::get(&mut *tx, caller.reach(), *id).await?.is_none() {
+            let field = format!("connections[{index}]");
+            errors.push(FieldError::new(field, "is no connection of yours", "List them: GET /api/v1/connections"));
+        }
+    }
+    if !errors.is_empty() {
+        return Err(Problem::invalid(errors));
+    }
+    Ok(NewKey { name: input.name, scopes, connections: input.connections, expires_at: input.expires_at })
+}
+
+impl From<KeyRow> for KeyView {
+    fn from(row: KeyRow) -> Self {
+        let KeyRow { id, created_by, name, prefix, scopes, connections, .. } = row;
+        Self {
+            id,
+            name,
+            prefix,
+            key: None,
+            scopes,
+            connections,
+            created_by,
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            last_used_at: row.last_used_at,
+            revoked_at: row.revoked_at,
+        }
+    }
+}

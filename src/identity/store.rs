@@ -1,0 +1,266 @@
+//! The tables of users, workspaces and members.
+
+use sqlx::{FromRow, PgConnection, PgExecutor, PgPool};
+
+use super::{Role, firebase::Person};
+use crate::{
+    connections::store::stored,
+    ids::{TenantId, UserId},
+};
+
+/// What a user may do in one workspace, as it is now.
+#[derive(Debug, Clone)]
+pub struct Access {
+    pub tenant: TenantId,
+    pub role: Role,
+    pub is_admin: bool,
+    pub is_disabled: bool,
+    /// Seconds of the epoch, rounded up.
+    pub tokens_valid_after: Option<u64>,
+}
+
+/// Without a wish it is the user's own workspace. `None`: no such workspace, or not theirs.
+pub async fn access(
+    db: impl PgExecutor<'_>,
+    user: UserId,
+    workspace: Option<TenantId>,
+) -> sqlx::Result<Option<Access>> {
+    let row: Option<(TenantId, String, bool, bool, Option<i64>)> = sqlx::query_as(
+        "select m.tenant_id, m.role, u.role = 'admin', u.disabled_at is not null, \
+           ceil(extract(epoch from u.tokens_valid_after))::bigint \
+         from users u join workspace_members m on m.user_id = u.id \
+         where u.id = $1 and m.tenant_id = coalesce($2, u.personal_workspace_id)",
+    )
+    .bind(user)
+    .bind(workspace)
+    .fetch_optional(db)
+    .await?;
+    row.map(|(tenant, role, is_admin, is_disabled, after)| {
+        let tokens_valid_after = after.and_then(|after| u64::try_from(after).ok());
+        Ok(Access { tenant, role: stored(&role)?, is_admin, is_disabled, tokens_valid_after })
+    })
+    .transpose()
+}
+
+/// The user behind a Firebase account, made with a workspace of their own at first sight.
+pub async fn firebase_user(db: &PgPool, person: &Person) -> sqlx::Result<UserId> {
+    let mut tx = db.begin().await?;
+    let (user, workspace): (UserId, TenantId) = sqlx::query_as(
+        "insert into users (id, provider, subject, email, name, personal_workspace_id) \
+         values ($1, 'firebase', $2, $3, $4, $5) \
+         on conflict (provider, subject) do update set email = excluded.email, \
+           name = coalesce(excluded.name, users.name) returning id, personal_workspace_id",
+    )
+    .bind(UserId::new())
+    .bind(&person.uid)
+    .bind(&person.email)
+    .bind(&person.name)
+    .bind(TenantId::new())
+    .fetch_one(&mut *tx)
+    .await?;
+    ensure_personal(&mut tx, workspace, user).await?;
+    tx.commit().await?;
+    Ok(user)
+}
+
+/// The rows behind a local token: its user, and its workspace, which is theirs when it was nobody's.
+pub async fn ensure_local(tx: &mut PgConnection, tenant: TenantId, user: UserId) -> sqlx::Result<()> {
+    sqlx::query(
+        "insert into users (id, provider, subject, personal_workspace_id) values ($1, 'local', $1::text, $2) \
+         on conflict do nothing",
+    )
+    .bind(user)
+    .bind(tenant)
+    .execute(&mut *tx)
+    .await?;
+    ensure_personal(tx, tenant, user).await
+}
+
+/// One statement after the other, each harmless to repeat: whoever comes second finds what the first has made.
+async fn ensure_personal(tx: &mut PgConnection, tenant: TenantId, user: UserId) -> sqlx::Result<()> {
+    sqlx::query("insert into workspaces (id, name) values ($1, 'Personal') on conflict do nothing")
+        .bind(tenant)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query(
+        "insert into workspace_members (tenant_id, user_id, role) select $1, $2, 'owner' \
+         where not exists (select from workspace_members where tenant_id = $1) on conflict do nothing",
+    )
+    .bind(tenant)
+    .bind(user)
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
+#[derive(Debug, Clone, FromRow)]
+pub struct UserRow {
+    pub id: UserId,
+    pub provider: String,
+    pub email: Option<String>,
+    pub name: Option<String>,
+    pub role: String,
+}
+
+pub async fn user(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<UserRow>> {
+    sqlx::query_as("select id, provider, email, name, role from users where id = $1").bind(id).fetch_optional(db).await
+}
+
+/// Whoever has verified this address; nobody when it is not certain who is meant.
+pub async fn user_by_email(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<UserId>> {
+    let mut found: Vec<UserId> =
+        sqlx::query_scalar("select id from users where lower(email) = lower($1) and disabled_at is null limit 2")
+            .bind(email)
+            .fetch_all(db)
+            .await?;
+    Ok(if found.len() == 1 { found.pop() } else { None })
+}
+
+/// Tokens issued before now are refused from now on.
+pub async fn sign_out_everywhere(tx: &mut PgConnection, user: UserId) -> sqlx::Result<()> {
+    sqlx::query("update users set tokens_valid_after = now() where id = $1").bind(user).execute(tx).await?;
+    Ok(())
+}
+
+#[derive(Debug, Clone, FromRow)]
+pub struct WorkspaceRow {
+    pub id: TenantId,
+    pub name: String,
+    /// Of the user it was read for.
+    pub role: String,
+    pub created_at: chrono::DateTime<chrono::Utc>,
+}
+
+/// Those of a user, newest first.
+pub async fn workspaces(
+    db: impl PgExecutor<'_>,
+    user: UserId,
+    before: Option<TenantId>,
+    limit: i64,
+) -> sqlx::Result<Vec<WorkspaceRow>> {
+    sqlx::query_as(
+        "select w.id, w.name, m.role, w.created_at from workspace_members m join workspaces w on w.id = m.tenant_id \
+         where m.user_id = $1 and ($2::uuid is null or w.id < $2) order by w.id desc limit $3",
+    )
+    .bind(user)
+    .bind(before)
+    .bind(limit)
+    .fetch_all(db)
+    .await
+}
+
+pub async fn workspace(db: impl PgExecutor<'_>, id: TenantId, user: UserId) -> sqlx::Result<Option<WorkspaceRow>> {
+    sqlx::query_as(
+        "select w.id, w.name, m.role, w.created_at from workspace_members m join workspaces w on w.id = m.tenant_id \
+         where m.user_id = $2 and w.id = $1",
+    )
+    .bind(id)
+    .bind(user)
+    .fetch_optional(db)
+    .await
+}
+
+/// A new workspace with its first owner.
+pub async fn create_workspace(tx: &mut PgConnection, name: &str, owner: UserId) -> sqlx::Result<TenantId> {
+    let id = TenantId::new();
+    sqlx::query("insert into workspaces (id, name) values ($1, $2)").bind(id).bind(name).execute(&mut *tx).await?;
+    sqlx::query("insert into workspace_members (tenant_id, user_id, role) values ($1, $2, 'owner')")
+        .bind(id)
+        .bind(owner)
+        .execute(tx)
+        .await?;
+    Ok(id)
+}
+
+#[derive(Debug, Clone, FromRow)]
+pub struct MemberRow {
+    pub user_id: UserId,
+    pub email: Option<String>,
+    pub name: Option<String>,
+    pub role: String,
+    pub created_at: chrono::DateTime<chrono::Utc>,
+}
+
+/// Newest users first.
+pub async fn members(
+    db: impl PgExecutor<'_>,
+    tenant: TenantId,
+    before: Option<UserId>,
+    limit: i64,
+) -> sqlx::Result<Vec<MemberRow>> {
+    sqlx::query_as(
+        "select m.user_id, u.email, u.name, m.role, m.created_at from workspace_members m \
+         join users u on u.id = m.user_id \
+         where m.tenant_id = $1 and ($2::uuid is null or m.user_id < $2) order by m.user_id desc limit $3",
+    )
+    .bind(tenant)
+    .bind(before)
+    .bind(limit)
+    .fetch_all(db)
+    .await
+}
+
+pub async fn member(db: impl PgExecutor<'_>, tenant: TenantId, user: UserId) -> sqlx::Result<Option<MemberRow>> {
+    sqlx::query_as(
+        "select m.user_id, u.email, u.name, m.role, m.created_at from workspace_members m \
+         join users u on u.id = m.user_id where m.tenant_id = $1 and m.user_id = $2",
+    )
+    .bind(tenant)
+    .bind(user)
+    .fetch_optional(db)
+    .await
+}
+
+/// `false`: they are a member already.
+pub async fn add_member(tx: &mut PgConnection, tenant: TenantId, user: UserId, role: Role) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "insert into workspace_members (tenant_id, user_id, role) values ($1, $2, $3) on conflict do nothing",
+    )
+    .bind(tenant)
+    .bind(user)
+    .bind(role.as_str())
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// What came of a wish to change or end a membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changed {
+    Done {
+        before: Role,
+    },
+    NoMember,
+    /// Somebody has to be able to manage the workspace.
+    LastOwner,
+}
+
+/// With another role, or with none: removed.
+pub async fn change_member(
+    tx: &mut PgConnection,
+    tenant: TenantId,
+    user: UserId,
+    role: Option<Role>,
+) -> sqlx::Result<Changed> {
+    // One change of members at a time: two owners must not leave at once, each counting on the other.
+    sqlx::query("select from workspaces where id = $1 for update").bind(tenant).execute(&mut *tx).await?;
+    let row: Option<(String, bool)> = sqlx::query_as(
+        "select role, exists (select from workspace_members o where o.tenant_id = $1 and o.user_id <> $2 \
+           and o.role = 'owner') from workspace_members where tenant_id = $1 and user_id = $2",
+    )
+    .bind(tenant)
+    .bind(user)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some((before, has_other_owner)) = row else { return Ok(Changed::NoMember) };
+    let before: Role = stored(&before)?;
+    if before == Role::Owner && role != Some(Role::Owner) && !has_other_owner {
+        return Ok(Changed::LastOwner);
+    }
+    let statement = match role {
+        Some(_) => "update workspace_members set role = $3 where tenant_id = $1 and user_id = $2",
+        None => "delete from workspace_members where tenant_id = $1 and user_id = $2 and $3::text is null",
+    };
+    sqlx::query(statement).bind(tenant).bind(user).bind(role.map(Role::as_str)).execute(tx).await?;
+    Ok(Changed::Done { before })
+}

@@ -1,0 +1,120 @@
+//! The audit log: what is done is in it, from where, and stays there.
+
+use multivio::{http::Scope, ids::TenantId};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::{call, connect, get, new_key};
+use crate::harness::App;
+
+async fn lines(api: &crate::harness::Api) -> Vec<Value> {
+    let (status, list) = api.get("/api/v1/audit?limit=100").await;
+    assert_eq!(status, 200, "{list}");
+    list["items"].as_array().unwrap().clone()
+}
+
+#[tokio::test]
+async fn what_is_done_to_keys_members_connections_and_publications_is_written_down() {
+    let mut app = App::new().await;
+    let sandbox = app.sandbox().await;
+    let api = app.api().await;
+    let (key_id, key) = new_key(&api, json!({})).await;
+    let account = sandbox.post("/_sandbox/x/accounts", json!({})).await;
+    let add = json!({"platform": "x", "remote_account_id": account["id"], "username": account["username"],
+                     "access_token": account["access_token"], "refresh_token": account["refresh_token"]});
+    let request = api.request(Method::POST, "/api/v1/connections").header("X-Request-Id", "the-one");
+    let added: Value = request.json(&add).send().await.unwrap().json().await.unwrap();
+    let connection = added["id"].as_str().unwrap();
+    let wish = json!({"text": "hello", "connections": [connection]});
+    let (status, put) = call(&api, &key, None, Method::POST, "/api/v1/publish", Some(&wish)).await;
+    assert_eq!(status, 202, "{put}");
+    let publication = put["publications"][0]["id"].as_str().unwrap();
+    assert_eq!(api.post(&format!("/api/v1/publications/{publication}/cancel"), Value::Null).await.0, 200);
+    let job = put["publications"][0]["job_id"].as_str().unwrap();
+    assert_eq!(api.post(&format!("/api/v1/jobs/{job}/retry"), Value::Null).await.0, 200);
+    assert_eq!(api.delete(&format!("/api/v1/connections/{connection}")).await.0, 204);
+    assert_eq!(api.delete(&format!("/api/v1/api-keys/{key_id}")).await.0, 204);
+
+    let lines = lines(&api).await;
+    let actions: Vec<_> = lines.iter().rev().map(|line| line["action"].as_str().unwrap()).collect();
+    let expected = [
+        "api_key.created",
+        "connection.added",
+        "post.published",
+        "publication.cancelled",
+        "job.retried",
+        "connection.removed",
+        "api_key.revoked",
+    ];
+    assert_eq!(actions, expected);
+    let line = |action: &str| lines.iter().find(|line| line["action"] == action).unwrap();
+    let added = line("connection.added");
+    assert_eq!((&added["target"], &added["request_id"]), (&json!(connection), &json!("the-one")));
+    assert_eq!(
+        (&added["actor"], &added["user_id"], &added["address"]),
+        (&json!("user"), &json!(app.user), &json!("127.0.0.1"))
+    );
+    let published = line("post.published");
+    assert_eq!((&published["actor"], &published["key_id"]), (&json!("key"), &json!(key_id)));
+    let all = json!(lines).to_string();
+    for secret in [&key, account["access_token"].as_str().unwrap()] {
+        assert!(!all.contains(secret), "the log holds a secret");
+    }
+    // Page by page.
+    let (_, first) = api.get("/api/v1/audit?limit=3").await;
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let (_, rest) = api.get(&format!("/api/v1/audit?limit=100&cursor={cursor}")).await;
+    assert_eq!(rest["items"].as_array().unwrap().len(), expected.len() - 3);
+    assert_eq!(api.get("/api/v1/audit?action=api_key.revoked").await.1["items"].as_array().unwrap().len(), 1);
+    assert_eq!(api.get("/api/v1/audit?action=nothing").await.0, 400);
+}
+
+#[tokio::test]
+async fn what_did_not_happen_is_not_written_down() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let strange = connect(&app, TenantId::new(), "strange").await;
+    assert_eq!(api.delete(&format!("/api/v1/connections/{strange}")).await.0, 404);
+    let (status, _) =
+        api.post("/api/v1/api-keys", json!({"name": "k", "scopes": ["read"], "connections": [strange]})).await;
+    assert_eq!(status, 422);
+    assert_eq!(lines(&api).await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn the_log_is_read_by_owners_and_administrators_and_by_nobody_else() {
+    let app = App::new().await;
+    let api = app.api().await;
+    new_key(&api, json!({})).await;
+    let (_, stranger) = app.token_of_another();
+    let (status, theirs) = get(&api, &stranger, "/api/v1/audit").await;
+    assert_eq!((status, &theirs["items"]), (200, &json!([])));
+    let ours = format!("/api/v1/audit?workspace={}", app.tenant);
+    assert_eq!(get(&api, &stranger, &ours).await.0, 403);
+    let admin = app.token_for(TenantId::new(), &[Scope::Admin]);
+    assert_eq!(get(&api, &admin, &ours).await.1["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_table_itself_refuses_every_change_but_forgetting_what_is_old() {
+    let app = App::new().await;
+    let api = app.api().await;
+    new_key(&api, json!({})).await;
+    sqlx::query("insert into audit_log (id, at, actor, action) values (gen_random_uuid(), now() - interval '366 days', 'user', 'old')")
+        .execute(&app.pool)
+        .await
+        .unwrap();
+    for statement in [
+        "update audit_log set action = 'nothing'",
+        "update audit_log set at = now() - interval '2 years'",
+        "delete from audit_log",
+        "truncate audit_log",
+    ] {
+        let error = sqlx::query(statement).execute(&app.pool).await.unwrap_err();
+        assert!(error.to_string().contains("append-only"), "{statement}: {error}");
+    }
+    let gone =
+        sqlx::query("delete from audit_log where at < now() - interval '365 days'").execute(&app.pool).await.unwrap();
+    assert_eq!(gone.rows_affected(), 1);
+    assert_eq!(lines(&api).await.len(), 1);
+}
