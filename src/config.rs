@@ -504,7 +504,11 @@ mod tests {
     #[test]
     fn local_tokens_are_off_in_production_unless_they_are_asked_for() {
         let jwt = |more: &[(&str, &str)]| {
-            let config = load(&[&SERVERS[..], &[("JWT_SECRET_KEY", "s")], more].concat()).unwrap();
+            let secrets = [
+                ("JWT_SECRET_KEY", "nXk2o9Vb4s7QhT0yJ3mLcR8wE5zAu1Gf6Dp+Ki/SxHq"),
+                ("ENCRYPTION_KEY", "4f3VvPAy9sZcE1qUO1m5dYxk2H0bWJtq8R7nLhGc6Xo="),
+            ];
+            let config = load(&[&SERVERS[..], &secrets, more].concat()).unwrap();
             assert_ne!(config.jwt.is_some(), config.jwt_ignored);
             config.jwt.is_some()
         };

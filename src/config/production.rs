@@ -80,6 +80,7 @@ fn addresses(config: &Config, unfit: &mut Vec<String>) {
         ("GROK_BASE_URL", provider(&config.ai.grok)),
         ("TOGETHER_BASE_URL", provider(&config.ai.together)),
         ("OPENAI_BASE_URL", provider(&config.ai.openai)),
+        ("FIREBASE_KEYS_URL", config.firebase.as_ref().map(|firebase| firebase.keys_url.clone())),
     ];
     for (name, url) in addresses {
         let Some(url) = url else { continue };
@@ -120,12 +121,13 @@ mod tests {
     use super::super::{ConfigError, Environment};
     use super::*;
 
-    const FIT: [(&str, &str); 7] = [
+    const FIT: [(&str, &str); 8] = [
         ("ENVIRONMENT", "production"),
         ("DATABASE_URL", "postgres://multivio:u3Jk9sLq@db.internal/multivio"),
         ("REDIS_URL", "redis://belt.internal"),
         ("ENCRYPTION_KEY", "4f3VvPAy9sZcE1qUO1m5dYxk2H0bWJtq8R7nLhGc6Xo="),
         ("JWT_SECRET_KEY", "nXk2o9Vb4s7QhT0yJ3mLcR8wE5zAu1Gf6Dp+Ki/SxHq"),
+        ("LOCAL_TOKENS", "on"),
         ("GROK_API_KEY", "xai-9f2c71d0"),
         ("ALLOWED_ORIGINS", "https://app.multivio.dev"),
     ];

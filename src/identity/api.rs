@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     audit::{self, Action},
-    http::{App, Created, IdempotencyKey, Input, Page, Problem, Tag, Turn, page},
+    http::{App, Created, Gone, IdempotencyKey, Input, Page, Problem, Tag, Turn, page},
     ids::{ApiKeyId, TenantId, UserId},
 };
 
@@ -366,16 +366,22 @@ impl IdentityApi {
         caller: Caller,
         id: Path<TenantId>,
         user: Path<UserId>,
-    ) -> Result<Done, Problem> {
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+    ) -> Result<Gone, Problem> {
         let is_leaving = caller.user == user.0 && caller.key.is_none();
         caller.require(if is_leaving { Scope::Read } else { Scope::Manage })?;
         inside(&app, &caller, id.0).await?;
         let mut tx = app.db.begin().await?;
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
         let before = changed(store::change_member(&mut tx, id.0, user.0, None).await?)?;
         audit::record(&mut tx, &caller, Action::MemberRemoved, user.0, json!({"before": before})).await?;
+        let answer = claim.keep(&mut tx, Gone::default()).await?;
         tx.commit().await?;
         app.auth.forget();
-        Ok(Done::Done)
+        Ok(answer)
     }
 }
 

@@ -173,7 +173,14 @@ impl KeysApi {
 
     /// Revoke an API key
     #[oai(path = "/api-keys/:id", method = "delete", operation_id = "revokeApiKey")]
-    async fn revoke(&self, app: Data<&Arc<App>>, caller: Caller, id: Path<ApiKeyId>) -> Result<Revoked, Problem> {
+    async fn revoke(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<ApiKeyId>,
+        // Revoking twice is revoking once: there is nothing to keep.
+        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+    ) -> Result<Revoked, Problem> {
         caller.require(Scope::Manage)?;
         let mut tx = app.db.begin().await?;
         let is_news = key_store::revoke(&mut tx, caller.tenant, id.0).await?;

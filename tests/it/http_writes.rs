@@ -11,6 +11,21 @@ use serde_json::{Value, json};
 
 use crate::{media_clips::Clips, publish::Stage};
 
+/// Writes whose repetition is the same deed (a state that is set, a thing that is gone), or whose answer must not be
+/// kept (a new API key's secret): the key is taken and nothing is replayed.
+const THE_SAME_DEED: [&str; 8] = [
+    "settlePublication",
+    "removeRemotePost",
+    "changeJob",
+    "retryFailedJobs",
+    "signOutEverywhere",
+    "changeMember",
+    "revokeApiKey",
+    "createApiKey",
+];
+/// Tried with the rest of their areas.
+const TRIED_ELSEWHERE: [&str; 3] = ["createWorkspace", "addMember", "removeMember"];
+
 /// A write, and the same call with other content where it has any.
 struct Write {
     operation: &'static str,
@@ -147,7 +162,8 @@ async fn every_write_is_done_once_under_a_key_and_answers_its_repeats_alike() {
         let changing = changing.filter(|_| !path.ends_with("/validate"));
         described.extend(changing.map(|(_, call)| call["operationId"].as_str().unwrap().to_owned()));
     }
-    let tried: BTreeSet<_> = writes.iter().map(|write| write.operation.to_owned()).collect();
+    let here = writes.iter().map(|write| write.operation);
+    let tried: BTreeSet<_> = here.chain(THE_SAME_DEED).chain(TRIED_ELSEWHERE).map(str::to_owned).collect();
     assert_eq!(tried, described, "a write is not tried here");
 
     for write in &writes {

@@ -74,8 +74,10 @@ impl Stage {
             ("ENVIRONMENT", "production"),
             ("LOG_LEVEL", "warn"),
             ("JWT_SECRET_KEY", "the secret of a bench that lives for minutes on one machine"),
-            ("ENCRYPTION_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+            ("ENCRYPTION_KEY", "4f3VvPAy9sZcE1qUO1m5dYxk2H0bWJtq8R7nLhGc6Xo="),
+            ("LOCAL_TOKENS", "on"),
             ("RATE_LIMIT_REQUESTS", "1000000000"),
+            ("RATE_LIMIT_ADDRESS_REQUESTS", "1000000000"),
             // Nothing is asked: jobs that would ask are only enqueued.
             ("GROK_API_KEY", "bench"),
         ]
