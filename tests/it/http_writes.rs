@@ -23,7 +23,7 @@ const THE_SAME_DEED: [&str; 8] = [
     "revokeApiKey",
     "createApiKey",
 ];
-/// Tried with the rest of their areas.
+/// Tried with the rest of their area, in `identity::teams`.
 const TRIED_ELSEWHERE: [&str; 3] = ["createWorkspace", "addMember", "removeMember"];
 
 /// A write, and the same call with other content where it has any.

@@ -125,3 +125,28 @@ async fn a_workspace_that_is_no_id_or_named_twice_is_a_clear_400() {
         call(&api, &api.token, Some(&app.tenant.to_string()), Method::GET, "/api/v1/jobs", None).await;
     assert_eq!(status, 200, "one's own may be named: {problem}");
 }
+
+#[tokio::test]
+async fn what_is_asked_of_workspaces_again_under_one_key_is_done_once() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let (user, token) = app.token_of_another();
+    assert_eq!(get(&api, &token, "/api/v1/me").await.0, 200);
+    let members = format!("/api/v1/workspaces/{}/members", app.tenant);
+    let writes = [
+        (Method::POST, "/api/v1/workspaces".to_owned(), Some(json!({"name": "Once"})), 201),
+        (Method::POST, members.clone(), Some(json!({"user_id": user, "role": "viewer"})), 201),
+        (Method::DELETE, format!("{members}/{user}"), None, 204),
+    ];
+    for (method, path, body, status) in writes {
+        let mut answers = Vec::new();
+        for _ in 0..2 {
+            let request = api.request(method.clone(), &path).header("Idempotency-Key", "again");
+            let request = if let Some(body) = &body { request.json(body) } else { request };
+            let response = request.send().await.unwrap();
+            answers.push((response.status().as_u16(), response.text().await.unwrap()));
+        }
+        assert_eq!(answers[0].0, status, "{method} {path}: {answers:?}");
+        assert_eq!(answers[0], answers[1], "{method} {path}");
+    }
+}
