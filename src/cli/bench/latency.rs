@@ -32,6 +32,7 @@ const TARGET_P50_MS: f64 = 1.5;
 const TARGET_P99_MS: f64 = 5.0;
 const WARM_UP: u32 = 20;
 const START_WITHIN: Duration = Duration::from_secs(10);
+const LONGEST_NS: u64 = 60_000_000_000;
 /// Between two jobs: long enough that all is idle again.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -90,7 +91,8 @@ async fn measure(ground: &Ground, sizes: &Sizes, stop: &CancellationToken) -> Re
     let engine = Engine::new(ground.db.clone(), belt);
 
     let broken = |error: &dyn std::fmt::Display| Failure::failed(format!("latency: {error}"));
-    let mut latencies = Histogram::<u64>::new(3).map_err(|error| broken(&error))?;
+    // With bounds: one that grows by itself cuts what is recorded at the little that it begins with.
+    let mut latencies = Histogram::<u64>::new_with_bounds(1, LONGEST_NS, 3).map_err(|error| broken(&error))?;
     let bar = progress("enqueueing one by one", u64::from(sizes.jobs));
     for number in 0..WARM_UP + sizes.jobs {
         let job = NewJob::of(&Probe { number }, TenantId::SYSTEM);
