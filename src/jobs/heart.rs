@@ -4,6 +4,7 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -21,6 +22,8 @@ const BEAT: Duration = Duration::from_secs(2);
 /// A cancelled job stops within a second.
 const LOOK_FOR_CANCELS: Duration = Duration::from_millis(400);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
+/// How long a run that blocks its thread may keep everything else from hearing of its sockets and timers.
+const NUDGE: Duration = Duration::from_millis(250);
 /// Longer than any claim may still be on its way: whoever claims waits no longer than [`db::ANSWER_DEADLINE`].
 const CLAIM_CERTAIN_AFTER: Duration = Duration::from_secs(12);
 const _: () = assert!(db::ANSWER_DEADLINE.as_secs() < CLAIM_CERTAIN_AFTER.as_secs());
@@ -38,6 +41,7 @@ pub struct Heart {
 
 impl Heart {
     /// Beats until `stopped`. `registered` is cancelled once the worker may claim, `ended` however the beating ends.
+    /// Called within the runtime of the runs.
     pub fn start(
         self,
         registered: CancellationToken,
@@ -45,10 +49,22 @@ impl Heart {
     ) -> std::io::Result<thread::JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let beating = Beating { heart: self, is_registered: false, silenced: Vec::new() };
+        let of_runs = Handle::current();
         thread::Builder::new().name("heart".into()).spawn(move || {
             let _ended = ended.drop_guard();
+            runtime.spawn(nudge(of_runs));
             runtime.block_on(beating.run(registered));
         })
+    }
+}
+
+/// The thread that hears of sockets and timers goes straight on to a task that one of them wakes, and no other thread
+/// takes its place before there is work for one. A run that blocks that thread would stop all the others: the smallest
+/// work there is makes another thread listen.
+async fn nudge(runtime: Handle) {
+    loop {
+        tokio::time::sleep(NUDGE).await;
+        runtime.spawn(async {});
     }
 }
 
