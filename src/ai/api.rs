@@ -182,9 +182,9 @@ impl AiApi {
         let body = serde_json::to_value(&request).ok();
         let job = NewJob::of(&Transform(request), caller.tenant);
         if !key.is_given() {
-            return Ok(accepted(app.engine.enqueue(job).await.map_err(not_enqueued)?));
+            return Ok(accepted(app.engine.enqueue_for(&caller, job).await.map_err(not_enqueued)?));
         }
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, body).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -208,7 +208,7 @@ impl AiApi {
         caller: Caller,
     ) -> Result<Json<AiHealth>, Problem> {
         caller.require(Scope::Read)?;
-        let providers = health::all(&app.db, &models).await?;
+        let providers = health::all(app.engine.db(), &models).await?;
         Ok(Json(AiHealth { available: providers.iter().any(ProviderHealth::works), providers }))
     }
 
@@ -238,8 +238,9 @@ impl AiApi {
     #[oai(path = "/api/v1/ai/usage", method = "get", operation_id = "aiUsage")]
     async fn usage(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<Usage>, Problem> {
         caller.require(Scope::Read)?;
-        let rows = store::month(&app.db, caller.tenant).await?;
-        let budget = store::budget(&app.db, caller.tenant).await?;
+        let mut db = app.db.of(&caller).await?;
+        let rows = store::month(&mut *db, caller.tenant).await?;
+        let budget = store::budget(&mut *db, caller.tenant).await?;
         Ok(Json(Usage {
             calls: rows.iter().map(|row| row.calls.unsigned_abs()).sum(),
             cost_usd: usd(rows.iter().map(|row| row.cost_ticks).sum()),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::PgPool;
+use sqlx::{PgPool, Postgres, pool::PoolConnection};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
@@ -17,7 +17,11 @@ use super::{
     job::{NewJob, State},
     ledger::{self, Insert, Runnable},
 };
-use crate::{db, ids::JobId, telemetry::chain};
+use crate::{
+    db::{self, Tenancy, TenantDb},
+    ids::JobId,
+    telemetry::chain,
+};
 
 /// Most rows in one statement.
 pub const BATCH: usize = 512;
@@ -32,26 +36,44 @@ const LENGTH_KNOWN_FOR: Duration = Duration::from_millis(50);
 
 type Reply = oneshot::Sender<Result<JobId, EnqueueError>>;
 
+/// By which way jobs enter the ledger.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// A worker's or an operator's session, which writes for every tenant.
+    All(PgPool),
+    /// The API's: one owner function, with the tenant of each row from its caller.
+    Callers(TenantDb),
+}
+
+/// A job that waits for its batch.
+#[derive(Debug)]
+struct Waiter {
+    job: NewJob,
+    /// Whose call it is, in the API.
+    by: Option<Tenancy>,
+    reply: Reply,
+}
+
 #[derive(Debug, Clone)]
 pub struct Batcher {
-    jobs: mpsc::Sender<(NewJob, Reply)>,
+    jobs: mpsc::Sender<Waiter>,
     lengths: Lengths,
 }
 
 impl Batcher {
-    pub fn start(db: PgPool, belt: Belt) -> Self {
+    pub fn start(way: Way, belt: Belt) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING);
         let lengths = Lengths { known: Arc::default(), belt: belt.clone() };
         let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
         for _ in 0..AT_ONCE {
-            tokio::spawn(run(Arc::clone(&waiting), db.clone(), belt.clone(), lengths.clone()));
+            tokio::spawn(run(Arc::clone(&waiting), way.clone(), belt.clone(), lengths.clone()));
         }
         Self { jobs, lengths }
     }
 
-    pub async fn enqueue(&self, job: NewJob) -> Result<JobId, EnqueueError> {
+    pub async fn enqueue(&self, job: NewJob, by: Option<Tenancy>) -> Result<JobId, EnqueueError> {
         let (reply, answer) = oneshot::channel();
-        self.jobs.send((job, reply)).await.map_err(|_| EnqueueError::Stopping)?;
+        self.jobs.send(Waiter { job, by, reply }).await.map_err(|_| EnqueueError::Stopping)?;
         answer.await.map_err(|_| EnqueueError::Stopping)?
     }
 
@@ -67,30 +89,31 @@ impl Batcher {
     }
 }
 
-type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<(NewJob, Reply)>>>;
+type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<Waiter>>>;
 
-async fn run(waiting: Waiting, db: PgPool, belt: Belt, lengths: Lengths) {
+async fn run(waiting: Waiting, way: Way, belt: Belt, lengths: Lengths) {
     let mut batch = Vec::with_capacity(BATCH);
     while waiting.lock().await.recv_many(&mut batch, BATCH).await > 0 {
-        batch.sort_by(|(a, _), (b, _)| unique_order(a).cmp(&unique_order(b)));
-        let pushed = lengths.pushed_directly(batch.iter().map(|(job, _)| job)).await;
+        batch.sort_by(|a: &Waiter, b| unique_order(&a.job).cmp(&unique_order(&b.job)));
+        let pushed = lengths.pushed_directly(batch.iter().map(|waiter| &waiter.job)).await;
         let together = batch.iter().zip(pushed);
-        let rows: Vec<Insert<'_>> =
-            together.map(|((job, _), pushed)| Insert { job, pushed, open_parents: 0 }).collect();
-        let answers = write(&db, &rows).await;
+        let rows: Vec<Row<'_>> = together
+            .map(|(waiter, pushed)| Row { insert: Insert { job: &waiter.job, pushed, open_parents: 0 }, by: waiter.by })
+            .collect();
+        let answers = write(&way, &rows).await;
         let mut runnable = Vec::new();
         let mut rings = false;
         for (row, answer) in rows.iter().zip(&answers) {
             match answer {
-                Ok((_, State::Queued)) if row.pushed => {
-                    runnable.push(Runnable { job: row.job.id, list: list_of(row.job) });
+                Ok((_, State::Queued)) if row.insert.pushed => {
+                    runnable.push(Runnable { job: row.insert.job.id, list: list_of(row.insert.job) });
                 }
                 Ok((_, State::Queued)) => rings = true,
-                Ok((_, State::Scheduled)) if row.job.run_at.is_none() => rings = true,
+                Ok((_, State::Scheduled)) if row.insert.job.run_at.is_none() => rings = true,
                 Ok(_) | Err(_) => {}
             }
         }
-        for ((_, reply), answer) in batch.drain(..).zip(answers) {
+        for (Waiter { reply, .. }, answer) in batch.drain(..).zip(answers) {
             // A caller that went away has its job all the same.
             let _gone = reply.send(answer.map(|(id, _)| id));
         }
@@ -113,17 +136,72 @@ async fn ring(belt: Belt, lengths: Lengths, runnable: Vec<Runnable>, rings: bool
 
 type Entered = Result<(JobId, State), EnqueueError>;
 
+struct Row<'a> {
+    insert: Insert<'a>,
+    by: Option<Tenancy>,
+}
+
+impl Way {
+    async fn connection(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+        match self {
+            Self::All(db) => db.acquire().await,
+            Self::Callers(callers) => callers.nobody().await,
+        }
+    }
+
+    /// All rows in one statement; those whose unique key is taken are missing from the answer.
+    async fn insert(
+        &self,
+        connection: &mut PoolConnection<Postgres>,
+        rows: &[Row<'_>],
+    ) -> sqlx::Result<Vec<(JobId, State)>> {
+        let inserts: Vec<_> = rows.iter().map(|row| row.insert.clone()).collect();
+        match self {
+            Self::All(_) => ledger::insert(connection, &inserts).await,
+            Self::Callers(_) => {
+                let tenants: Vec<_> = rows.iter().map(|row| row.by.map(Tenancy::tenant)).collect();
+                ledger::insert_for(connection, &inserts, &tenants).await
+            }
+        }
+    }
+
+    /// One that met a taken key. The other job is its tenant's own: it is looked for with the caller's eyes.
+    async fn insert_again(
+        &self,
+        connection: &mut Option<PoolConnection<Postgres>>,
+        row: &Row<'_>,
+    ) -> Result<State, EnqueueError> {
+        let mut of_caller;
+        let db = match (self, row.by) {
+            (Self::All(db), _) => match connection {
+                Some(connection) => connection,
+                none => none.insert(db.acquire().await?),
+            },
+            (Self::Callers(callers), Some(by)) => {
+                // Given back first: who holds one and waits for another stops all when everybody does.
+                *connection = None;
+                of_caller = callers.of(by).await?;
+                &mut of_caller
+            }
+            (Self::Callers(_), None) => return Err(EnqueueError::Nobodys),
+        };
+        enter_again(db, &row.insert).await
+    }
+}
+
 /// Writes the rows, each with an answer of its own: a batch that Postgres refuses is cut in two until the one bad
 /// row stands alone (E9).
-async fn write(db: &PgPool, rows: &[Insert<'_>]) -> Vec<Entered> {
+async fn write(way: &Way, rows: &[Row<'_>]) -> Vec<Entered> {
     let attempt = async {
-        let mut connection = db.acquire().await?;
-        let entered: HashMap<JobId, State> = ledger::insert(&mut connection, rows).await?.into_iter().collect();
+        let mut connection = way.connection().await?;
+        let entered: HashMap<JobId, State> = way.insert(&mut connection, rows).await?.into_iter().collect();
+        let mut connection = Some(connection);
         let mut answers: Vec<Entered> = Vec::with_capacity(rows.len());
         for row in rows {
-            answers.push(match entered.get(&row.job.id) {
-                Some(state) => Ok((row.job.id, *state)),
-                None => enter_again(&mut connection, row).await.map(|state| (row.job.id, state)),
+            let id = row.insert.job.id;
+            answers.push(match entered.get(&id) {
+                Some(state) => Ok((id, *state)),
+                None => way.insert_again(&mut connection, row).await.map(|state| (id, state)),
             });
         }
         Ok(answers)
@@ -132,8 +210,8 @@ async fn write(db: &PgPool, rows: &[Insert<'_>]) -> Vec<Entered> {
         Ok(answers) => answers,
         Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
             let (left, right) = rows.split_at(rows.len() / 2);
-            let mut answers = Box::pin(write(db, left)).await;
-            answers.extend(Box::pin(write(db, right)).await);
+            let mut answers = Box::pin(write(way, left)).await;
+            answers.extend(Box::pin(write(way, right)).await);
             answers
         }
         Err(EnqueueError::Unstorable(text)) => vec![Err(EnqueueError::Unstorable(text))],

@@ -30,7 +30,12 @@ use super::{
     lifecycle::{self, Bench},
     relay,
 };
-use crate::{config::Config, db, ids::WorkerId, telemetry};
+use crate::{
+    config::Config,
+    db::{self, Session},
+    ids::WorkerId,
+    telemetry,
+};
 
 /// After the grace: for what still runs to be handed back ...
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(4);
@@ -59,8 +64,8 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     let stop = stop.child_token();
     let name = format!("multivio-{queue}");
     let pool = db::pool(&config.database, &name)?;
-    let connect = db::engine_options(&config.database, &name)?;
-    let own_pool = |options, size| db::pool_with(&config.database, options, size);
+    let connect = Session::engine(&config.database, &name)?;
+    let own_pool = |session: &Session, size| session.pool(config.database.acquire_timeout, size);
     let belt = Belt::new(&config.redis.url, pool.clone()).context("REDIS_URL")?;
     let engine = Engine::new(pool.clone(), belt);
     let registry = Arc::new(registry);
@@ -73,7 +78,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     let (stopped, registered, heart_ended) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let heart = Heart {
-        options: connect.clone(),
+        session: connect.clone(),
         hand: Arc::clone(&hand),
         figures: Arc::clone(&run_figures),
         row,
@@ -81,9 +86,8 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
         stopped: stopped.clone(),
     };
     let heart = heart.start(registered.clone(), heart_ended.clone()).context("the heart's thread could not start")?;
-    let mut relay = tokio::spawn(relay::run(engine.clone(), own_pool(connect.clone(), 2), stop.clone()));
-    let (settlements, mut completion) =
-        completion::start(own_pool(connect.clone(), 2), engine.clone(), Arc::clone(&hand));
+    let mut relay = tokio::spawn(relay::run(engine.clone(), own_pool(&connect, 2), stop.clone()));
+    let (settlements, mut completion) = completion::start(own_pool(&connect, 2), engine.clone(), Arc::clone(&hand));
     if let Some(address) = config.worker.metrics_listen {
         tokio::spawn(figures::serve(address, Arc::clone(&run_figures), Arc::clone(&hand)));
     }
@@ -105,10 +109,8 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     }
     let lanes = registry.lanes(queue);
     let each = Fetcher::how_many(concurrency);
-    let claims = own_pool(
-        connect.options([("synchronous_commit", "off")]),
-        u32::try_from(lanes.len() * each + 1).unwrap_or(u32::MAX),
-    );
+    let claims =
+        own_pool(&connect.set("synchronous_commit", "off"), u32::try_from(lanes.len() * each + 1).unwrap_or(u32::MAX));
     let mut monitor = Monitor::new();
     let mut fetchers = JoinSet::new();
     for lane in lanes {

@@ -27,4 +27,5 @@ mod publish;
 mod rotation;
 mod secrets;
 mod settings;
+mod tenancy;
 mod whole;
