@@ -228,6 +228,9 @@ begin
 end
 $$;
 
+-- They are looked at as they are made, and what they read is closed to whoever makes them.
+set local row_security = on;
+
 create function app.find_key(p_prefix text)
 returns table (id uuid, tenant_id uuid, created_by uuid, secret_hash bytea, scopes text[], connections uuid[],
                expires_at timestamptz, is_alive boolean, is_admin boolean, role text, is_use_to_be_noted boolean)

@@ -1,7 +1,7 @@
 //! Postgres: does it answer, is it new enough, is the schema up to date, is what it calls committed on disk, is
 //! every connection one session, and can it become what the programs are.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, io, time::Duration};
 
 use sqlx::PgConnection;
 
@@ -50,6 +50,9 @@ async fn connect(session: &Session) -> Result<PgConnection, Line> {
     let remedy = match &error {
         sqlx::Error::Tls(_) => TLS,
         _ if text.contains("certificate") || text.contains("does not support TLS") => TLS,
+        sqlx::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+            "A file that DATABASE_URL names is not there: sslrootcert, sslcert, sslkey, or the folder of a socket"
+        }
         _ if text.contains("no pg_hba.conf entry") && text.contains("no encryption") => {
             "The server takes encrypted connections only: add sslmode=verify-full to DATABASE_URL"
         }

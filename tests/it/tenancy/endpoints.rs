@@ -275,7 +275,7 @@ async fn lists_cursors_filters_keys_and_workspaces_lead_nowhere_else() {
     let mut ids = Vec::new();
     for token in [&api.token, &theirs, &api.token] {
         let request = api.client.post(format!("{}/api/v1/posts", api.url)).bearer_auth(token);
-        let request = request.header("Idempotency-Key", "the same").json(&body);
+        let request = request.header("Idempotency-Key", "the-same").json(&body);
         let answer: Value = request.send().await.unwrap().json().await.unwrap();
         ids.push(answer["id"].as_str().unwrap().to_owned());
     }
