@@ -3,11 +3,14 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, postgres::PgConnectOptions};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
@@ -17,7 +20,11 @@ use super::{
     job::{NewJob, State},
     ledger::{self, Insert, Runnable},
 };
-use crate::{db, ids::JobId, telemetry::chain};
+use crate::{
+    db::{self, OwnConnection},
+    ids::JobId,
+    telemetry::chain,
+};
 
 /// Most rows in one statement.
 pub const BATCH: usize = 512;
@@ -29,6 +36,8 @@ const WAITING: usize = 8 * BATCH;
 const SHORT: usize = 32;
 /// How long a list's known length is good.
 const LENGTH_KNOWN_FOR: Duration = Duration::from_millis(50);
+/// Batches that leave jobs to the relay within this time call it once.
+const GATHER_RINGS: Duration = Duration::from_millis(5);
 
 type Reply = oneshot::Sender<Result<JobId, EnqueueError>>;
 
@@ -39,12 +48,14 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    pub fn start(db: PgPool, belt: Belt) -> Self {
+    pub fn start(db: &PgConnectOptions, belt: Belt) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING);
         let lengths = Lengths { known: Arc::default(), belt: belt.clone() };
         let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
+        let bell = Bell { belt: belt.clone(), is_rung: Arc::default() };
         for _ in 0..AT_ONCE {
-            tokio::spawn(run(Arc::clone(&waiting), db.clone(), belt.clone(), lengths.clone()));
+            let db = OwnConnection::new(db.clone());
+            tokio::spawn(run(Arc::clone(&waiting), db, belt.clone(), lengths.clone(), bell.clone()));
         }
         Self { jobs, lengths }
     }
@@ -69,7 +80,7 @@ impl Batcher {
 
 type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<(NewJob, Reply)>>>;
 
-async fn run(waiting: Waiting, db: PgPool, belt: Belt, lengths: Lengths) {
+async fn run(waiting: Waiting, db: OwnConnection, belt: Belt, lengths: Lengths, bell: Bell) {
     let mut batch = Vec::with_capacity(BATCH);
     while waiting.lock().await.recv_many(&mut batch, BATCH).await > 0 {
         batch.sort_by(|(a, _), (b, _)| unique_order(a).cmp(&unique_order(b)));
@@ -94,20 +105,44 @@ async fn run(waiting: Waiting, db: PgPool, belt: Belt, lengths: Lengths) {
             // A caller that went away has its job all the same.
             let _gone = reply.send(answer.map(|(id, _)| id));
         }
-        tokio::spawn(ring(belt.clone(), lengths.clone(), runnable, rings));
+        // What only saves time does not hold up the next batch.
+        if !runnable.is_empty() {
+            tokio::spawn(push(belt.clone(), lengths.clone(), runnable));
+        }
+        if rings {
+            bell.ring();
+        }
     }
 }
 
-/// What only saves time does not hold up the next batch.
-async fn ring(belt: Belt, lengths: Lengths, runnable: Vec<Runnable>, rings: bool) {
-    if !runnable.is_empty() {
-        match belt.push(&runnable).await {
-            Ok(longest) => lengths.learn(&runnable, longest),
-            Err(error) => debug!(error = %chain(&error), "left to the relay"),
-        }
+async fn push(belt: Belt, lengths: Lengths, runnable: Vec<Runnable>) {
+    match belt.push(&runnable).await {
+        Ok(longest) => lengths.learn(&runnable, longest),
+        Err(error) => debug!(error = %chain(&error), "left to the relay"),
     }
-    if rings && let Err(error) = belt.ring_relay().await {
-        debug!(error = %chain(&error), "the relay comes by itself");
+}
+
+/// Calls the relay, once for all batches that ask within a moment.
+#[derive(Debug, Clone)]
+struct Bell {
+    belt: Belt,
+    is_rung: Arc<AtomicBool>,
+}
+
+impl Bell {
+    fn ring(&self) {
+        if self.is_rung.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let bell = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(GATHER_RINGS).await;
+            // Before it is heard: what is committed from here on has to be looked for once more.
+            bell.is_rung.store(false, Ordering::Release);
+            if let Err(error) = bell.belt.ring_relay().await {
+                debug!(error = %chain(&error), "the relay comes by itself");
+            }
+        });
     }
 }
 
@@ -115,20 +150,23 @@ type Entered = Result<(JobId, State), EnqueueError>;
 
 /// Writes the rows, each with an answer of its own: a batch that Postgres refuses is cut in two until the one bad
 /// row stands alone (E9).
-async fn write(db: &PgPool, rows: &[Insert<'_>]) -> Vec<Entered> {
-    let attempt = async {
-        let mut connection = db.acquire().await?;
-        let entered: HashMap<JobId, State> = ledger::insert(&mut connection, rows).await?.into_iter().collect();
+async fn write(db: &OwnConnection, rows: &[Insert<'_>]) -> Vec<Entered> {
+    let attempt = async |connection: &mut PgConnection| {
+        let entered: HashMap<JobId, State> = ledger::insert(connection, rows).await?.into_iter().collect();
         let mut answers: Vec<Entered> = Vec::with_capacity(rows.len());
         for row in rows {
             answers.push(match entered.get(&row.job.id) {
                 Some(state) => Ok((row.job.id, *state)),
-                None => enter_again(&mut connection, row).await.map(|state| (row.job.id, state)),
+                None => match enter_again(connection, row).await {
+                    // Not of this row alone: the connection is of no use any more.
+                    Err(EnqueueError::Ledger(error)) if db::is_away(&error) => return Err(error),
+                    entered => entered.map(|state| (row.job.id, state)),
+                },
             });
         }
         Ok(answers)
     };
-    match db::answer(attempt).await.map_err(unstorable) {
+    match db.run(attempt).await.map_err(unstorable) {
         Ok(answers) => answers,
         Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
             let (left, right) = rows.split_at(rows.len() / 2);
