@@ -1,5 +1,6 @@
 //! Sessions with Postgres: the role and the limits each carries, how long an answer is waited for, and the migrations.
 
+mod own_connection;
 pub mod pooler;
 mod session;
 mod tenant_db;
@@ -8,6 +9,7 @@ use std::{future::Future, io, time::Duration};
 
 use sqlx::{Connection, PgConnection, PgPool, migrate::Migrator};
 
+pub use own_connection::OwnConnection;
 pub use session::{Session, SessionRole};
 pub use tenant_db::{Tenancy, TenantDb};
 

@@ -92,6 +92,10 @@ impl TenantDb {
         proof.map_err(|_elapsed| sqlx::Error::PoolTimedOut)?.map(|()| ())
     }
 
+    pub(crate) const fn session(&self) -> &Session {
+        &self.session
+    }
+
     /// One that shows no sign of life is closed, and the next is tried.
     async fn take(&self, whose: Option<Tenancy>) -> sqlx::Result<PoolConnection<Postgres>> {
         self.prove().await?;

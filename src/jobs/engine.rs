@@ -14,7 +14,7 @@ use super::{
     ledger::{self, CancelOutcome, GroupStatus, Insert, JobFilter, JobRow, Runnable},
 };
 use crate::{
-    db::TenantDb,
+    db::{Session, TenantDb},
     identity::Caller,
     ids::{GroupId, JobId, TenantId},
     telemetry::chain,
@@ -68,18 +68,19 @@ const RELEASES: usize = 5;
 const RELEASE_AGAIN: Duration = Duration::from_millis(20);
 
 impl Engine {
-    /// For workers and operators, whose sessions see every tenant. Starts the tasks behind it; call inside a runtime.
-    pub fn new(db: PgPool, belt: Belt) -> Self {
-        Self::start(Way::All(db.clone()), db, None, belt)
+    /// For workers and operators, whose sessions see every tenant; `session` is how its own are opened. Starts the
+    /// tasks behind it; call inside a runtime.
+    pub fn new(db: PgPool, session: Session, belt: Belt) -> Self {
+        Self::start(&Way::All(session), db, None, belt)
     }
 
     /// For the API. Jobs enter by `callers` and by [`Self::enqueue_for`] alone; `db` is for what follows from a
     /// change, which is nobody's call: releasing children, looking at queues.
     pub fn for_callers(db: PgPool, callers: TenantDb, belt: Belt) -> Self {
-        Self::start(Way::Callers(callers.clone()), db, Some(callers), belt)
+        Self::start(&Way::Callers(callers.clone()), db, Some(callers), belt)
     }
 
-    fn start(way: Way, db: PgPool, callers: Option<TenantDb>, belt: Belt) -> Self {
+    fn start(way: &Way, db: PgPool, callers: Option<TenantDb>, belt: Belt) -> Self {
         let hub = Arc::new(Hub::default());
         tokio::spawn(Arc::clone(&hub).listen(belt.clone()));
         let batcher = Batcher::start(way, belt.clone());
@@ -105,7 +106,8 @@ impl Engine {
         }
         check(&job)?;
         if !job.parents.is_empty() {
-            return self.enqueue_alone(self.0.db.begin().await?, job).await;
+            // Boxed, so that the usual job does not carry the room for it.
+            return Box::pin(async { self.enqueue_alone(self.0.db.begin().await?, job).await }).await;
         }
         self.0.batcher.enqueue(job, None).await
     }
@@ -116,7 +118,7 @@ impl Engine {
         job.tenant = caller.tenant;
         check(&job)?;
         if !job.parents.is_empty() {
-            return self.enqueue_alone(callers.begin(caller).await?, job).await;
+            return Box::pin(async { self.enqueue_alone(callers.begin(caller).await?, job).await }).await;
         }
         self.0.batcher.enqueue(job, Some(caller.into())).await
     }
@@ -422,7 +424,7 @@ pub(super) fn unstorable(error: sqlx::Error) -> EnqueueError {
 }
 
 fn check(job: &NewJob) -> Result<(), EnqueueError> {
-    let length = job.args.to_string().len();
+    let length = job.args.get().len();
     if length > MAX_ARGS_BYTES {
         let text = format!("its arguments have {length} bytes, at most {MAX_ARGS_BYTES} fit");
         return Err(EnqueueError::Unstorable(text));

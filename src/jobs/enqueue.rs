@@ -3,11 +3,14 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use sqlx::{PgPool, Postgres, pool::PoolConnection};
+use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
@@ -18,7 +21,7 @@ use super::{
     ledger::{self, Insert, Runnable},
 };
 use crate::{
-    db::{self, Tenancy, TenantDb},
+    db::{self, OwnConnection, Session, Tenancy, TenantDb},
     ids::JobId,
     telemetry::chain,
 };
@@ -33,6 +36,8 @@ const WAITING: usize = 8 * BATCH;
 const SHORT: usize = 32;
 /// How long a list's known length is good.
 const LENGTH_KNOWN_FOR: Duration = Duration::from_millis(50);
+/// Batches that leave jobs to the relay within this time call it once.
+const GATHER_RINGS: Duration = Duration::from_millis(5);
 
 type Reply = oneshot::Sender<Result<JobId, EnqueueError>>;
 
@@ -40,7 +45,7 @@ type Reply = oneshot::Sender<Result<JobId, EnqueueError>>;
 #[derive(Debug, Clone)]
 pub enum Way {
     /// A worker's or an operator's session, which writes for every tenant.
-    All(PgPool),
+    All(Session),
     /// The API's: one owner function, with the tenant of each row from its caller.
     Callers(TenantDb),
 }
@@ -61,12 +66,13 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    pub fn start(way: Way, belt: Belt) -> Self {
+    pub fn start(way: &Way, belt: Belt) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING);
         let lengths = Lengths { known: Arc::default(), belt: belt.clone() };
         let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
+        let bell = Bell { belt: belt.clone(), is_rung: Arc::default() };
         for _ in 0..AT_ONCE {
-            tokio::spawn(run(Arc::clone(&waiting), way.clone(), belt.clone(), lengths.clone()));
+            tokio::spawn(run(Arc::clone(&waiting), Door::new(way), belt.clone(), lengths.clone(), bell.clone()));
         }
         Self { jobs, lengths }
     }
@@ -91,25 +97,24 @@ impl Batcher {
 
 type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<Waiter>>>;
 
-async fn run(waiting: Waiting, way: Way, belt: Belt, lengths: Lengths) {
+async fn run(waiting: Waiting, door: Door, belt: Belt, lengths: Lengths, bell: Bell) {
     let mut batch = Vec::with_capacity(BATCH);
     while waiting.lock().await.recv_many(&mut batch, BATCH).await > 0 {
         batch.sort_by(|a: &Waiter, b| unique_order(&a.job).cmp(&unique_order(&b.job)));
         let pushed = lengths.pushed_directly(batch.iter().map(|waiter| &waiter.job)).await;
         let together = batch.iter().zip(pushed);
-        let rows: Vec<Row<'_>> = together
-            .map(|(waiter, pushed)| Row { insert: Insert { job: &waiter.job, pushed, open_parents: 0 }, by: waiter.by })
-            .collect();
-        let answers = write(&way, &rows).await;
+        let (rows, by): (Vec<Insert<'_>>, Vec<Option<Tenancy>>) =
+            together.map(|(waiter, pushed)| (Insert { job: &waiter.job, pushed, open_parents: 0 }, waiter.by)).unzip();
+        let answers = door.write(&rows, &by).await;
         let mut runnable = Vec::new();
         let mut rings = false;
         for (row, answer) in rows.iter().zip(&answers) {
             match answer {
-                Ok((_, State::Queued)) if row.insert.pushed => {
-                    runnable.push(Runnable { job: row.insert.job.id, list: list_of(row.insert.job) });
+                Ok((_, State::Queued)) if row.pushed => {
+                    runnable.push(Runnable { job: row.job.id, list: list_of(row.job) });
                 }
                 Ok((_, State::Queued)) => rings = true,
-                Ok((_, State::Scheduled)) if row.insert.job.run_at.is_none() => rings = true,
+                Ok((_, State::Scheduled)) if row.job.run_at.is_none() => rings = true,
                 Ok(_) | Err(_) => {}
             }
         }
@@ -117,108 +122,140 @@ async fn run(waiting: Waiting, way: Way, belt: Belt, lengths: Lengths) {
             // A caller that went away has its job all the same.
             let _gone = reply.send(answer.map(|(id, _)| id));
         }
-        tokio::spawn(ring(belt.clone(), lengths.clone(), runnable, rings));
+        // What only saves time does not hold up the next batch.
+        if !runnable.is_empty() {
+            tokio::spawn(push(belt.clone(), lengths.clone(), runnable));
+        }
+        if rings {
+            bell.ring();
+        }
     }
 }
 
-/// What only saves time does not hold up the next batch.
-async fn ring(belt: Belt, lengths: Lengths, runnable: Vec<Runnable>, rings: bool) {
-    if !runnable.is_empty() {
-        match belt.push(&runnable).await {
-            Ok(longest) => lengths.learn(&runnable, longest),
-            Err(error) => debug!(error = %chain(&error), "left to the relay"),
-        }
+async fn push(belt: Belt, lengths: Lengths, runnable: Vec<Runnable>) {
+    match belt.push(&runnable).await {
+        Ok(longest) => lengths.learn(&runnable, longest),
+        Err(error) => debug!(error = %chain(&error), "left to the relay"),
     }
-    if rings && let Err(error) = belt.ring_relay().await {
-        debug!(error = %chain(&error), "the relay comes by itself");
+}
+
+/// Calls the relay, once for all batches that ask within a moment.
+#[derive(Debug, Clone)]
+struct Bell {
+    belt: Belt,
+    is_rung: Arc<AtomicBool>,
+}
+
+impl Bell {
+    fn ring(&self) {
+        if self.is_rung.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let bell = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(GATHER_RINGS).await;
+            // Before it is heard: what is committed from here on has to be looked for once more.
+            bell.is_rung.store(false, Ordering::Release);
+            if let Err(error) = bell.belt.ring_relay().await {
+                debug!(error = %chain(&error), "the relay comes by itself");
+            }
+        });
     }
 }
 
 type Entered = Result<(JobId, State), EnqueueError>;
 
-struct Row<'a> {
-    insert: Insert<'a>,
-    by: Option<Tenancy>,
+/// One loop's way into the ledger.
+struct Door {
+    own: OwnConnection,
+    /// In the API: its own connection is nobody's, and may call the owner function alone.
+    callers: Option<TenantDb>,
 }
 
-impl Way {
-    async fn connection(&self) -> sqlx::Result<PoolConnection<Postgres>> {
-        match self {
-            Self::All(db) => db.acquire().await,
-            Self::Callers(callers) => callers.nobody().await,
+impl Door {
+    fn new(way: &Way) -> Self {
+        match way {
+            Way::All(session) => Self { own: OwnConnection::new(session.clone()), callers: None },
+            Way::Callers(callers) => {
+                Self { own: OwnConnection::new(callers.session().clone()), callers: Some(callers.clone()) }
+            }
+        }
+    }
+
+    /// Writes the rows, each with an answer of its own: a batch that Postgres refuses is cut in two until the one bad
+    /// row stands alone (E9).
+    async fn write(&self, rows: &[Insert<'_>], by: &[Option<Tenancy>]) -> Vec<Entered> {
+        let attempt = async |connection: &mut PgConnection| {
+            let entered = self.insert(connection, rows, by).await?;
+            let entered: HashMap<JobId, State> = entered.into_iter().collect();
+            let mut answers: Vec<Entered> = Vec::with_capacity(rows.len());
+            for (row, by) in rows.iter().zip(by) {
+                answers.push(match entered.get(&row.job.id) {
+                    Some(state) => Ok((row.job.id, *state)),
+                    None => match self.insert_again(connection, row, *by).await {
+                        // Not of this row alone: the connection is of no use any more.
+                        Err(EnqueueError::Ledger(error)) if self.callers.is_none() && db::is_away(&error) => {
+                            return Err(error);
+                        }
+                        entered => entered.map(|state| (row.job.id, state)),
+                    },
+                });
+            }
+            Ok(answers)
+        };
+        let outcome = match self.prove().await {
+            Ok(()) => self.own.run(attempt).await,
+            Err(error) => Err(error),
+        };
+        match outcome.map_err(unstorable) {
+            Ok(answers) => answers,
+            Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
+                let half = rows.len() / 2;
+                let mut answers = Box::pin(self.write(&rows[..half], &by[..half])).await;
+                answers.extend(Box::pin(self.write(&rows[half..], &by[half..])).await);
+                answers
+            }
+            Err(EnqueueError::Unstorable(text)) => vec![Err(EnqueueError::Unstorable(text))],
+            Err(error) => {
+                let text = chain(&error);
+                let again = || EnqueueError::Ledger(sqlx::Error::Io(std::io::Error::other(text.clone())));
+                rows.iter().map(|_| Err(again())).collect()
+            }
+        }
+    }
+
+    async fn prove(&self) -> sqlx::Result<()> {
+        match &self.callers {
+            Some(callers) => callers.prove().await,
+            None => Ok(()),
         }
     }
 
     /// All rows in one statement; those whose unique key is taken are missing from the answer.
     async fn insert(
         &self,
-        connection: &mut PoolConnection<Postgres>,
-        rows: &[Row<'_>],
+        connection: &mut PgConnection,
+        rows: &[Insert<'_>],
+        by: &[Option<Tenancy>],
     ) -> sqlx::Result<Vec<(JobId, State)>> {
-        let inserts: Vec<_> = rows.iter().map(|row| row.insert.clone()).collect();
-        match self {
-            Self::All(_) => ledger::insert(connection, &inserts).await,
-            Self::Callers(_) => {
-                let tenants: Vec<_> = rows.iter().map(|row| row.by.map(Tenancy::tenant)).collect();
-                ledger::insert_for(connection, &inserts, &tenants).await
-            }
+        if self.callers.is_none() {
+            return ledger::insert(connection, rows).await;
         }
+        let tenants: Vec<_> = by.iter().map(|by| by.map(Tenancy::tenant)).collect();
+        ledger::insert_for(connection, rows, &tenants).await
     }
 
-    /// One that met a taken key. The other job is its tenant's own: it is looked for with the caller's eyes.
+    /// One that met a taken key. Whose it is, is its tenant's to know: it is looked for with the caller's eyes.
     async fn insert_again(
         &self,
-        connection: &mut Option<PoolConnection<Postgres>>,
-        row: &Row<'_>,
+        connection: &mut PgConnection,
+        row: &Insert<'_>,
+        by: Option<Tenancy>,
     ) -> Result<State, EnqueueError> {
-        let mut of_caller;
-        let db = match (self, row.by) {
-            (Self::All(db), _) => match connection {
-                Some(connection) => connection,
-                none => none.insert(db.acquire().await?),
-            },
-            (Self::Callers(callers), Some(by)) => {
-                // Given back first: who holds one and waits for another stops all when everybody does.
-                *connection = None;
-                of_caller = callers.of(by).await?;
-                &mut of_caller
-            }
-            (Self::Callers(_), None) => return Err(EnqueueError::Nobodys),
-        };
-        enter_again(db, &row.insert).await
-    }
-}
-
-/// Writes the rows, each with an answer of its own: a batch that Postgres refuses is cut in two until the one bad
-/// row stands alone (E9).
-async fn write(way: &Way, rows: &[Row<'_>]) -> Vec<Entered> {
-    let attempt = async {
-        let mut connection = way.connection().await?;
-        let entered: HashMap<JobId, State> = way.insert(&mut connection, rows).await?.into_iter().collect();
-        let mut connection = Some(connection);
-        let mut answers: Vec<Entered> = Vec::with_capacity(rows.len());
-        for row in rows {
-            let id = row.insert.job.id;
-            answers.push(match entered.get(&id) {
-                Some(state) => Ok((id, *state)),
-                None => way.insert_again(&mut connection, row).await.map(|state| (id, state)),
-            });
-        }
-        Ok(answers)
-    };
-    match db::answer(attempt).await.map_err(unstorable) {
-        Ok(answers) => answers,
-        Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
-            let (left, right) = rows.split_at(rows.len() / 2);
-            let mut answers = Box::pin(write(way, left)).await;
-            answers.extend(Box::pin(write(way, right)).await);
-            answers
-        }
-        Err(EnqueueError::Unstorable(text)) => vec![Err(EnqueueError::Unstorable(text))],
-        Err(error) => {
-            let text = chain(&error);
-            let again = || EnqueueError::Ledger(sqlx::Error::Io(std::io::Error::other(text.clone())));
-            rows.iter().map(|_| Err(again())).collect()
+        match (&self.callers, by) {
+            (None, _) => enter_again(connection, row).await,
+            (Some(callers), Some(by)) => enter_again(&mut *callers.of(by).await?, row).await,
+            (Some(_), None) => Err(EnqueueError::Nobodys),
         }
     }
 }

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    db::{self, Session},
+    db::{OwnConnection, Session},
     ids::WorkerId,
     telemetry,
 };
@@ -63,11 +63,11 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     // Cancelled by itself when a part of the worker fails.
     let stop = stop.child_token();
     let name = format!("multivio-{queue}");
-    let pool = db::pool(&config.database, &name)?;
+    let session = Session::worker(&config.database, &name)?;
+    let pool = session.pool(config.database.acquire_timeout, config.database.max_connections);
     let connect = Session::engine(&config.database, &name)?;
-    let own_pool = |session: &Session, size| session.pool(config.database.acquire_timeout, size);
     let belt = Belt::new(&config.redis.url, pool.clone()).context("REDIS_URL")?;
-    let engine = Engine::new(pool.clone(), belt);
+    let engine = Engine::new(pool.clone(), session, belt);
     let registry = Arc::new(registry);
 
     let row =
@@ -86,8 +86,9 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
         stopped: stopped.clone(),
     };
     let heart = heart.start(registered.clone(), heart_ended.clone()).context("the heart's thread could not start")?;
-    let mut relay = tokio::spawn(relay::run(engine.clone(), own_pool(&connect, 2), stop.clone()));
-    let (settlements, mut completion) = completion::start(own_pool(&connect, 2), engine.clone(), Arc::clone(&hand));
+    let relay_pool = connect.pool(config.database.acquire_timeout, 2);
+    let mut relay = tokio::spawn(relay::run(engine.clone(), relay_pool, stop.clone()));
+    let (settlements, mut completion) = completion::start(&connect, engine.clone(), Arc::clone(&hand));
     if let Some(address) = config.worker.metrics_listen {
         tokio::spawn(figures::serve(address, Arc::clone(&run_figures), Arc::clone(&hand)));
     }
@@ -109,8 +110,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     }
     let lanes = registry.lanes(queue);
     let each = Fetcher::how_many(concurrency);
-    let claims =
-        own_pool(&connect.set("synchronous_commit", "off"), u32::try_from(lanes.len() * each + 1).unwrap_or(u32::MAX));
+    let claims = connect.set("synchronous_commit", "off");
     let mut monitor = Monitor::new();
     let mut fetchers = JoinSet::new();
     for lane in lanes {
@@ -124,7 +124,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
                 concurrency,
                 slots: Arc::clone(&slots),
                 engine: engine.clone(),
-                claims: claims.clone(),
+                claims: OwnConnection::new(claims.clone()),
                 hand: Arc::clone(&hand),
                 claimed: claimed.clone(),
                 stopping: stop.clone(),

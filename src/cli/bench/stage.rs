@@ -42,6 +42,13 @@ pub struct Ground {
     database: String,
 }
 
+impl Ground {
+    /// How an engine in this process opens its own sessions.
+    pub fn session(&self) -> sqlx::Result<Session> {
+        Session::worker(&self.config.database, "multivio bench")
+    }
+}
+
 impl Stage {
     pub async fn start(folder: Option<PathBuf>) -> Result<Self, Failure> {
         let runs = folder.unwrap_or_else(std::env::temp_dir).join("multivio-bench");
