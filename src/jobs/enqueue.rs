@@ -28,8 +28,10 @@ use crate::{
 
 /// Most rows in one statement.
 pub const BATCH: usize = 512;
-/// Batches at once: the callers of one are answered and heard while others commit.
+/// Batches at once, the second only while the first is late: a row of it may be locked, or the disk slow.
 const AT_ONCE: usize = 3;
+/// Fewer and larger batches cost less: the next one gathers for as long as this while one commits.
+const LATE: Duration = Duration::from_millis(10);
 /// Jobs that wait for a batch; more callers than this wait with theirs.
 const WAITING: usize = 8 * BATCH;
 /// A list longer than this is filled by the relay in fair turns, not by whoever comes (E18).
@@ -82,13 +84,25 @@ type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<(NewJob, Reply)>>>;
 
 async fn run(waiting: Waiting, db: OwnConnection, belt: Belt, lengths: Lengths, bell: Bell) {
     let mut batch = Vec::with_capacity(BATCH);
-    while waiting.lock().await.recv_many(&mut batch, BATCH).await > 0 {
+    loop {
+        let mut turn = waiting.lock().await;
+        if turn.recv_many(&mut batch, BATCH).await == 0 {
+            return;
+        }
         batch.sort_by(|(a, _), (b, _)| unique_order(a).cmp(&unique_order(b)));
         let pushed = lengths.pushed_directly(batch.iter().map(|(job, _)| job)).await;
         let together = batch.iter().zip(pushed);
         let rows: Vec<Insert<'_>> =
             together.map(|((job, _), pushed)| Insert { job, pushed, open_parents: 0 }).collect();
-        let answers = write(&db, &rows).await;
+        let answers = {
+            let mut writing = std::pin::pin!(write(&db, &rows));
+            let in_time = tokio::time::timeout(LATE, &mut writing).await;
+            drop(turn);
+            match in_time {
+                Ok(answers) => answers,
+                Err(_late) => writing.await,
+            }
+        };
         let mut runnable = Vec::new();
         let mut rings = false;
         for (row, answer) in rows.iter().zip(&answers) {
