@@ -80,11 +80,6 @@ pub fn is_away(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether another session held a row for longer than this one waits.
-pub fn is_locked(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
-}
-
 /// What every session of the product agrees on.
 pub fn connect_options(config: &DatabaseConfig, application: &str) -> sqlx::Result<PgConnectOptions> {
     let limit_ms = SESSION_LIMIT.as_millis().to_string();

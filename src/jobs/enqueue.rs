@@ -31,7 +31,7 @@ pub const BATCH: usize = 512;
 /// Batches at once, the second only while the first is late: a row of it may be locked, or the disk slow.
 const AT_ONCE: usize = 3;
 /// Fewer and larger batches cost less: the next one gathers for as long as this while one commits.
-const LATE: Duration = Duration::from_millis(10);
+const LATE: Duration = Duration::from_millis(25);
 /// Jobs that wait for a batch; more callers than this wait with theirs.
 const WAITING: usize = 8 * BATCH;
 /// A list longer than this is filled by the relay in fair turns, not by whoever comes (E18).

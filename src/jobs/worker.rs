@@ -26,7 +26,7 @@ use super::{
     hand::{Hand, StopReason},
     heart::Heart,
     layers::{MeasureLayer, TraceLayer},
-    ledger::{Locked, WorkerRow},
+    ledger::WorkerRow,
     lifecycle::{self, Bench},
     relay,
 };
@@ -109,7 +109,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     }
     let lanes = registry.lanes(queue);
     let each = Fetcher::how_many(concurrency);
-    let claims = connect.options([("synchronous_commit", "off"), ("lock_timeout", Locked::PATIENCE_MS)]);
+    let claims = connect.options([("synchronous_commit", "off")]);
     let mut monitor = Monitor::new();
     let mut fetchers = JoinSet::new();
     for lane in lanes {
