@@ -56,7 +56,8 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     // What is nobody's call: what follows from a change in the ledger, and looks at how everything is.
     let session = Session::worker(&config.database, "multivio api")?;
     let own_db = session.pool(config.database.acquire_timeout, OWN_SESSIONS);
-    let relay_db = Session::engine(&config.database, "multivio api relay")?.pool(config.database.acquire_timeout, 2);
+    let relay_session = Session::engine(&config.database, "multivio api relay")?;
+    let relay_db = relay_session.pool(config.database.acquire_timeout, 2);
     let belt =
         Belt::new(&config.redis.url, own_db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let limiter = RateLimiter::new(&config.api, Some(Shared::new(belt.clone())));
@@ -87,7 +88,7 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
         models,
         media,
     });
-    let relay = tokio::spawn(relay::run(engine, relay_db, stop.clone()));
+    let relay = tokio::spawn(relay::run(engine, relay_session, relay_db, stop.clone()));
     let sessions = tokio::spawn(pooler::watch(session, stop.clone()));
     let served = server::serve(listener, routes, stop.clone()).await;
     // However it ended, a relay must not go on leading without its process's server.

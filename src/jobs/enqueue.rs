@@ -28,8 +28,10 @@ use crate::{
 
 /// Most rows in one statement.
 pub const BATCH: usize = 512;
-/// Batches at once: the callers of one are answered and heard while others commit.
+/// Batches at once, the second only while the first is late: a row of it may be locked, or the disk slow.
 const AT_ONCE: usize = 3;
+/// Fewer and larger batches cost less: the next one gathers for as long as this while one commits.
+const LATE: Duration = Duration::from_millis(25);
 /// Jobs that wait for a batch; more callers than this wait with theirs.
 const WAITING: usize = 8 * BATCH;
 /// A list longer than this is filled by the relay in fair turns, not by whoever comes (E18).
@@ -99,13 +101,25 @@ type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<Waiter>>>;
 
 async fn run(waiting: Waiting, door: Door, belt: Belt, lengths: Lengths, bell: Bell) {
     let mut batch = Vec::with_capacity(BATCH);
-    while waiting.lock().await.recv_many(&mut batch, BATCH).await > 0 {
+    loop {
+        let mut turn = waiting.lock().await;
+        if turn.recv_many(&mut batch, BATCH).await == 0 {
+            return;
+        }
         batch.sort_by(|a: &Waiter, b| unique_order(&a.job).cmp(&unique_order(&b.job)));
         let pushed = lengths.pushed_directly(batch.iter().map(|waiter| &waiter.job)).await;
         let together = batch.iter().zip(pushed);
         let (rows, by): (Vec<Insert<'_>>, Vec<Option<Tenancy>>) =
             together.map(|(waiter, pushed)| (Insert { job: &waiter.job, pushed, open_parents: 0 }, waiter.by)).unzip();
-        let answers = door.write(&rows, &by).await;
+        let answers = {
+            let mut writing = std::pin::pin!(door.write(&rows, &by));
+            let in_time = tokio::time::timeout(LATE, &mut writing).await;
+            drop(turn);
+            match in_time {
+                Ok(answers) => answers,
+                Err(_late) => writing.await,
+            }
+        };
         let mut runnable = Vec::new();
         let mut rings = false;
         for (row, answer) in rows.iter().zip(&answers) {

@@ -87,7 +87,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     };
     let heart = heart.start(registered.clone(), heart_ended.clone()).context("the heart's thread could not start")?;
     let relay_pool = connect.pool(config.database.acquire_timeout, 2);
-    let mut relay = tokio::spawn(relay::run(engine.clone(), relay_pool, stop.clone()));
+    let mut relay = tokio::spawn(relay::run(engine.clone(), connect.clone(), relay_pool, stop.clone()));
     let (settlements, mut completion) = completion::start(&connect, engine.clone(), Arc::clone(&hand));
     if let Some(address) = config.worker.metrics_listen {
         tokio::spawn(figures::serve(address, Arc::clone(&run_figures), Arc::clone(&hand)));

@@ -158,6 +158,11 @@ pub fn next(cron: &str, timezone: &str, after: DateTime<Utc>) -> Result<DateTime
     Ok(next.with_timezone(&Utc))
 }
 
+/// Of a schedule whose jobs never overlap.
+pub fn unique_key(schedule: &str) -> String {
+    format!("schedule:{schedule}")
+}
+
 fn job_of(row: &ScheduleRow) -> Option<NewJob> {
     Some(NewJob {
         id: JobId::new(),
@@ -171,7 +176,7 @@ fn job_of(row: &ScheduleRow) -> Option<NewJob> {
         timeout: Duration::from_millis(u64::try_from(row.timeout_ms).ok()?),
         run_at: None,
         group: None,
-        unique_key: row.exclusive.then(|| format!("schedule:{}", row.name)),
+        unique_key: row.exclusive.then(|| unique_key(&row.name)),
         serial_key: None,
         serial_patience: None,
         parents: Vec::new(),
