@@ -387,7 +387,6 @@ begin
         select p.oid::regprocedure as name, p.proname from pg_catalog.pg_proc p
         where p.pronamespace = 'app'::regnamespace and p.prosecdef
     loop
-        execute format('alter function %s owner to multivio_definer', ours.name);
         execute format('revoke all on function %s from public', ours.name);
         if ours.proname <> 'ensure_personal' then
             execute format('grant execute on function %s to multivio_api', ours.name);
@@ -395,6 +394,8 @@ begin
         if ours.proname in ('wake', 'taken_posts') then
             execute format('grant execute on function %s to multivio_worker', ours.name);
         end if;
+        -- Last: from here on it is not whoever migrates who may give it away.
+        execute format('alter function %s owner to multivio_definer', ours.name);
     end loop;
 end
 $$;

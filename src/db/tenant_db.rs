@@ -51,7 +51,7 @@ impl From<&Caller> for Tenancy {
 #[derive(Debug, Clone)]
 pub struct TenantDb {
     pool: PgPool,
-    session: Session,
+    session: Arc<Session>,
     /// That sessions are not shared: until then nobody gets one.
     proof: Arc<OnceCell<()>>,
     acquire_timeout: Duration,
@@ -65,7 +65,7 @@ impl TenantDb {
             .pool_options(config.acquire_timeout, config.max_connections)
             .after_release(|connection, _| Box::pin(async move { belong_to(connection, None).await.map(|()| true) }))
             .connect_lazy_with(session.options());
-        Ok(Self { pool, session, proof: Arc::default(), acquire_timeout: config.acquire_timeout })
+        Ok(Self { pool, session: Arc::new(session), proof: Arc::default(), acquire_timeout: config.acquire_timeout })
     }
 
     /// A connection that sees the rows of this call's workspace and user.
@@ -89,10 +89,10 @@ impl TenantDb {
     pub async fn prove(&self) -> sqlx::Result<()> {
         let proof = self.proof.get_or_try_init(|| pooler::prove(&self.session));
         let proof = tokio::time::timeout(self.acquire_timeout, proof).await;
-        proof.map_err(|_elapsed| sqlx::Error::PoolTimedOut)?.map(|()| ())
+        proof.map_err(|_elapsed| sqlx::Error::PoolTimedOut)?.copied()
     }
 
-    pub(crate) const fn session(&self) -> &Session {
+    pub(crate) fn session(&self) -> &Session {
         &self.session
     }
 

@@ -182,10 +182,11 @@ async fn roles(connection: &mut PgConnection) -> sqlx::Result<Line> {
     .fetch_all(&mut *connection)
     .await?;
     let (login, is_free, inherits): (String, bool, bool) = sqlx::query_as(
-        "select rolname::text, rolsuper or rolbypassrls, pg_has_role(current_user, $1, 'USAGE') \
+        "select rolname::text, rolsuper or rolbypassrls, exists ( \
+           select from pg_roles r where r.rolname = $1 and pg_has_role(current_user, r.oid, 'USAGE')) \
          from pg_roles where rolname = current_user",
     )
-    .bind(missing.is_empty().then_some(SessionRole::Worker.as_str()).unwrap_or("pg_monitor"))
+    .bind(SessionRole::Worker.as_str())
     .fetch_one(connection)
     .await?;
     Ok(if !missing.is_empty() {
