@@ -86,6 +86,8 @@ struct Relay {
     me: Uuid,
     engine: Engine,
     leading: Option<Leadership>,
+    /// It has just begun to lead: each queue gets a canary now.
+    owes_canaries: bool,
     windows: Windows,
     audit: Audit,
     /// More is due than one batch: the tenants take turns.
@@ -114,6 +116,7 @@ impl Relay {
             me: Uuid::new_v4(),
             engine,
             leading: None,
+            owes_canaries: false,
             windows: Windows::default(),
             audit: Audit::default(),
             crowd: false,
@@ -144,6 +147,12 @@ impl Relay {
         }
         self.is_troubled = false;
         let belt_is_there = self.keep_the_belt(db).await?;
+        // On a belt that is not built anew a moment later.
+        if std::mem::take(&mut self.owes_canaries)
+            && let Err(error) = canary::send_all(&self.engine).await
+        {
+            debug!(error = %chain(&error), "the first canaries come with the schedule");
+        }
         self.promote(db, slow, belt_is_there).await?;
         let filled = if belt_is_there { self.windows.fill(db, self.engine.belt()).await } else { Ok(false) };
         let more_waits = self.step("filling the belt", filled)?.unwrap_or(false);
@@ -194,9 +203,7 @@ impl Relay {
                 if let Err(error) = canary::schedule_all(db).await {
                     warn!(error = %chain(&error), "the canaries have no schedule");
                 }
-                if let Err(error) = canary::send_all(&self.engine).await {
-                    debug!(error = %chain(&error), "the first canaries come with the schedule");
-                }
+                self.owes_canaries = true;
                 self.healthy_at = Instant::now();
                 // The former leader was heard a moment ago, so the database was there for heartbeats too.
                 if leadership.vacant + LEADS_FOR > LEASE.saturating_sub(RENEW_EVERY * 2) {
