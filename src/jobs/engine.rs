@@ -71,7 +71,7 @@ impl Engine {
     /// For workers and operators, whose sessions see every tenant; `session` is how its own are opened. Starts the
     /// tasks behind it; call inside a runtime.
     pub fn new(db: PgPool, session: Session, belt: Belt) -> Self {
-        Self::start(&Way::All(session), db, None, belt)
+        Self::start(&Way::All(Box::new(session)), db, None, belt)
     }
 
     /// For the API. Jobs enter by `callers` and by [`Self::enqueue_for`] alone; `db` is for what follows from a

@@ -47,7 +47,7 @@ type Reply = oneshot::Sender<Result<JobId, EnqueueError>>;
 #[derive(Debug, Clone)]
 pub enum Way {
     /// A worker's or an operator's session, which writes for every tenant.
-    All(Session),
+    All(Box<Session>),
     /// The API's: one owner function, with the tenant of each row from its caller.
     Callers(TenantDb),
 }
@@ -189,7 +189,7 @@ struct Door {
 impl Door {
     fn new(way: &Way) -> Self {
         match way {
-            Way::All(session) => Self { own: OwnConnection::new(session.clone()), callers: None },
+            Way::All(session) => Self { own: OwnConnection::new(Session::clone(session)), callers: None },
             Way::Callers(callers) => {
                 Self { own: OwnConnection::new(callers.session().clone()), callers: Some(callers.clone()) }
             }
