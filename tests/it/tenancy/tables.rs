@@ -227,7 +227,7 @@ async fn workers_serve_every_tenant_and_know_nothing_of_people() {
     let mut session = PgConnection::connect(&url).await.unwrap();
     sqlx::raw_sql("set role multivio_worker").execute(&mut session).await.unwrap();
     for (table, _) in tables(&app).await {
-        let there = count(&mut *app.pool.acquire().await.unwrap(), &table, "").await.unwrap();
+        let there = count(&mut app.pool.acquire().await.unwrap(), &table, "").await.unwrap();
         let seen = count(&mut session, &table, "").await;
         if CLOSED_TO_WORKERS.contains(&table.as_str()) {
             assert_eq!(code(seen).as_deref(), Some(DENIED), "{table}");
