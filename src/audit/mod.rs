@@ -23,6 +23,7 @@ stored_names! {
         ConnectionAdded = "connection.added",
         ConnectionRemoved = "connection.removed",
         KeyCreated = "api_key.created",
+        KeyChanged = "api_key.changed",
         KeyRevoked = "api_key.revoked",
         WorkspaceCreated = "workspace.created",
         MemberAdded = "member.added",

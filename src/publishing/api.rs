@@ -370,6 +370,8 @@ async fn put_on_its_way(
         if let Turn::Replay(answer) = key.clone().claim(&mut tx, caller, request.clone()).await? {
             return Ok(answer);
         }
+        // Waited for: a transaction that is only dropped may still hold the key's lock when we come for it again.
+        tx.rollback().await?;
     }
     let (content, is_new) = match content {
         NewOrStored::New(content) => (content, true),

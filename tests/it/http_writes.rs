@@ -100,6 +100,7 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
     let (status, media) = crate::media_api::upload(&stage.api, "kept.mp4", clip.clone()).await;
     assert_eq!(status, 201, "{media}");
     let (_, deleted) = crate::media_api::upload(&stage.api, "deleted.mp4", clip.clone()).await;
+    let key = id(&made(stage, "/api/v1/api-keys", json!({ "name": "limited", "scopes": ["read"] })).await);
     let write = |operation, method: &Method, path: String, body, other| Write {
         operation,
         method: method.clone(),
@@ -107,7 +108,7 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
         body,
         other,
     };
-    let (post, put, delete) = (Method::POST, Method::PUT, Method::DELETE);
+    let (post, put, patch, delete) = (Method::POST, Method::PUT, Method::PATCH, Method::DELETE);
     let json = |body: Value| Body::Json(body);
     let text = |text: &str| Body::Json(json!({ "universal_content": text }));
     let publish = |text: &str| Body::Json(json!({ "text": text, "platforms": ["x"], "scheduled_at": later }));
@@ -144,6 +145,13 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
         write("aiTransform", &post, "/ai/transform".into(), json(transform), json(more)),
         write("cancelJob", &post, format!("/jobs/{job}/cancel"), Body::None, Body::None),
         write("retryJob", &post, format!("/jobs/{retried}/retry"), Body::None, Body::None),
+        write(
+            "changeApiKey",
+            &patch,
+            format!("/api-keys/{key}"),
+            json(json!({ "rate_limit": 5 })),
+            json(json!({ "rate_limit": null })),
+        ),
         // Last: it cancels what was to go out there.
         write("removeConnection", &delete, format!("/connections/{}", stage.connection), Body::None, Body::None),
     ]
