@@ -21,13 +21,14 @@ use crate::{
     identity::{api::IdentityApi, key_api::KeysApi},
     jobs::api::JobsApi,
     media::{MediaApi, MediaService},
+    plans::api::PlansApi,
     posts::api::PostsApi,
     publishing::{Publisher, api::PublishingApi},
 };
 
 fn calls() -> impl OpenApi + Clone {
     let work = (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi);
-    (work, (IdentityApi, KeysApi, AuditApi), HealthApi)
+    (work, (IdentityApi, KeysApi, AuditApi, PlansApi), HealthApi)
 }
 
 /// What the routes need beyond [`App`].
@@ -95,4 +96,6 @@ Slow or fragile work is a job: a call that starts one answers `202` with the `Lo
 - **Repeating a write** is safe with an `Idempotency-Key`: the same key and body give the first answer again for 7 days.
 - **Lists** are newest first; pass `next_cursor` as `cursor` for the next page.
 - **Limits** are told in `RateLimit` and `RateLimit-Policy`; beyond them `429` says when in `Retry-After`. A transform
-  and a transcode count for 10 requests, an upload for 5.";
+  and a transcode count for 10 requests, an upload for 5.
+- **Plans** bound what a workspace has and does (`GET /api/v1/plan`); beyond that it is a `403` with the code
+  `plan_limit`.";

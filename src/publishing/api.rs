@@ -26,6 +26,7 @@ use crate::{
     http::{Accepted, App, Caller, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
     ids::{ConnectionId, JobId, PostId, PublicationId},
     jobs::{EnqueueError, NewJob},
+    plans::{self, Counted},
     platforms::RemotePost,
     posts::{
         self,
@@ -391,6 +392,7 @@ async fn put_on_its_way(
     let details = json!({"group": planned.group, "connections": connections});
     audit::record(&mut tx, caller, Action::Published, wish.post.id, details).await?;
     let location = format!("/api/v1/groups/{}", planned.group);
+    plans::allow(&mut tx, caller.tenant, Counted::Posts).await?;
     let answer = claim.keep(&mut tx, Accepted::new(location, AcceptedView::new(wish.post.id, &planned))).await?;
     tx.commit().await?;
     app.engine.ring(&planned.tickets).await;
