@@ -21,6 +21,7 @@ use crate::{
     identity::{api::IdentityApi, key_api::KeysApi},
     jobs::api::JobsApi,
     media::{MediaApi, MediaService},
+    patreon::{Patreon, WebhookEndpoint, api::PatreonApi},
     plans::api::PlansApi,
     posts::api::PostsApi,
     publishing::{Publisher, api::PublishingApi},
@@ -28,7 +29,7 @@ use crate::{
 
 fn calls() -> impl OpenApi + Clone {
     let work = (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi);
-    (work, (IdentityApi, KeysApi, AuditApi, PlansApi), HealthApi)
+    (work, (IdentityApi, KeysApi, AuditApi, PlansApi, PatreonApi), HealthApi)
 }
 
 /// What the routes need beyond [`App`].
@@ -40,6 +41,7 @@ pub struct Services {
     pub publisher: Publisher,
     pub models: Arc<ModelLists>,
     pub media: Arc<MediaService>,
+    pub patreon: Arc<Option<Patreon>>,
 }
 
 /// The API, ready to be served.
@@ -47,21 +49,24 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
     let document = Arc::new(Document::new(openapi_json(), || service().scalar_html()));
     let metrics = Arc::new(router::metrics_of(document.spec()));
     let paths = Paths {
-        public: &[],
+        public: &["/webhooks/"],
         open_to_readers: &["/api/v1/posts/validate", "/api/v1/me/", "/api/v1/workspaces"],
         uploads: &["/api/v1/media"],
         largest_file_bytes: services.media.max_upload_bytes(),
         cost,
     };
+    let webhook = WebhookEndpoint { app: Arc::clone(&services.app), patreon: Arc::clone(&services.patreon) };
     let calls = Route::new()
         .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
         .at("/docs", DocsEndpoint(document))
         .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures))
+        .at("/webhooks/patreon", webhook)
         .nest("/", service())
         .data(services.health)
         .data(services.publisher)
         .data(services.models)
-        .data(services.media);
+        .data(services.media)
+        .data(services.patreon);
     router::guarded(calls, services.app, services.limiter, metrics, paths)
 }
 

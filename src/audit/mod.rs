@@ -34,6 +34,8 @@ stored_names! {
         PlanDefined = "plan.defined",
         PlanGiven = "plan.given",
         PlanTakenBack = "plan.taken_back",
+        PatreonLinked = "patreon.linked",
+        PatreonUnlinked = "patreon.unlinked",
         Published = "post.published",
         PublicationCancelled = "publication.cancelled",
         PublicationSentLate = "publication.sent_late",

@@ -12,6 +12,7 @@ use crate::{
     audit::{self, Action},
     db,
     ids::TenantId,
+    patreon::tiers,
     plans::{
         Source,
         store::{self, Defined, Given, Limits},
@@ -23,6 +24,7 @@ use crate::{
 Examples:
   multivio plans define free --connections 3 --posts-per-month 30 --ai-usd-per-month 1
   multivio plans default free
+  multivio plans tier 1234567 supporter
   multivio plans set tnt_01988f6e... unlimited --until 2027-01-01T00:00:00Z")]
 pub struct Arguments {
     #[command(subcommand)]
@@ -50,6 +52,13 @@ enum Command {
         /// When it ends by itself; without it, when it is taken back
         #[arg(long, value_name = "TIME")]
         until: Option<DateTime<Utc>>,
+    },
+    /// Say what a tier on Patreon is worth; from each member's next look on
+    Tier {
+        /// The tier's id at Patreon
+        tier: String,
+        /// The plan, as `plans list` names it; without one, the tier gives none
+        plan: Option<String>,
     },
     /// Take back what `plans set` gave
     Unset {
@@ -113,7 +122,7 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
     let config = super::config()?;
     let db = db::pool(&config.database, "multivio plans")?;
     if matches!(arguments.command, Command::List) {
-        return list(screen, &store::list(&db).await?);
+        return list(screen, &store::list(&db).await?, &tiers::list(&db).await?);
     }
     let mut tx = db.begin().await?;
     let done = change(&mut tx, arguments.command).await?;
@@ -155,6 +164,20 @@ async fn change(tx: &mut PgConnection, command: Command) -> Result<String, Failu
             let until = until.map_or_else(|| "until it is taken back".to_owned(), |until| format!("until {until}"));
             Ok(format!("{workspace} has the plan \"{plan}\" {until}."))
         }
+        Command::Tier { tier, plan: Some(plan) } => {
+            if !tiers::set(&mut *tx, &tier, &plan).await? {
+                return Err(no_plan(&plan));
+            }
+            record(tx, None, Action::PlanDefined, tier.clone(), json!({"tier": tier, "plan": plan})).await?;
+            Ok(format!("The tier {tier} is worth the plan \"{plan}\"."))
+        }
+        Command::Tier { tier, plan: None } => {
+            if !tiers::unset(&mut *tx, &tier).await? {
+                return Err(Failure::failed(format!("the tier {tier} gives no plan")));
+            }
+            record(tx, None, Action::PlanDefined, tier.clone(), json!({"tier": tier, "plan": null})).await?;
+            Ok(format!("The tier {tier} gives no plan from now on."))
+        }
         Command::Unset { workspace } => {
             if !store::take_back(&mut *tx, workspace, Source::Operator).await? {
                 return Err(Failure::failed(format!("{workspace} was given no plan")));
@@ -178,7 +201,7 @@ impl DefineArguments {
     }
 }
 
-fn list(screen: Screen, plans: &[Defined]) -> Result<(), Failure> {
+fn list(screen: Screen, plans: &[Defined], tiers: &[(String, String)]) -> Result<(), Failure> {
     screen.show(&plans, || {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header([
@@ -202,7 +225,11 @@ fn list(screen: Screen, plans: &[Defined]) -> Result<(), Failure> {
             row.push(dollars.unwrap_or_else(|| "-".to_owned()));
             table.add_row(row);
         }
-        table.to_string()
+        let mut text = table.to_string();
+        for (tier, plan) in tiers {
+            text.push_str(&format!("\nThe tier {tier} on Patreon is worth the plan \"{plan}\"."));
+        }
+        text
     })
 }
 

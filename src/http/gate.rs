@@ -33,7 +33,7 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// What the gate must know about paths, from the router.
 #[derive(Debug, Clone, Copy)]
 pub struct Paths {
-    /// Beginnings of paths below `/api` that are open to everyone.
+    /// Beginnings of paths that are open to everyone and counted like every call, wherever they are.
     pub public: &'static [&'static str],
     /// Beginnings of paths where a write is no change of the workspace: questions, and what concerns the caller alone.
     pub open_to_readers: &'static [&'static str],
@@ -103,7 +103,7 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
     type Output = Response;
 
     async fn call(&self, request: Request) -> Result<Response> {
-        if !request.uri().path().starts_with("/api/") {
+        if !request.uri().path().starts_with("/api/") && !begins_with(&request, self.paths.public) {
             return self.pass(request).await;
         }
         let from = self.proxies.client(&request);

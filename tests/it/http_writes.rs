@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::{media_clips::Clips, publish::Stage};
 
 /// Writes whose repetition is the same deed (a state that is set, a thing that is gone), or whose answer must not be
-/// kept (a new API key's secret): the key is taken and nothing is replayed.
-const THE_SAME_DEED: [&str; 8] = [
+/// kept (a new API key's secret, the state of a linking): the key is taken and nothing is replayed.
+const THE_SAME_DEED: [&str; 9] = [
     "settlePublication",
     "removeRemotePost",
     "changeJob",
@@ -22,9 +22,11 @@ const THE_SAME_DEED: [&str; 8] = [
     "changeMember",
     "revokeApiKey",
     "createApiKey",
+    "beginPatreonLink",
 ];
-/// Tried with the rest of their area, in `identity::teams`.
-const TRIED_ELSEWHERE: [&str; 3] = ["createWorkspace", "addMember", "removeMember"];
+/// Tried with the rest of their area, in `identity::teams` and `patreon`.
+const TRIED_ELSEWHERE: [&str; 5] =
+    ["createWorkspace", "addMember", "removeMember", "finishPatreonLink", "removePatreonLink"];
 
 /// A write, and the same call with other content where it has any.
 struct Write {
