@@ -1,5 +1,7 @@
 //! The Postgres pool, the limits every session carries, how long an answer is waited for, and the migrations.
 
+mod own_connection;
+
 use std::{future::Future, io, str::FromStr, time::Duration};
 
 use secrecy::ExposeSecret;
@@ -9,6 +11,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+pub use self::own_connection::OwnConnection;
 use crate::config::DatabaseConfig;
 
 /// Applied by `multivio migrate`, in order; an applied file is never edited.
