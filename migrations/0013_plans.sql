@@ -92,3 +92,103 @@ create table patreon_hints (
     received_at timestamptz not null default now()
 );
 create index patreon_hints_oldest on patreon_hints (received_at);
+
+-- Whose all of this is (0012 says how): closed first, then opened.
+do $$
+declare
+    closed text;
+    client text;
+begin
+    foreach closed in array array[
+        'plans', 'workspace_plans', 'patreon_tiers', 'patreon_flows', 'patreon_links', 'patreon_hints'
+    ] loop
+        execute format('alter table public.%I enable row level security', closed);
+        execute format('alter table public.%I force row level security', closed);
+        execute format('revoke all on public.%I from public', closed);
+        for client in select rolname from pg_catalog.pg_roles where rolname in ('anon', 'authenticated') loop
+            execute format('revoke all on public.%I from %I', closed, client);
+        end loop;
+        execute format('grant select, insert, update, delete on public.%I to multivio_worker', closed);
+        execute format('create policy worker on public.%I to multivio_worker using (true) with check (true)', closed);
+    end loop;
+end
+$$;
+-- Nobody's in particular, and changed by the operator alone.
+grant select on public.plans, public.patreon_tiers to multivio_api;
+create policy everybody on public.plans for select to multivio_api using (true);
+create policy everybody on public.patreon_tiers for select to multivio_api using (true);
+-- A call changes what a membership gives, and never what the operator gave.
+grant select, insert, update, delete on public.workspace_plans to multivio_api;
+create policy seen on public.workspace_plans for select to multivio_api using (tenant_id = (select app.tenant()));
+create policy given on public.workspace_plans for insert to multivio_api
+    with check (tenant_id = (select app.tenant()) and source = 'patreon');
+create policy renewed on public.workspace_plans for update to multivio_api
+    using (tenant_id = (select app.tenant()) and source = 'patreon')
+    with check (tenant_id = (select app.tenant()) and source = 'patreon');
+create policy taken_back on public.workspace_plans for delete to multivio_api
+    using (tenant_id = (select app.tenant()) and source = 'patreon');
+-- A linking is its user's own, in the workspace where it began.
+grant select, insert, update, delete on public.patreon_flows to multivio_api;
+create policy own on public.patreon_flows to multivio_api
+    using (tenant_id = (select app.tenant()) and user_id = (select auth.uid()))
+    with check (tenant_id = (select app.tenant()) and user_id = (select auth.uid()));
+-- Tokens go in and never come out: only workers read them.
+grant select (id, tenant_id, linked_by, patreon_user_id, state, patron_status, tiers, read_at, created_at), insert, delete
+    on public.patreon_links to multivio_api;
+create policy tenant on public.patreon_links to multivio_api
+    using (tenant_id = (select app.tenant())) with check (tenant_id = (select app.tenant()));
+grant insert on public.patreon_hints to multivio_api;
+create policy written on public.patreon_hints for insert to multivio_api with check (true);
+grant select (rate_limit), update (rate_limit) on public.api_keys to multivio_api;
+
+grant select (id, tenant_id, patreon_user_id, state) on public.patreon_links to multivio_definer;
+create policy definer on public.patreon_links to multivio_definer using (true) with check (true);
+
+set local row_security = on;
+
+drop function app.find_key(text);
+create function app.find_key(p_prefix text)
+returns table (id uuid, tenant_id uuid, created_by uuid, secret_hash bytea, scopes text[], connections uuid[],
+               rate_limit integer, expires_at timestamptz, is_alive boolean, is_admin boolean, role text,
+               is_use_to_be_noted boolean)
+language sql stable security definer set search_path = '' as $$
+    select k.id, k.tenant_id, k.created_by, k.secret_hash, k.scopes, k.connections, k.rate_limit, k.expires_at,
+        k.revoked_at is null and coalesce(k.expires_at > now(), true) and u.disabled_at is null,
+        u.role = 'admin', m.role, coalesce(k.last_used_at < now() - interval '1 minute', true)
+    from public.api_keys k join public.users u on u.id = k.created_by
+    left join public.workspace_members m on m.tenant_id = k.tenant_id and m.user_id = k.created_by
+    where k.prefix = p_prefix
+$$;
+
+-- Which workspace a hint from Patreon concerns.
+create function app.patreon_link(p_account text) returns table (id uuid, tenant_id uuid)
+language sql stable security definer set search_path = '' as $$
+    select l.id, l.tenant_id from public.patreon_links l where l.patreon_user_id = p_account and l.state = 'active'
+$$;
+
+-- A plan is given to a workspace that there is.
+create function app.has_workspace(p_workspace uuid) returns boolean
+language sql stable security definer set search_path = '' as $$
+    select exists (select from public.workspaces w where w.id = p_workspace)
+$$;
+
+grant create on schema app to multivio_definer;
+do $$
+declare
+    ours regprocedure;
+begin
+    foreach ours in array array[
+        'app.find_key(text)', 'app.patreon_link(text)', 'app.has_workspace(uuid)'
+    ]::regprocedure[] loop
+        execute format('revoke all on function %s from public', ours);
+        execute format('grant execute on function %s to multivio_api', ours);
+    end loop;
+    grant execute on function app.has_workspace(uuid) to multivio_worker;
+    foreach ours in array array[
+        'app.find_key(text)', 'app.patreon_link(text)', 'app.has_workspace(uuid)'
+    ]::regprocedure[] loop
+        execute format('alter function %s owner to multivio_definer', ours);
+    end loop;
+end
+$$;
+revoke create on schema app from multivio_definer;

@@ -182,7 +182,7 @@ impl AiApi {
         require_provider(&app)?;
         if !key.is_given() {
             let job = NewJob::of(&Transform(request), caller.tenant);
-            return Ok(accepted(app.engine.enqueue(job).await.map_err(not_enqueued)?));
+            return Ok(accepted(app.engine.enqueue_for(&caller, job).await.map_err(not_enqueued)?));
         }
         // Boxed, so that a call without a key does not carry the room for it.
         Box::pin(once(&app, &caller, key, request)).await
@@ -199,7 +199,7 @@ impl AiApi {
         caller: Caller,
     ) -> Result<Json<AiHealth>, Problem> {
         caller.require(Scope::Read)?;
-        let providers = health::all(&app.db, &models).await?;
+        let providers = health::all(app.engine.db(), &models).await?;
         Ok(Json(AiHealth { available: providers.iter().any(ProviderHealth::works), providers }))
     }
 
@@ -229,9 +229,10 @@ impl AiApi {
     #[oai(path = "/api/v1/ai/usage", method = "get", operation_id = "aiUsage")]
     async fn usage(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<Usage>, Problem> {
         caller.require(Scope::Read)?;
-        let rows = store::month(&app.db, caller.tenant).await?;
-        let own = store::budget(&app.db, caller.tenant).await?;
-        let plan = plans::store::of(&app.db, caller.tenant).await?;
+        let mut db = app.db.of(&caller).await?;
+        let rows = store::month(&mut *db, caller.tenant).await?;
+        let own = store::budget(&mut *db, caller.tenant).await?;
+        let plan = plans::store::of(&mut *db, caller.tenant).await?;
         let of_plan = plan.most(Counted::AiTicks).map(|limit_ticks| store::Budget {
             period: "month".to_owned(),
             limit_ticks,
@@ -263,7 +264,7 @@ async fn once(
 ) -> Result<Accepted<TransformAccepted>, Problem> {
     let body = serde_json::to_value(&request).ok();
     let job = NewJob::of(&Transform(request), caller.tenant);
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.db.begin(caller).await?;
     let claim = match key.claim(&mut tx, caller, body).await? {
         Turn::Replay(answer) => return Ok(answer),
         Turn::New(claim) => claim,

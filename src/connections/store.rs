@@ -180,12 +180,13 @@ pub async fn put(
     tokens: &Sealed,
 ) -> sqlx::Result<Renewed> {
     let (at, seconds) = tokens.expires.columns();
+    // The tokens are named as they were sent and not as `excluded`: the API may write them, and not read them.
     sqlx::query_as(
         "insert into connections (id, tenant_id, platform, remote_account_id, username, display_name, \
            access_token, refresh_token, access_expires_at) \
          values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, now() + make_interval(secs => $10))) \
          on conflict (id) do update set username = excluded.username, display_name = excluded.display_name, \
-           access_token = excluded.access_token, refresh_token = excluded.refresh_token, \
+           access_token = $7, refresh_token = $8, \
            access_expires_at = excluded.access_expires_at, generation = connections.generation + 1, \
            state = 'active', problem = null, refreshed_at = now(), updated_at = now() \
          returning generation, access_expires_at",

@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::PgPool;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    db,
+    db::{self, TenantDb},
     ids::{TenantId, UserId},
     outbound::OutboundError,
     telemetry::chain,
@@ -40,7 +39,7 @@ pub struct Authenticator {
     keys: ApiKeys,
     access: Recent<(UserId, Option<TenantId>), Option<Access>>,
     first_sights: Arc<Semaphore>,
-    db: PgPool,
+    db: TenantDb,
 }
 
 /// Why a credential was not accepted. For the log alone: outside, most of these are one 401.
@@ -87,7 +86,7 @@ impl std::fmt::Debug for Authenticator {
 }
 
 impl Authenticator {
-    pub fn new(config: &Config, db: PgPool) -> Result<Self, SetupError> {
+    pub fn new(config: &Config, db: TenantDb) -> Result<Self, SetupError> {
         if config.jwt_ignored {
             tracing::warn!("JWT_SECRET_KEY is ignored: local tokens are off in production unless LOCAL_TOKENS=on");
         }
@@ -161,7 +160,8 @@ impl Authenticator {
                 firebase.verify(token).await?
             }
         };
-        let user = *person.user.get_or_try_init(|| db::answer(store::firebase_user(&self.db, &person))).await?;
+        let first = || db::answer(async { store::firebase_user(&mut *self.db.nobody().await?, &person).await });
+        let user = *person.user.get_or_try_init(first).await?;
         let access = self.access_of(user, workspace).await?.ok_or(AuthError::NoSuchWorkspace)?;
         if access.is_disabled || access.tokens_valid_after.is_some_and(|after| person.issued_at < after) {
             return Err(AuthError::SignedOut);
@@ -197,7 +197,7 @@ impl Authenticator {
             return Ok(access);
         }
         let asked = self.access.ask(now);
-        let access = db::answer(store::access(&self.db, user, workspace)).await?;
+        let access = db::answer(async { store::access(&mut *self.db.nobody().await?, user, workspace).await }).await?;
         self.access.keep((user, workspace), access.clone(), asked);
         Ok(access)
     }
@@ -209,7 +209,7 @@ impl Authenticator {
         let (db, tenant, user) = (self.db.clone(), caller.tenant, caller.user);
         tokio::spawn(async move {
             let _permit = permit;
-            let written = db::answer(async { store::ensure_local(&mut *db.acquire().await?, tenant, user).await });
+            let written = db::answer(async { store::ensure_local(&mut *db.nobody().await?, tenant, user).await });
             if let Err(error) = written.await {
                 tracing::debug!(cause = chain(&error), "a user was not noted at first sight");
             }

@@ -137,7 +137,7 @@ impl KeysApi {
     ) -> Result<Created<KeyView>, Problem> {
         caller.require(Scope::Manage)?;
         api::ensure(&app, &caller).await?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, body.0.to_json()).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -172,7 +172,8 @@ impl KeysApi {
         caller.require(Scope::Manage)?;
         let limit = page::limit(limit.0)?;
         let before = page::decode(LIST, cursor.0.as_deref())?;
-        let rows = key_store::list(&app.db, caller.tenant, before, i64::from(limit) + 1).await?;
+        let rows =
+            key_store::list(&mut *app.db.of(&caller).await?, caller.tenant, before, i64::from(limit) + 1).await?;
         let views = rows.into_iter().map(KeyView::from).collect();
         let Page { items, next_cursor } = Page::of(views, limit, LIST, |key: &KeyView| key.id);
         Ok(Json(KeyList { items, next_cursor }))
@@ -182,7 +183,7 @@ impl KeysApi {
     #[oai(path = "/api-keys/:id", method = "get", operation_id = "getApiKey")]
     async fn get(&self, app: Data<&Arc<App>>, caller: Caller, id: Path<ApiKeyId>) -> Result<Json<KeyView>, Problem> {
         caller.require(Scope::Manage)?;
-        let row = key_store::get(&app.db, caller.tenant, id.0).await?;
+        let row = key_store::get(&mut *app.db.of(&caller).await?, caller.tenant, id.0).await?;
         Ok(Json(row.ok_or_else(|| Problem::not_found("API key"))?.into()))
     }
 
@@ -207,7 +208,7 @@ impl KeysApi {
                 return Err(Problem::invalid_field("rate_limit", "is missing", remedy));
             }
         };
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, Some(json!(rate_limit))).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -232,7 +233,7 @@ impl KeysApi {
         #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
     ) -> Result<Revoked, Problem> {
         caller.require(Scope::Manage)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let is_news = key_store::revoke(&mut tx, caller.tenant, id.0).await?;
         if is_news.ok_or_else(|| Problem::not_found("API key"))? {
             audit::record(&mut tx, &caller, Action::KeyRevoked, id.0, json!({})).await?;

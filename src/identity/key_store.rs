@@ -50,28 +50,17 @@ impl KeptKey {
 /// One statement, whether or not there is such a key.
 pub async fn find(db: impl PgExecutor<'_>, prefix: &str) -> sqlx::Result<Option<KeptKey>> {
     sqlx::query_as(
-        "select k.id, k.tenant_id, k.created_by, k.secret_hash, k.scopes, k.connections, k.rate_limit, k.expires_at, \
-           k.revoked_at is null and coalesce(k.expires_at > now(), true) and u.disabled_at is null as is_alive, \
-           u.role = 'admin' as is_admin, m.role, \
-           coalesce(k.last_used_at < now() - interval '1 minute', true) as is_use_to_be_noted \
-         from api_keys k join users u on u.id = k.created_by \
-         left join workspace_members m on m.tenant_id = k.tenant_id and m.user_id = k.created_by \
-         where k.prefix = $1",
+        "select id, tenant_id, created_by, secret_hash, scopes, connections, rate_limit, expires_at, is_alive, is_admin, role, \
+           is_use_to_be_noted from app.find_key($1)",
     )
     .bind(prefix)
     .fetch_optional(db)
     .await
 }
 
+/// To the minute.
 pub async fn note_use(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<()> {
-    sqlx::query(
-        "update api_keys set last_used_at = now() \
-         where id = $1 and coalesce(last_used_at < now() - interval '1 minute', true)",
-    )
-    .bind(id)
-    .execute(db)
-    .await?;
-    Ok(())
+    sqlx::query("select app.note_key_use($1)").bind(id).execute(db).await.map(drop)
 }
 
 /// A key without its secret.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use sqlx::{PgConnection, postgres::PgConnectOptions};
+use sqlx::PgConnection;
 use tokio::{
     sync::{Mutex, mpsc},
     task::JoinSet,
@@ -21,7 +21,7 @@ use super::{
     ledger::{self, End, Freed, Settlement},
 };
 use crate::{
-    db::{self, OwnConnection},
+    db::{self, OwnConnection, Session},
     ids::JobId,
     jobs::EnqueueError,
     telemetry::chain,
@@ -41,11 +41,7 @@ const CROWD: usize = 64;
 const AT_ONCE: usize = 2;
 
 /// Starts the task; it ends when the last sender is gone and everything is written.
-pub fn start(
-    db: &PgConnectOptions,
-    engine: Engine,
-    hand: Arc<Hand>,
-) -> (mpsc::Sender<Settlement>, tokio::task::JoinHandle<()>) {
+pub fn start(db: &Session, engine: Engine, hand: Arc<Hand>) -> (mpsc::Sender<Settlement>, tokio::task::JoinHandle<()>) {
     let (settlements, waiting) = mpsc::channel(WAITING);
     let waiting = Arc::new(Mutex::new(waiting));
     let mut writers = JoinSet::new();

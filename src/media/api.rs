@@ -58,13 +58,13 @@ impl MediaApi {
     ) -> Result<Created<MediaView>, Problem> {
         caller.require(Scope::Publish)?;
         let mut form = form.0;
-        let bound = plans::bound(&mut *app.db.acquire().await?, caller.tenant, Each::UploadBytes).await?;
+        let bound = plans::bound(&mut *app.db.of(&caller).await?, caller.tenant, Each::UploadBytes).await?;
         let (arrived, probe, sent_name) = receive(&caller, &media, &mut form, bound).await?;
         let name = upload::clean_name(sent_name.as_deref(), arrived.kind);
         let kept = keep(&app, &caller, key, &arrived, &probe, &name).await;
         // Not kept, or kept before: these bytes are nobody's. Kept ones are not "arriving" any more and stay.
         if !kept.as_ref().is_ok_and(|kept| kept.uses_arrived) {
-            upload::discard(&media, arrived.object, &arrived.storage_key).await;
+            upload::discard(&media, caller.tenant, arrived.object, &arrived.storage_key).await;
         }
         let kept = kept?;
         app.engine.ring(&kept.tickets).await;
@@ -78,16 +78,17 @@ impl MediaApi {
     async fn list(
         &self,
         caller: Caller,
-        media: Data<&Arc<MediaService>>,
+        app: Data<&Arc<App>>,
         cursor: Query<Option<String>>,
         limit: Query<Option<u16>>,
     ) -> Result<Json<Page<MediaView>>, Problem> {
         caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before: Option<MediaId> = page::decode(LIST, cursor.as_deref())?;
-        let rows = store::list(media.db(), caller.tenant, before, i64::from(limit) + 1).await?;
+        let mut db = app.db.of(&caller).await?;
+        let rows = store::list(&mut *db, caller.tenant, before, i64::from(limit) + 1).await?;
         let sources: Vec<_> = rows.iter().map(|row| row.object_id).collect();
-        let renditions = rendition_store::of_sources(media.db(), caller.tenant, &sources).await?;
+        let renditions = rendition_store::of_sources(&mut *db, caller.tenant, &sources).await?;
         let views = rows.iter().map(|row| MediaView::of(row, &renditions)).collect();
         Ok(Json(Page::of(views, limit, LIST, |view: &MediaView| view.id)))
     }
@@ -109,11 +110,13 @@ impl MediaApi {
     async fn get(
         &self,
         caller: Caller,
-        media: Data<&Arc<MediaService>>,
+        app: Data<&Arc<App>>,
         media_id: Path<MediaId>,
     ) -> Result<Json<MediaView>, Problem> {
-        let row = find(&caller, &media, media_id.0).await?;
-        Ok(Json(view(&caller, &media, &row).await?))
+        let mut db = app.db.of(&caller).await?;
+        let row = find(&caller, &mut db, media_id.0).await?;
+        let renditions = rendition_store::of_sources(&mut *db, caller.tenant, &[row.object_id]).await?;
+        Ok(Json(MediaView::of(&row, &renditions)))
     }
 
     /// Get an upload's bytes
@@ -123,13 +126,14 @@ impl MediaApi {
     async fn content(
         &self,
         caller: Caller,
+        app: Data<&Arc<App>>,
         media: Data<&Arc<MediaService>>,
         media_id: Path<MediaId>,
         /// Part of the file, such as `bytes=0-1023`.
         #[oai(name = "Range")]
         range: poem_openapi::param::Header<Option<String>>,
     ) -> Result<BytesAnswer, Problem> {
-        let row = find(&caller, &media, media_id.0).await?;
+        let row = find(&caller, &mut *app.db.of(&caller).await?, media_id.0).await?;
         let size_bytes = u64::try_from(row.size_bytes).unwrap_or_default();
         let range = range::parse(range.as_deref(), size_bytes)?;
         let opened = media.storage().open(&row.storage_key, range.clone()).await;
@@ -170,12 +174,12 @@ impl MediaApi {
     async fn delete(
         &self,
         caller: Caller,
-        media: Data<&Arc<MediaService>>,
+        app: Data<&Arc<App>>,
         media_id: Path<MediaId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Gone, Problem> {
         caller.require(Scope::Publish)?;
-        let mut tx = media.db().begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -201,15 +205,14 @@ impl MediaApi {
         &self,
         caller: Caller,
         app: Data<&Arc<App>>,
-        media: Data<&Arc<MediaService>>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         media_id: Path<MediaId>,
         input: Input<TranscodeInput>,
     ) -> Result<Accepted<TranscodeAccepted>, Problem> {
         caller.require(Scope::Publish)?;
-        let row = find(&caller, &media, media_id.0).await?;
+        let row = find(&caller, &mut *app.db.of(&caller).await?, media_id.0).await?;
         let presets = usable_presets(&row, &input.0)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let request = json!(presets);
         let claim = match key.claim(&mut tx, &caller, Some(request)).await? {
             Turn::Replay(answer) => return Ok(answer),
@@ -326,7 +329,7 @@ async fn keep(
     probe: &super::probe::Probe,
     name: &str,
 ) -> Result<Kept, Problem> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.db.begin(caller).await?;
     let sha256 = hex::encode(arrived.sha256);
     let claim = match key.claim(&mut tx, caller, Some(json!({ "sha256": sha256, "name": name }))).await? {
         Turn::Replay(answer) => return Ok(Kept { answer, tickets: Vec::new(), uses_arrived: false }),
@@ -370,7 +373,7 @@ async fn enqueue(
         Err(EnqueueError::Duplicate { existing }) => Ok((existing, None)),
         Err(EnqueueError::Ledger(error)) => Err(error.into()),
         Err(EnqueueError::Stopping) => Err(Problem::unavailable()),
-        Err(error @ EnqueueError::Unstorable(_)) => Err(Problem::internal(&error)),
+        Err(error @ (EnqueueError::Unstorable(_) | EnqueueError::Nobodys)) => Err(Problem::internal(&error)),
     }
 }
 
@@ -391,14 +394,9 @@ fn usable_presets(row: &MediaRow, input: &TranscodeInput) -> Result<Vec<PresetNa
     if errors.is_empty() { Ok(presets) } else { Err(Problem::invalid(errors)) }
 }
 
-async fn find(caller: &Caller, media: &MediaService, id: MediaId) -> Result<MediaRow, Problem> {
+async fn find(caller: &Caller, db: &mut sqlx::PgConnection, id: MediaId) -> Result<MediaRow, Problem> {
     caller.require(Scope::Read)?;
-    store::get(media.db(), caller.tenant, id).await?.ok_or_else(|| Problem::not_found("media"))
-}
-
-async fn view(caller: &Caller, media: &MediaService, row: &MediaRow) -> Result<MediaView, Problem> {
-    let renditions = rendition_store::of_sources(media.db(), caller.tenant, &[row.object_id]).await?;
-    Ok(MediaView::of(row, &renditions))
+    store::get(db, caller.tenant, id).await?.ok_or_else(|| Problem::not_found("media"))
 }
 
 fn open_problem(error: OpenError) -> Problem {

@@ -99,7 +99,7 @@ impl PatreonApi {
         })?;
         ensure(&app, &caller).await?;
         let (state, hash) = link::new_state();
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let expires_at = store::begin(&mut tx, hash, caller.tenant, caller.user, challenge).await?;
         tx.commit().await?;
         let authorize_url = patreon.client.authorize_url(state.expose_secret()).into();
@@ -125,20 +125,21 @@ impl PatreonApi {
         let request = Some(json!({ "state": state, "code": code.0, "verifier": code_verifier.0 }));
         // A repeat is answered before the code is spent a second time.
         if key.is_given() {
-            let mut tx = app.db.begin().await?;
+            let mut tx = app.db.begin(&caller).await?;
             if let Turn::Replay(answer) = key.clone().claim(&mut tx, &caller, request.clone()).await? {
                 return Ok(answer);
             }
             tx.rollback().await?;
         }
         // Over with the first try, however that ends.
-        let challenge = store::take_flow(&app.db, link::hash(&state), caller.tenant, caller.user).await?;
+        let challenge =
+            store::take_flow(&mut *app.db.of(&caller).await?, link::hash(&state), caller.tenant, caller.user).await?;
         let verifier = SecretString::from(code_verifier.0);
         if !challenge.is_some_and(|challenge| link::fits(&verifier, &challenge)) {
             return Err(not_begun());
         }
         let (tokens, identity) = patreon.learn(&SecretString::from(code.0)).await.map_err(not_linked)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, request).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -162,7 +163,7 @@ impl PatreonApi {
     #[oai(path = "/link", method = "get", operation_id = "getPatreonLink")]
     async fn get(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<LinkView>, Problem> {
         caller.require(Scope::Read)?;
-        Ok(Json(store::get(&app.db, caller.tenant).await?.ok_or_else(no_link)?.into()))
+        Ok(Json(store::get(&mut *app.db.of(&caller).await?, caller.tenant).await?.ok_or_else(no_link)?.into()))
     }
 
     /// Unlink Patreon
@@ -176,7 +177,7 @@ impl PatreonApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Gone, Problem> {
         caller.require(Scope::Manage)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,

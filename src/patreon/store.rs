@@ -223,10 +223,7 @@ pub struct Found {
 }
 
 pub async fn of_account(tx: &mut PgConnection, patreon_user_id: &str) -> sqlx::Result<Option<Found>> {
-    sqlx::query_as("select id, tenant_id from patreon_links where patreon_user_id = $1 and state = 'active'")
-        .bind(patreon_user_id)
-        .fetch_optional(tx)
-        .await
+    sqlx::query_as("select id, tenant_id from app.patreon_link($1)").bind(patreon_user_id).fetch_optional(tx).await
 }
 
 /// Those that were not looked at for so long, the longest first.

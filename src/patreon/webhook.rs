@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Patreon, ReadMembership, store};
 use crate::{
+    db::Tenancy,
     http::{App, Problem},
     jobs::EnqueueError,
     telemetry::chain,
@@ -55,16 +56,15 @@ impl WebhookEndpoint {
             return Ok(());
         }
         let member: Hint = serde_json::from_slice(body).map_err(|_error| unreadable())?;
-        let mut tx = self.app.db.begin().await?;
+        let account = member.data.relationships.user.data.id;
+        let link = store::of_account(&mut *self.app.db.nobody().await?, &account).await?;
+        let Some(link) = link else { return Ok(()) };
+        let mut tx = self.app.db.begin(Tenancy::of_things(link.tenant_id)).await?;
         if !store::take_hint(&mut tx, Sha256::digest(body).into()).await? {
             return Ok(());
         }
-        let account = member.data.relationships.user.data.id;
-        let mut tickets = Vec::new();
-        if let Some(link) = store::of_account(&mut tx, &account).await? {
-            let job = ReadMembership { link: link.id }.new_job(link.tenant_id);
-            tickets = self.app.engine.enqueue_in(&mut tx, &[job]).await.map_err(not_enqueued)?;
-        }
+        let job = ReadMembership { link: link.id }.new_job(link.tenant_id);
+        let tickets = self.app.engine.enqueue_in(&mut tx, &[job]).await.map_err(not_enqueued)?;
         tx.commit().await?;
         self.app.engine.ring(&tickets).await;
         Ok(())

@@ -66,18 +66,23 @@ impl PlansApi {
     #[oai(path = "/plan", method = "get", operation_id = "getPlan")]
     async fn get(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<PlanView>, Problem> {
         caller.require(Scope::Read)?;
-        let plan = store::of(&app.db, caller.tenant).await?;
-        let used = async |limit| store::used(&app.db, caller.tenant, limit).await;
-        let in_use = async |limit| Ok::<_, Problem>(PlanUse { most: plan.most(limit), used: used(limit).await? });
+        let mut db = app.db.of(&caller).await?;
+        let plan = store::of(&mut *db, caller.tenant).await?;
+        let mut used = Vec::with_capacity(Counted::ALL.len());
+        for limit in Counted::ALL {
+            used.push((*limit, store::used(&mut *db, caller.tenant, *limit).await?));
+        }
+        let used = |limit| used.iter().find(|(counted, _)| *counted == limit).map_or(0, |(_, used)| *used);
+        let in_use = |limit| PlanUse { most: plan.most(limit), used: used(limit) };
         Ok(Json(PlanView {
-            connections: in_use(Counted::Connections).await?,
-            posts_per_month: in_use(Counted::Posts).await?,
-            media_bytes: in_use(Counted::MediaBytes).await?,
+            connections: in_use(Counted::Connections),
+            posts_per_month: in_use(Counted::Posts),
+            media_bytes: in_use(Counted::MediaBytes),
             upload_bytes: plan.each(Each::UploadBytes),
             upload_seconds: plan.each(Each::UploadSeconds),
             ai_per_month: PlanSpending {
                 most_usd: plan.most(Counted::AiTicks).map(usd),
-                used_usd: usd(used(Counted::AiTicks).await?),
+                used_usd: usd(used(Counted::AiTicks)),
             },
             renews_at: plan.renews_at,
             source: plan.source.to_string(),

@@ -199,13 +199,12 @@ pub async fn give(
     plan: &str,
     until: Option<DateTime<Utc>>,
 ) -> sqlx::Result<Given> {
-    let known: (bool, bool) = sqlx::query_as(
-        "select exists (select from plans where name = $1), exists (select from workspaces where id = $2)",
-    )
-    .bind(plan)
-    .bind(tenant)
-    .fetch_one(&mut *tx)
-    .await?;
+    let known: (bool, bool) =
+        sqlx::query_as("select exists (select from plans where name = $1), app.has_workspace($2)")
+            .bind(plan)
+            .bind(tenant)
+            .fetch_one(&mut *tx)
+            .await?;
     match known {
         (false, _) => return Ok(Given::NoPlan),
         (_, false) => return Ok(Given::NoWorkspace),

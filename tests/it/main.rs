@@ -29,4 +29,5 @@ mod publish;
 mod rotation;
 mod secrets;
 mod settings;
+mod tenancy;
 mod whole;

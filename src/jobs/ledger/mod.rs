@@ -23,7 +23,7 @@ pub use control::{
     CancelOutcome, Paused, cancel, commit, commit_unstarted, is_committed, leave_to_relay, pause, paused,
     request_retry, resume, retry_failed, set_priority, uncommit, wake,
 };
-pub use enqueue::{Insert, insert, insert_with_parents};
+pub use enqueue::{Insert, insert, insert_for, insert_with_parents};
 pub use promote::{
     Due, Group, promote_due, promote_due_by_turns, promote_serial, promote_serial_orders, sweep_waiting, sweep_wakes,
 };

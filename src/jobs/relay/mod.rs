@@ -11,7 +11,7 @@ mod window;
 
 use std::time::Duration;
 
-use sqlx::{Acquire, PgConnection, PgPool, postgres::PgConnectOptions};
+use sqlx::{Acquire, PgConnection, PgPool};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -24,7 +24,11 @@ use super::{
     heart::LEASE,
     ledger::{self, Due, Group, Leadership},
 };
-use crate::{db::OwnConnection, ids::JobId, telemetry::chain};
+use crate::{
+    db::{OwnConnection, Session},
+    ids::JobId,
+    telemetry::chain,
+};
 
 /// How long a leader leads without renewing; another leads at most this and a round later.
 const LEADS_FOR: Duration = Duration::from_secs(4);
@@ -46,11 +50,12 @@ const SERIAL: i64 = 250;
 /// Waiting jobs looked after each second.
 const SWEEP: i64 = 2_000;
 
-/// Runs until `stop`; outages are waited out.
-pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
+/// Runs until `stop`; outages are waited out. Its rounds have a connection of this `session` to themselves, what is
+/// beside them one of `db`.
+pub async fn run(engine: Engine, session: Session, db: PgPool, stop: CancellationToken) {
     let (leads, is_leading) = watch::channel(false);
     let forgetting = tokio::spawn(forget::run(db.clone(), is_leading, stop.clone()));
-    let own = OwnConnection::new(PgConnectOptions::clone(&db.connect_options()));
+    let own = OwnConnection::new(session);
     let mut relay = Relay::new(engine);
     while !stop.is_cancelled() {
         let began = Instant::now();
@@ -81,6 +86,8 @@ struct Relay {
     me: Uuid,
     engine: Engine,
     leading: Option<Leadership>,
+    /// It has just begun to lead: each queue gets a canary now.
+    owes_canaries: bool,
     windows: Windows,
     audit: Audit,
     /// More is due than one batch: the tenants take turns.
@@ -109,6 +116,7 @@ impl Relay {
             me: Uuid::new_v4(),
             engine,
             leading: None,
+            owes_canaries: false,
             windows: Windows::default(),
             audit: Audit::default(),
             crowd: false,
@@ -139,6 +147,12 @@ impl Relay {
         }
         self.is_troubled = false;
         let belt_is_there = self.keep_the_belt(db).await?;
+        // On a belt that is not built anew a moment later.
+        if std::mem::take(&mut self.owes_canaries)
+            && let Err(error) = canary::send_all(&self.engine).await
+        {
+            debug!(error = %chain(&error), "the first canaries come with the schedule");
+        }
         self.promote(db, slow, belt_is_there).await?;
         let filled = if belt_is_there { self.windows.fill(db, self.engine.belt()).await } else { Ok(false) };
         let more_waits = self.step("filling the belt", filled)?.unwrap_or(false);
@@ -189,9 +203,7 @@ impl Relay {
                 if let Err(error) = canary::schedule_all(db).await {
                     warn!(error = %chain(&error), "the canaries have no schedule");
                 }
-                if let Err(error) = canary::send_all(&self.engine).await {
-                    debug!(error = %chain(&error), "the first canaries come with the schedule");
-                }
+                self.owes_canaries = true;
                 self.healthy_at = Instant::now();
                 // The former leader was heard a moment ago, so the database was there for heartbeats too.
                 if leadership.vacant + LEADS_FOR > LEASE.saturating_sub(RENEW_EVERY * 2) {
