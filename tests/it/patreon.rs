@@ -334,7 +334,7 @@ async fn hints_that_were_lost_are_made_up_for_by_the_clock() {
         .unwrap();
     let config = stage.app.config();
     let belt = Belt::new(&config.redis.url, stage.app.pool.clone()).unwrap();
-    let engine = Engine::new(stage.app.pool.clone(), belt);
+    let engine = Engine::new(stage.app.pool.clone(), stage.app.session(), belt);
     engine.enqueue(NewJob::of(&PatreonUpkeep {}, TenantId::SYSTEM)).await.unwrap();
     stage.until_plan("patron").await;
 }
