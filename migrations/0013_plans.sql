@@ -137,12 +137,12 @@ grant select (id, tenant_id, linked_by, patreon_user_id, state, patron_status, t
     on public.patreon_links to multivio_api;
 create policy tenant on public.patreon_links to multivio_api
     using (tenant_id = (select app.tenant())) with check (tenant_id = (select app.tenant()));
-grant insert on public.patreon_hints to multivio_api;
-create policy written on public.patreon_hints for insert to multivio_api with check (true);
 grant select (rate_limit), update (rate_limit) on public.api_keys to multivio_api;
 
 grant select (id, tenant_id, patreon_user_id, state) on public.patreon_links to multivio_definer;
 create policy definer on public.patreon_links to multivio_definer using (true) with check (true);
+grant insert on public.patreon_hints to multivio_definer;
+create policy definer on public.patreon_hints to multivio_definer using (true) with check (true);
 
 set local row_security = on;
 
@@ -166,6 +166,15 @@ language sql stable security definer set search_path = '' as $$
     select l.id, l.tenant_id from public.patreon_links l where l.patreon_user_id = p_account and l.state = 'active'
 $$;
 
+-- False: the same hint was taken in before.
+create function app.take_patreon_hint(p_body_hash bytea) returns boolean
+language plpgsql security definer set search_path = '' as $$
+begin
+    insert into public.patreon_hints (body_hash) values (p_body_hash) on conflict do nothing;
+    return found;
+end
+$$;
+
 -- A plan is given to a workspace that there is.
 create function app.has_workspace(p_workspace uuid) returns boolean
 language sql stable security definer set search_path = '' as $$
@@ -178,14 +187,14 @@ declare
     ours regprocedure;
 begin
     foreach ours in array array[
-        'app.find_key(text)', 'app.patreon_link(text)', 'app.has_workspace(uuid)'
+        'app.find_key(text)', 'app.patreon_link(text)', 'app.take_patreon_hint(bytea)', 'app.has_workspace(uuid)'
     ]::regprocedure[] loop
         execute format('revoke all on function %s from public', ours);
         execute format('grant execute on function %s to multivio_api', ours);
     end loop;
     grant execute on function app.has_workspace(uuid) to multivio_worker;
     foreach ours in array array[
-        'app.find_key(text)', 'app.patreon_link(text)', 'app.has_workspace(uuid)'
+        'app.find_key(text)', 'app.patreon_link(text)', 'app.take_patreon_hint(bytea)', 'app.has_workspace(uuid)'
     ]::regprocedure[] loop
         execute format('alter function %s owner to multivio_definer', ours);
     end loop;

@@ -209,11 +209,7 @@ pub async fn worth(
 
 /// Takes a hint in. `false`: the same one was taken in before.
 pub async fn take_hint(tx: &mut PgConnection, body_hash: [u8; 32]) -> sqlx::Result<bool> {
-    let done = sqlx::query("insert into patreon_hints (body_hash) values ($1) on conflict do nothing")
-        .bind(body_hash.as_slice())
-        .execute(tx)
-        .await?;
-    Ok(done.rows_affected() == 1)
+    sqlx::query_scalar("select app.take_patreon_hint($1)").bind(body_hash.as_slice()).fetch_one(tx).await
 }
 
 #[derive(FromRow)]
