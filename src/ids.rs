@@ -173,6 +173,8 @@ ids! {
     RenditionId = "a" "rend";
     /// A key with which a program calls the API.
     ApiKeyId = "an" "key";
+    /// A workspace's link to an account on Patreon.
+    PatreonLinkId = "a" "plink";
     /// One line of the audit log.
     AuditId = "an" "aud";
 }

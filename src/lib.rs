@@ -35,6 +35,10 @@ pub mod ai;
 pub mod connections;
 /// Uploads, probes, renditions: ffmpeg at arm's length.
 pub mod media;
+/// Memberships on Patreon that give plans.
+pub mod patreon;
+/// How much a workspace may do: the one place that says no.
+pub mod plans;
 /// The connector trait and one file per platform.
 pub mod platforms;
 /// What a user wrote once.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::{
     connections, crypto,
     crypto::{CryptoError, Keyring, Place, Standing},
-    db, publishing,
+    db, patreon, publishing,
 };
 
 /// A column of secrets, and how each of them is bound to its place.
@@ -27,8 +27,13 @@ pub struct SealedColumn {
 }
 
 /// Every column that holds secrets. A test compares it with the schema.
-pub const SEALED: [SealedColumn; 3] =
-    [connections::accounts::SEALED[0], connections::accounts::SEALED[1], publishing::stage::SEALED];
+pub const SEALED: [SealedColumn; 5] = [
+    connections::accounts::SEALED[0],
+    connections::accounts::SEALED[1],
+    publishing::stage::SEALED,
+    patreon::SEALED[0],
+    patreon::SEALED[1],
+];
 
 /// Rows that one statement looks at: short enough to be in nobody's way.
 const BATCH: i64 = 200;

@@ -18,6 +18,7 @@ use crate::{
     http::{Accepted, App, Caller, FieldError, IdempotencyKey, Input, Problem, Scope, Tag, Turn},
     ids::JobId,
     jobs::{EnqueueError, NewJob},
+    plans::{self, Counted},
     platforms::Platform,
 };
 
@@ -154,7 +155,7 @@ struct Usage {
     /// For calls under way.
     reserved_usd: f64,
     models: Vec<ModelUsage>,
-    /// Absent: no limit.
+    /// Of the workspace's own budget and its plan, the one with less left; absent: no limit.
     budget: Option<Budget>,
 }
 
@@ -230,7 +231,15 @@ impl AiApi {
         caller.require(Scope::Read)?;
         let mut db = app.db.of(&caller).await?;
         let rows = store::month(&mut *db, caller.tenant).await?;
-        let budget = store::budget(&mut *db, caller.tenant).await?;
+        let own = store::budget(&mut *db, caller.tenant).await?;
+        let plan = plans::store::of(&mut *db, caller.tenant).await?;
+        let of_plan = plan.most(Counted::AiTicks).map(|limit_ticks| store::Budget {
+            period: "month".to_owned(),
+            limit_ticks,
+            used_ticks: rows.iter().map(|row| row.cost_ticks + row.reserved_ticks).sum(),
+            renews_at: plan.renews_at,
+        });
+        let budget = own.into_iter().chain(of_plan).min_by_key(|budget| budget.limit_ticks - budget.used_ticks);
         Ok(Json(Usage {
             calls: rows.iter().map(|row| row.calls.unsigned_abs()).sum(),
             cost_usd: usd(rows.iter().map(|row| row.cost_ticks).sum()),

@@ -26,6 +26,7 @@ use crate::{
     },
     media::{self, MediaService, storage},
     outbound,
+    patreon::Patreon,
     platforms::Platform,
     publishing::{Publisher, health::PlatformProbe},
     shutdown, telemetry,
@@ -73,6 +74,8 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let client = outbound::client().map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let publisher = Publisher::new(&app.config, &client, Arc::clone(&media) as _);
     let publisher = publisher.map_err(|error| Failure::usage(error.to_string()))?;
+    let patreon = app.config.patreon.as_ref();
+    let patreon = patreon.map(|config| Patreon::new(config, client, publisher.accounts.keyring().clone()));
     warn_of_unshared_media(&app.config);
     let mut parts = probes(&engine);
     parts.extend(media::health::probes(&media));
@@ -87,6 +90,7 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
         publisher,
         models,
         media,
+        patreon: Arc::new(patreon),
     });
     let relay = tokio::spawn(relay::run(engine, relay_session, relay_db, stop.clone()));
     let sessions = tokio::spawn(pooler::watch(session, stop.clone()));

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::{
     Connection, ConnectionState,
-    accounts::NewAccount,
+    accounts::{ConnectError, NewAccount},
     store::{self, Expires},
     wake_key,
 };
@@ -277,18 +277,21 @@ fn fingerprint(input: &ConnectionInput) -> Option<serde_json::Value> {
     }))
 }
 
-fn not_connected(error: EnqueueError) -> Problem {
+fn not_connected(error: ConnectError) -> Problem {
     match error {
-        EnqueueError::Ledger(sqlx::Error::Database(error)) if error.constraint() == Some("connections_account_key") => {
+        ConnectError::Database(sqlx::Error::Database(error))
+            if error.constraint() == Some("connections_account_key") =>
+        {
             Problem::conflict(
                 "connected_meanwhile",
                 "The account was connected by another request. Send this one again.",
             )
         }
-        EnqueueError::Ledger(error) => error.into(),
-        EnqueueError::Stopping => Problem::unavailable(),
-        error @ (EnqueueError::Duplicate { .. } | EnqueueError::Unstorable(_) | EnqueueError::Nobodys) => {
-            Problem::internal(&error)
-        }
+        ConnectError::Plan(error) => error.into(),
+        ConnectError::Database(error) | ConnectError::Enqueue(EnqueueError::Ledger(error)) => error.into(),
+        ConnectError::Enqueue(EnqueueError::Stopping) => Problem::unavailable(),
+        ConnectError::Enqueue(
+            error @ (EnqueueError::Duplicate { .. } | EnqueueError::Unstorable(_) | EnqueueError::Nobodys),
+        ) => Problem::internal(&error),
     }
 }

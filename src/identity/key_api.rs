@@ -8,7 +8,7 @@ use poem_openapi::{
     ApiResponse, Enum, Object, OpenApi,
     param::{Path, Query},
     payload::Json,
-    types::ToJSON,
+    types::{MaybeUndefined, ToJSON},
 };
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -65,6 +65,19 @@ struct KeyInput {
     connections: Option<Vec<ConnectionId>>,
     /// Without it, never.
     expires_at: Option<DateTime<Utc>>,
+    /// Requests that it may make in a window (`RateLimit-Policy` says how long one is), within what limits its maker
+    /// and his address; without it, only those.
+    #[oai(validator(minimum(value = "1"), maximum(value = "1000000000")))]
+    rate_limit: Option<i32>,
+}
+
+/// What a key may be changed in.
+#[derive(Debug, Object)]
+#[oai(deny_unknown_fields)]
+struct KeyChange {
+    /// Requests that it may make in a window; null: no limit of its own.
+    #[oai(validator(minimum(value = "1"), maximum(value = "1000000000")))]
+    rate_limit: MaybeUndefined<i32>,
 }
 
 /// An API key.
@@ -79,6 +92,8 @@ struct KeyView {
     key: Option<String>,
     scopes: Vec<String>,
     connections: Option<Vec<ConnectionId>>,
+    /// Requests that it may make in a window; absent: no limit of its own.
+    rate_limit: Option<i32>,
     created_by: UserId,
     created_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
@@ -172,6 +187,41 @@ impl KeysApi {
         Ok(Json(row.ok_or_else(|| Problem::not_found("API key"))?.into()))
     }
 
+    /// Change an API key's limit
+    ///
+    /// It holds here at once, and in other processes within five seconds.
+    #[oai(path = "/api-keys/:id", method = "patch", operation_id = "changeApiKey")]
+    async fn change(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<ApiKeyId>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        body: Input<KeyChange>,
+    ) -> Result<Json<KeyView>, Problem> {
+        caller.require(Scope::Manage)?;
+        let rate_limit = match body.0.rate_limit {
+            MaybeUndefined::Value(limit) => Some(limit),
+            MaybeUndefined::Null => None,
+            MaybeUndefined::Undefined => {
+                let remedy = "Send requests per window, or null for no limit";
+                return Err(Problem::invalid_field("rate_limit", "is missing", remedy));
+            }
+        };
+        let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, Some(json!(rate_limit))).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let row = key_store::limit(&mut tx, caller.tenant, id.0, rate_limit).await?;
+        let row = row.ok_or_else(|| Problem::not_found("API key"))?;
+        audit::record(&mut tx, &caller, Action::KeyChanged, id.0, json!({"rate_limit": rate_limit})).await?;
+        let answer = claim.keep(&mut tx, Json(row.into())).await?;
+        tx.commit().await?;
+        app.auth.forget();
+        Ok(answer)
+    }
+
     /// Revoke an API key
     #[oai(path = "/api-keys/:id", method = "delete", operation_id = "revokeApiKey")]
     async fn revoke(
@@ -212,7 +262,13 @@ async fn checked(tx: &mut sqlx::PgConnection, caller: &Caller, input: KeyInput) 
     if !errors.is_empty() {
         return Err(Problem::invalid(errors));
     }
-    Ok(NewKey { name: input.name, scopes, connections: input.connections, expires_at: input.expires_at })
+    Ok(NewKey {
+        name: input.name,
+        scopes,
+        connections: input.connections,
+        rate_limit: input.rate_limit,
+        expires_at: input.expires_at,
+    })
 }
 
 impl From<KeyRow> for KeyView {
@@ -225,6 +281,7 @@ impl From<KeyRow> for KeyView {
             key: None,
             scopes,
             connections,
+            rate_limit: row.rate_limit,
             created_by,
             created_at: row.created_at,
             expires_at: row.expires_at,

@@ -31,6 +31,7 @@ use crate::{
     },
     ids::MediaId,
     jobs::{EnqueueError, NewJob, Priority, Ticket},
+    plans::{self, Counted, Each, Refused},
 };
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,7 +58,8 @@ impl MediaApi {
     ) -> Result<Created<MediaView>, Problem> {
         caller.require(Scope::Publish)?;
         let mut form = form.0;
-        let (arrived, probe, sent_name) = receive(&caller, &media, &mut form).await?;
+        let bound = plans::bound(&mut *app.db.of(&caller).await?, caller.tenant, Each::UploadBytes).await?;
+        let (arrived, probe, sent_name) = receive(&caller, &media, &mut form, bound).await?;
         let name = upload::clean_name(sent_name.as_deref(), arrived.kind);
         let kept = keep(&app, &caller, key, &arrived, &probe, &name).await;
         // Not kept, or kept before: these bytes are nobody's. Kept ones are not "arriving" any more and stay.
@@ -287,6 +289,7 @@ async fn receive(
     caller: &Caller,
     media: &MediaService,
     form: &mut Multipart,
+    bound: Option<Refused>,
 ) -> Result<(Arrived, super::probe::Probe, Option<String>), Problem> {
     let missing =
         || Problem::invalid_field("file", "is missing", "Send the file as the part \"file\" of a multipart form");
@@ -301,8 +304,12 @@ async fn receive(
         }
     }
     let sent_name = part.file_name().map(str::to_owned);
-    let received = media.receive(caller.tenant, part.into_async_read()).await;
-    let (arrived, probe) = received.map_err(upload_problem)?;
+    let limit_bytes = bound.as_ref().map_or(u64::MAX, |bound| bound.most.unsigned_abs());
+    let received = media.receive(caller.tenant, part.into_async_read(), limit_bytes).await;
+    let (arrived, probe) = received.map_err(|error| match (error, bound) {
+        (UploadError::TooLarge { limit_bytes: passed }, Some(bound)) if passed == limit_bytes => bound.into(),
+        (error, _) => upload_problem(error),
+    })?;
     Ok((arrived, probe, sent_name))
 }
 
@@ -338,6 +345,12 @@ async fn keep(
         let thumbnail = Transcode { media: id, preset: PresetName::Thumbnail }.new_job(caller.tenant, &row);
         tickets.extend(enqueue(app, &mut tx, thumbnail.priority(Priority::Low)).await?.1);
     }
+    if let Some(bound) = plans::bound(&mut tx, caller.tenant, Each::UploadSeconds).await?
+        && probe.video_duration_ms().is_some_and(|ms| ms > bound.most.unsigned_abs().saturating_mul(1000))
+    {
+        return Err(bound.into());
+    }
+    plans::allow(&mut tx, caller.tenant, Counted::MediaBytes).await?;
     let renditions = rendition_store::of_sources(&mut *tx, caller.tenant, &[object.id]).await?;
     let created = Created::new(format!("/api/v1/media/{id}"), MediaView::of(&row, &renditions));
     let answer = claim.keep(&mut tx, created).await?;

@@ -141,8 +141,13 @@ impl MediaService {
 
     /// Takes a file in and looks at it. It belongs to nobody until the caller keeps it with [`store::keep`]; a
     /// caller that does not must [`upload::discard`] it.
-    pub async fn receive(&self, tenant: TenantId, reader: impl AsyncRead) -> Result<(Arrived, Probe), UploadError> {
-        let arrived = upload::receive(self, tenant, reader).await?;
+    pub async fn receive(
+        &self,
+        tenant: TenantId,
+        reader: impl AsyncRead,
+        limit_bytes: u64,
+    ) -> Result<(Arrived, Probe), UploadError> {
+        let arrived = upload::receive(self, tenant, reader, limit_bytes.min(self.max_upload_bytes)).await?;
         match self.look(&arrived).await {
             Ok(probe) => Ok((arrived, probe)),
             Err(error) => {

@@ -70,12 +70,18 @@ impl UploadError {
 }
 
 /// Streams a file into storage. Its row exists before its first byte, and says what to do when we die meanwhile.
-pub async fn receive(service: &MediaService, tenant: TenantId, reader: impl AsyncRead) -> Result<Arrived, UploadError> {
+/// It may have so many bytes and no more.
+pub async fn receive(
+    service: &MediaService,
+    tenant: TenantId,
+    reader: impl AsyncRead,
+    limit_bytes: u64,
+) -> Result<Arrived, UploadError> {
     let object = Uuid::now_v7();
     let storage_key = format!("{}/{}", tenant.uuid().simple(), object.simple());
     store::insert_arriving(&mut *service.rows_of(tenant).await?, tenant, object, &storage_key).await?;
     let mut upload = service.storage().create(&storage_key).await?;
-    match stream(&mut upload, reader, service.max_upload_bytes()).await {
+    match stream(&mut upload, reader, limit_bytes).await {
         Ok((kind, size_bytes, sha256)) => {
             upload.finish().await?;
             Ok(Arrived { object, storage_key, kind, size_bytes, sha256 })

@@ -26,6 +26,7 @@ use crate::{
     http::{Accepted, App, Caller, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
     ids::{ConnectionId, JobId, PostId, PublicationId},
     jobs::{EnqueueError, NewJob, ledger},
+    plans::{self, Counted},
     platforms::RemotePost,
     posts::{
         self,
@@ -374,6 +375,8 @@ async fn put_on_its_way(
         if let Turn::Replay(answer) = key.clone().claim(&mut tx, caller, request.clone()).await? {
             return Ok(answer);
         }
+        // Waited for: a transaction that is only dropped may still hold the key's lock when we come for it again.
+        tx.rollback().await?;
     }
     let (content, is_new) = match content {
         NewOrStored::New(content) => (content, true),
@@ -393,6 +396,7 @@ async fn put_on_its_way(
     let details = json!({"group": planned.group, "connections": connections});
     audit::record(&mut tx, caller, Action::Published, wish.post.id, details).await?;
     let location = format!("/api/v1/groups/{}", planned.group);
+    plans::allow(&mut tx, caller.tenant, Counted::Posts).await?;
     let answer = claim.keep(&mut tx, Accepted::new(location, AcceptedView::new(wish.post.id, &planned))).await?;
     tx.commit().await?;
     app.engine.ring(&planned.tickets).await;

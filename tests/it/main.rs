@@ -23,6 +23,8 @@ mod media_jobs;
 mod media_process;
 mod media_render;
 mod media_stills;
+mod patreon;
+mod plans;
 mod publish;
 mod rotation;
 mod secrets;

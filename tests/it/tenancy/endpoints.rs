@@ -110,6 +110,9 @@ fn body_of(operation: &str, ids: &Ids) -> Value {
         "addMember" => json!({ "user_id": ids["user"], "role": "viewer" }),
         "changeMember" => json!({ "role": "viewer" }),
         "createApiKey" => json!({ "name": "k", "scopes": ["read"], "connections": [ids["connection"]] }),
+        "changeApiKey" => json!({ "rate_limit": 5 }),
+        "beginPatreonLink" => json!({ "code_challenge": "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM" }),
+        "finishPatreonLink" => json!({ "state": "s", "code": "c", "code_verifier": "v".repeat(43) }),
         other => panic!("{other} takes a body: give one here that names things of others"),
     }
 }

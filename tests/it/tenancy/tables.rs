@@ -7,7 +7,7 @@ use super::{DENIED, api_session, code};
 use crate::harness::App;
 
 /// Tables without a word about any tenant, which calls may read.
-const EVERYBODYS: [&str; 1] = ["queue_controls"];
+const EVERYBODYS: [&str; 3] = ["patreon_tiers", "plans", "queue_controls"];
 /// What workers must not know: who people are and how they get in.
 const CLOSED_TO_WORKERS: [&str; 4] = ["api_keys", "users", "workspace_members", "workspaces"];
 /// Of these a worker may not change everything.
@@ -61,7 +61,15 @@ const ROWS: &str = "
         values (:user::text, '', '', '', '', '', '{}', 1, 1, 'skip', now());
     insert into schedule_fires (schedule, fire_at, job_id) values (:user::text, now(), :id);
     insert into workers (id, process_id, queue, host, pid, version, lease_expires_at)
-        values (:id, :id, 'ops', 'h', 1, 'v', now());";
+        values (:id, :id, 'ops', 'h', 1, 'v', now());
+    insert into plans (name) values (left(:user::text, 36));
+    insert into workspace_plans (tenant_id, source, plan) values (:tenant, 'patreon', :user::text);
+    insert into patreon_tiers (tier_id, plan) values (:user::text, :user::text);
+    insert into patreon_flows (state_hash, tenant_id, user_id, challenge, expires_at)
+        values (sha256(:user::text::bytea), :tenant, :user, sha256('c'), now());
+    insert into patreon_links (id, tenant_id, linked_by, patreon_user_id, access_token, refresh_token, access_expires_at)
+        values (:id, :tenant, :user, :user::text, 'secret', 'secret', now());
+    insert into patreon_hints (body_hash) values (sha256(:user::text::bytea));";
 
 async fn fill(app: &App, tenant: TenantId, user: UserId) {
     let quoted = |id: uuid::Uuid| format!("'{id}'::uuid");
