@@ -61,10 +61,13 @@ pub async fn schedule_all(db: &mut PgConnection) -> Result<(), ScheduleError> {
 }
 
 /// One through each queue at once, so that nobody waits for the next half minute to learn that it works.
-pub async fn send_all(engine: &Engine) -> Result<(), EnqueueError> {
+pub async fn send_all(db: &mut PgConnection, engine: &Engine) -> Result<(), EnqueueError> {
     for &queue in Queue::ALL {
-        match engine.enqueue(for_queue(queue).unique(unique_key(&name(queue)))).await {
-            Ok(_) | Err(EnqueueError::Duplicate { .. }) => {}
+        let job = for_queue(queue).unique(unique_key(&name(queue)));
+        match engine.enqueue_in(db, &[job]).await {
+            Ok(tickets) => engine.ring(&tickets).await,
+            // One is on its way.
+            Err(EnqueueError::Duplicate { .. }) => {}
             Err(error) => return Err(error),
         }
     }

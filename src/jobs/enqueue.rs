@@ -191,7 +191,9 @@ impl Door {
         match way {
             Way::All(session) => Self { own: OwnConnection::new(Session::clone(session)), callers: None },
             Way::Callers(callers) => {
-                Self { own: OwnConnection::new(callers.session().clone()), callers: Some(callers.clone()) }
+                // Planned once: a batch is like any other.
+                let session = callers.session().clone().set("plan_cache_mode", "force_generic_plan").set("jit", "off");
+                Self { own: OwnConnection::new(session), callers: Some(callers.clone()) }
             }
         }
     }

@@ -149,7 +149,7 @@ impl Relay {
         let belt_is_there = self.keep_the_belt(db).await?;
         // On a belt that is not built anew a moment later.
         if std::mem::take(&mut self.owes_canaries)
-            && let Err(error) = canary::send_all(&self.engine).await
+            && let Err(error) = canary::send_all(db, &self.engine).await
         {
             debug!(error = %chain(&error), "the first canaries come with the schedule");
         }

@@ -135,7 +135,7 @@ impl World {
     async fn count_successes(&self) {
         sqlx::raw_sql(
             "create table successes (job_id uuid not null, kind text not null); \
-             create function succeeded() returns trigger language plpgsql as $$ begin \
+             create function succeeded() returns trigger language plpgsql security definer as $$ begin \
                  insert into successes values (new.id, new.kind); return new; \
              end $$; \
              create trigger succeeded after update on jobs for each row \

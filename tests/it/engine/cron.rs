@@ -45,16 +45,19 @@ async fn a_schedule_fires_once_each_time_with_several_relays_and_a_change_of_lea
     wait_until(SOON, "more fires by another leader", || async { fires(&stage).await.len() >= before + 3 }).await;
     sqlx::query("update schedules set paused = true where name = 'tick'").execute(&stage.app.pool).await.unwrap();
     let fired = fires(&stage).await;
+    let mut runs = HashMap::new();
     for (fire_at, job) in &fired {
         let row = stage.ended(*job, SOON).await;
         assert_eq!(row.state, State::Succeeded, "the fire of {fire_at}");
+        runs.insert(*job, usize::try_from(row.run).unwrap());
     }
     let mut told: HashMap<_, usize> = HashMap::new();
     for said in stage.witness.all() {
         *told.entry(said.job).or_default() += 1;
     }
     assert_eq!(told.len(), fired.len(), "as many jobs as fires");
-    assert!(told.values().all(|times| *times == 1));
+    // One that the vanished worker had in hand runs again.
+    assert!(told.iter().all(|(job, times)| *times <= runs[job]), "{told:?} {runs:?}");
     let jobs: i64 =
         sqlx::query_scalar("select count(*) from jobs where kind = 'act'").fetch_one(&stage.app.pool).await.unwrap();
     assert_eq!(usize::try_from(jobs).unwrap(), fired.len());
