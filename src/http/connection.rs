@@ -11,7 +11,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -52,6 +52,10 @@ const _: () = assert!(LIMITS.patience.as_secs() > super::gate::ANSWER_TIME.as_se
 
 /// More clients than this wait in the backlog of the system.
 const MOST_CONNECTIONS: usize = 8192;
+/// A socket that is closed while its peer still sends resets the connection, and with it may go the answer that said
+/// why: so much is read and thrown away before, and so long.
+const FAREWELL_BYTES: usize = 256 * 1024;
+const FAREWELL: Duration = Duration::from_millis(500);
 /// So that nobody outside can take all of them. More are closed at once. Proxies of ours connect from inside.
 const MOST_OF_ONE_ADDRESS: usize = 1024;
 
@@ -152,6 +156,8 @@ pub struct Connection<S> {
     limits: Limits,
     pace: Pace,
     tick: Pin<Box<Sleep>>,
+    /// Once nothing more is sent: how much is still read.
+    farewell_bytes: Option<usize>,
     _place: Option<(OwnedSemaphorePermit, Seat)>,
 }
 
@@ -171,7 +177,7 @@ impl<S> Connection<S> {
     fn new(stream: S, limits: Limits, place: Option<(OwnedSemaphorePermit, Seat)>) -> Self {
         let now = Instant::now();
         let pace = Pace { read_bytes: 0, turns: 0, seen: (0, 0), quiet_since: now, sending_since: (now, 0) };
-        Self { stream, limits, pace, tick: Box::pin(sleep(limits.tick)), _place: place }
+        Self { stream, limits, pace, tick: Box::pin(sleep(limits.tick)), farewell_bytes: None, _place: place }
     }
 
     /// Called whenever the peer keeps us waiting.
@@ -240,7 +246,7 @@ impl<S: AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.wrote(cx, poll)
@@ -264,7 +270,29 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        let mut left = match this.farewell_bytes {
+            Some(left) => left,
+            None => {
+                ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+                this.tick.as_mut().reset(Instant::now() + FAREWELL);
+                FAREWELL_BYTES
+            }
+        };
+        let mut scrap = [0; 4096];
+        while left > 0 {
+            let mut buffer = ReadBuf::new(&mut scrap);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => left = left.saturating_sub(buffer.filled().len()),
+                Poll::Ready(_ended) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    this.farewell_bytes = Some(left);
+                    return this.tick.as_mut().poll(cx).map(Ok);
+                }
+            }
+        }
+        this.farewell_bytes = Some(0);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -332,6 +360,23 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(connection);
         assert_eq!(room.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_client_still_sends_is_read_before_its_connection_is_closed_and_a_silent_one_waited_for_briefly() {
+        let (mut client, server) = duplex(1024);
+        let mut connection = Connection::new(server, LIMITS, None);
+        let sends = async {
+            client.write_all(&[0; 10_000]).await.unwrap();
+            client.shutdown().await.unwrap();
+        };
+        let (closed, ()) = tokio::join!(connection.shutdown(), sends);
+        closed.unwrap();
+
+        let (_silent, server) = duplex(64);
+        let began = Instant::now();
+        Connection::new(server, LIMITS, None).shutdown().await.unwrap();
+        assert!(began.elapsed() >= FAREWELL && began.elapsed() < 10 * FAREWELL, "{:?}", began.elapsed());
     }
 
     #[tokio::test]
