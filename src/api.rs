@@ -8,7 +8,7 @@ use poem_openapi::{LicenseObject, OpenApi, OpenApiService};
 use crate::{
     ai::{api::AiApi, models::ModelLists},
     audit::api::AuditApi,
-    connections::api::ConnectionsApi,
+    connections::{api::ConnectionsApi, consent_api::ConsentApi},
     http::{
         App,
         docs::{DocsEndpoint, Document, SpecEndpoint},
@@ -26,7 +26,7 @@ use crate::{
 };
 
 fn calls() -> impl OpenApi + Clone {
-    let work = (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi);
+    let work = (PostsApi, PublishingApi, ConnectionsApi, ConsentApi, MediaApi, AiApi, JobsApi);
     (work, (IdentityApi, KeysApi, AuditApi), HealthApi)
 }
 
@@ -70,6 +70,7 @@ fn cost(method: &Method, path: &str) -> u32 {
         "/api/v1/ai/transform" if method == Method::POST => 10,
         "/api/v1/media" if method == Method::POST => 5,
         path if method == Method::POST && path.ends_with("/transcode") => 10,
+        path if method == Method::POST && path.ends_with("/callback") => 5,
         _ => 1,
     }
 }
@@ -95,4 +96,4 @@ Slow or fragile work is a job: a call that starts one answers `202` with the `Lo
 - **Repeating a write** is safe with an `Idempotency-Key`: the same key and body give the first answer again for 7 days.
 - **Lists** are newest first; pass `next_cursor` as `cursor` for the next page.
 - **Limits** are told in `RateLimit` and `RateLimit-Policy`; beyond them `429` says when in `Retry-After`. A transform
-  and a transcode count for 10 requests, an upload for 5.";
+  and a transcode count for 10 requests, an upload and a callback for 5.";

@@ -165,6 +165,8 @@ ids! {
     PostId = "a" "post";
     /// A user's authorised account on a platform.
     ConnectionId = "a" "conn";
+    /// One time that an account's owner is asked for it.
+    ConsentId = "a" "cns";
     /// One post on one connection.
     PublicationId = "a" "pub";
     /// An uploaded file.

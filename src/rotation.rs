@@ -27,8 +27,12 @@ pub struct SealedColumn {
 }
 
 /// Every column that holds secrets. A test compares it with the schema.
-pub const SEALED: [SealedColumn; 3] =
-    [connections::accounts::SEALED[0], connections::accounts::SEALED[1], publishing::stage::SEALED];
+pub const SEALED: [SealedColumn; 4] = [
+    connections::accounts::SEALED[0],
+    connections::accounts::SEALED[1],
+    connections::consent::SEALED,
+    publishing::stage::SEALED,
+];
 
 /// Rows that one statement looks at: short enough to be in nobody's way.
 const BATCH: i64 = 200;

@@ -21,6 +21,9 @@ stored_names! {
     /// What was done. Stored: never rename, only add.
     Action {
         ConnectionAdded = "connection.added",
+        ConsentAsked = "connection.consent_asked",
+        ConsentDenied = "connection.consent_denied",
+        ConnectionRefreshed = "connection.refresh_asked",
         ConnectionRemoved = "connection.removed",
         KeyCreated = "api_key.created",
         KeyRevoked = "api_key.revoked",

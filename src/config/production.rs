@@ -77,6 +77,8 @@ fn addresses(config: &Config, unfit: &mut Vec<String>) {
     let provider = |provider: &Option<super::AiProviderConfig>| provider.as_ref().map(|it| it.base_url.clone());
     let addresses = [
         ("TWITTER_API_BASE_URL", Some(config.x.api_base.clone())),
+        ("TWITTER_AUTHORIZE_URL", Some(config.x.authorize_page.clone())),
+        ("TWITTER_CALLBACK_URL", config.x.callback.clone()),
         ("GROK_BASE_URL", provider(&config.ai.grok)),
         ("TOGETHER_BASE_URL", provider(&config.ai.together)),
         ("OPENAI_BASE_URL", provider(&config.ai.openai)),
@@ -163,6 +165,8 @@ mod tests {
             ("TWITTER_CLIENT_SECRET", "sandbox-secret"),
             ("TWITTER_API_BASE_URL", "http://api.x.com"),
             ("TWITTER_API_BASE_URL", "https://127.0.0.1:9/x"),
+            ("TWITTER_AUTHORIZE_URL", "http://127.0.0.1:9/x/i/oauth2/authorize"),
+            ("TWITTER_CALLBACK_URL", "http://127.0.0.1:3000/connected"),
             ("GROK_BASE_URL", "https://localhost/xai"),
             ("GROK_BASE_URL", "https://sandbox:9000/xai"),
             ("GROK_BASE_URL", "https://[::ffff:10.0.0.1]/xai"),

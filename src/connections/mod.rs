@@ -5,7 +5,9 @@
 
 pub mod accounts;
 pub mod api;
-
+mod arrival;
+pub mod consent;
+pub mod consent_api;
 pub mod flight;
 pub mod job;
 pub mod store;

@@ -100,6 +100,7 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
     let (status, media) = crate::media_api::upload(&stage.api, "kept.mp4", clip.clone()).await;
     assert_eq!(status, 201, "{media}");
     let (_, deleted) = crate::media_api::upload(&stage.api, "deleted.mp4", clip.clone()).await;
+    let answers = [crate::connecting::answer(&stage.api).await, crate::connecting::answer(&stage.api).await];
     let write = |operation, method: &Method, path: String, body, other| Write {
         operation,
         method: method.clone(),
@@ -132,6 +133,15 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
             Body::None,
         ),
         write("addConnection", &post, "/connections".into(), json(new(&account)), json(new(&again))),
+        write("askForConnection", &post, "/connections/x/authorize".into(), Body::None, Body::None),
+        write(
+            "connectAccount",
+            &post,
+            "/connections/x/callback".into(),
+            json(answers[0].clone()),
+            json(answers[1].clone()),
+        ),
+        write("refreshConnection", &post, format!("/connections/{}/refresh", stage.connection), Body::None, Body::None),
         write("uploadMedia", &post, "/media".into(), Body::File("a.mp4", clip.clone()), Body::File("b.mp4", clip)),
         write(
             "transcodeMedia",

@@ -8,6 +8,7 @@ mod harness;
 
 mod ai;
 mod api_jobs;
+mod connecting;
 mod crash;
 mod engine;
 mod http;
