@@ -20,13 +20,14 @@ use crate::{
     },
     identity::{api::IdentityApi, key_api::KeysApi},
     jobs::api::JobsApi,
-    media::{MediaApi, MediaService},
+    media::{ImportApi, MediaApi, MediaService},
+    outbound::fetch::Fetcher,
     posts::api::PostsApi,
     publishing::{Publisher, api::PublishingApi},
 };
 
 fn calls() -> impl OpenApi + Clone {
-    let work = (PostsApi, PublishingApi, ConnectionsApi, ConsentApi, MediaApi, AiApi, JobsApi);
+    let work = (PostsApi, PublishingApi, ConnectionsApi, ConsentApi, MediaApi, ImportApi, AiApi, JobsApi);
     (work, (IdentityApi, KeysApi, AuditApi), HealthApi)
 }
 
@@ -39,6 +40,7 @@ pub struct Services {
     pub publisher: Publisher,
     pub models: Arc<ModelLists>,
     pub media: Arc<MediaService>,
+    pub fetcher: Fetcher,
 }
 
 /// The API, ready to be served.
@@ -60,7 +62,8 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .data(services.health)
         .data(services.publisher)
         .data(services.models)
-        .data(services.media);
+        .data(services.media)
+        .data(services.fetcher);
     router::guarded(calls, services.app, services.limiter, metrics, paths)
 }
 
@@ -68,7 +71,7 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
 fn cost(method: &Method, path: &str) -> u32 {
     match path {
         "/api/v1/ai/transform" if method == Method::POST => 10,
-        "/api/v1/media" if method == Method::POST => 5,
+        "/api/v1/media" | "/api/v1/media/import" if method == Method::POST => 5,
         path if method == Method::POST && path.ends_with("/transcode") => 10,
         path if method == Method::POST && path.ends_with("/callback") => 5,
         _ => 1,
@@ -96,4 +99,4 @@ Slow or fragile work is a job: a call that starts one answers `202` with the `Lo
 - **Repeating a write** is safe with an `Idempotency-Key`: the same key and body give the first answer again for 7 days.
 - **Lists** are newest first; pass `next_cursor` as `cursor` for the next page.
 - **Limits** are told in `RateLimit` and `RateLimit-Policy`; beyond them `429` says when in `Retry-After`. A transform
-  and a transcode count for 10 requests, an upload and a callback for 5.";
+  and a transcode count for 10 requests, an upload, an import and a callback for 5.";

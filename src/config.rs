@@ -160,6 +160,8 @@ pub struct MediaConfig {
     /// Where a running transcode keeps its files.
     pub scratch: PathBuf,
     pub max_upload_bytes: u64,
+    /// For development: files may also be imported from this port of this machine.
+    pub import_loopback_port: Option<u16>,
     /// How hard x264 works: "medium" where there is time, "veryfast" under load.
     pub x264_preset: String,
     /// Threads of one ffmpeg; `None`: as many as there are processors.
@@ -283,6 +285,7 @@ impl Config {
                 ffprobe: read.path("FFPROBE", "ffprobe"),
                 scratch: read.path("MEDIA_SCRATCH_FOLDER", ".multivio/scratch"),
                 max_upload_bytes: read.number("MEDIA_MAX_UPLOAD_BYTES", 1..=1 << 50, 8 << 30),
+                import_loopback_port: read.optional("MEDIA_IMPORT_LOOPBACK_PORT", "a port number", |port| *port > 0),
                 x264_preset: read
                     .optional("MEDIA_X264_PRESET", "an x264 preset, from ultrafast to veryslow", is_x264_preset)
                     .unwrap_or_else(|| "medium".to_owned()),

@@ -171,6 +171,8 @@ ids! {
     PublicationId = "a" "pub";
     /// An uploaded file.
     MediaId = "a" "med";
+    /// A file that is to be fetched from an address.
+    ImportId = "an" "imp";
     /// Media transcoded to one preset.
     RenditionId = "a" "rend";
     /// A key with which a program calls the API.

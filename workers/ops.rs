@@ -8,8 +8,8 @@ use multivio::{
     connections::{Accounts, RefreshToken},
     crypto::Keyring,
     jobs::{Queue, Registry},
-    media::{MediaService, MediaUpkeep},
-    outbound,
+    media::{Import, MediaService, MediaUpkeep},
+    outbound::{self, fetch::Fetcher},
     platforms::Connectors,
     worker,
 };
@@ -20,8 +20,10 @@ fn main() -> ExitCode {
         let accounts = Accounts::new(Keyring::new(&config.encryption_keys)?, connectors);
         Ok(Registry::of(Queue::Ops)
             .job::<RefreshToken>()
+            .job::<Import>()
             .service(Arc::new(accounts))
             .service(Arc::new(Transformer::new(&config.ai)?))
+            .service(Arc::new(Fetcher::new(config.media.import_loopback_port)?))
             .service(Arc::new(MediaService::new(config, db)?))
             .upkeep("ai-upkeep", "*/5 * * * *", &AiUpkeep {})
             .upkeep("media-upkeep", "7 * * * *", &MediaUpkeep {})

@@ -25,7 +25,7 @@ use crate::{
         relay,
     },
     media::{self, MediaService, storage},
-    outbound,
+    outbound::{self, fetch::Fetcher},
     platforms::Platform,
     publishing::{Publisher, health::PlatformProbe},
     shutdown, telemetry,
@@ -65,6 +65,8 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let client = outbound::client().map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let publisher = Publisher::new(&app.config, &client, Arc::clone(&media) as _);
     let publisher = publisher.map_err(|error| Failure::usage(error.to_string()))?;
+    let fetcher = Fetcher::new(app.config.media.import_loopback_port);
+    let fetcher = fetcher.map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     warn_of_unshared_media(&app.config);
     let mut parts = probes(&engine);
     parts.extend(media::health::probes(&media));
@@ -79,6 +81,7 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
         publisher,
         models,
         media,
+        fetcher,
     });
     let relay = tokio::spawn(relay::run(engine, relay_db, stop.clone()));
     let served = server::serve(listener, routes, stop.clone()).await;

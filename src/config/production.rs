@@ -31,6 +31,9 @@ pub(super) fn unfit(config: &Config) -> Vec<String> {
             unfit.push(format!("ALLOWED_ORIGINS allows {origin}, which anybody on the way can alter: use https"));
         }
     }
+    if config.media.import_loopback_port.is_some() {
+        unfit.push("MEDIA_IMPORT_LOOPBACK_PORT lets users read from this machine: leave it out".to_owned());
+    }
     let is_debug = |part: &str| part.trim().parse::<LevelFilter>().is_ok_and(|level| level > LevelFilter::INFO);
     if config.log_level.split(',').any(is_debug) {
         let remedy = "use info, and name the part to look into: info,multivio::jobs=debug";
@@ -172,6 +175,7 @@ mod tests {
             ("GROK_BASE_URL", "https://[::ffff:10.0.0.1]/xai"),
             ("ALLOWED_ORIGINS", "https://a.multivio.dev,*"),
             ("ALLOWED_ORIGINS", "http://a.multivio.dev"),
+            ("MEDIA_IMPORT_LOOPBACK_PORT", "4000"),
             ("LOG_LEVEL", "debug"),
             ("LOG_LEVEL", "multivio=info,TRACE"),
         ] {

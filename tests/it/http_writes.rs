@@ -144,6 +144,13 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
         write("refreshConnection", &post, format!("/connections/{}/refresh", stage.connection), Body::None, Body::None),
         write("uploadMedia", &post, "/media".into(), Body::File("a.mp4", clip.clone()), Body::File("b.mp4", clip)),
         write(
+            "importMedia",
+            &post,
+            "/media/import".into(),
+            json(json!({ "url": "https://a.example/1.mp4" })),
+            json(json!({ "url": "https://a.example/2.mp4" })),
+        ),
+        write(
             "transcodeMedia",
             &post,
             format!("/media/{}/transcode", id(&media)),

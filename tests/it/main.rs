@@ -20,6 +20,7 @@ mod local;
 mod media_api;
 mod media_clips;
 mod media_hostile;
+mod media_import;
 mod media_jobs;
 mod media_process;
 mod media_render;
