@@ -24,11 +24,12 @@ use crate::{
     outbound::fetch::Fetcher,
     posts::api::PostsApi,
     publishing::{Publisher, api::PublishingApi},
+    rights::RightsApi,
 };
 
 fn calls() -> impl OpenApi + Clone {
     let work = (PostsApi, PublishingApi, ConnectionsApi, ConsentApi, MediaApi, ImportApi, AiApi, JobsApi);
-    (work, (IdentityApi, KeysApi, AuditApi), HealthApi)
+    (work, (IdentityApi, KeysApi, AuditApi, RightsApi), HealthApi)
 }
 
 /// What the routes need beyond [`App`].

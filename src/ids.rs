@@ -177,6 +177,10 @@ ids! {
     RenditionId = "a" "rend";
     /// A key with which a program calls the API.
     ApiKeyId = "an" "key";
+    /// A copy of somebody's data.
+    ExportId = "an" "exp";
+    /// The end of a workspace, or of a user.
+    ErasureId = "an" "era";
     /// One line of the audit log.
     AuditId = "an" "aud";
 }

@@ -11,6 +11,7 @@ use multivio::{
     media::{Import, MediaService, MediaUpkeep},
     outbound::{self, fetch::Fetcher},
     platforms::Connectors,
+    rights::{Erase, Export, RightsUpkeep},
     worker,
 };
 
@@ -21,12 +22,15 @@ fn main() -> ExitCode {
         Ok(Registry::of(Queue::Ops)
             .job::<RefreshToken>()
             .job::<Import>()
+            .job::<Erase>()
+            .job::<Export>()
             .service(Arc::new(accounts))
             .service(Arc::new(Transformer::new(&config.ai)?))
             .service(Arc::new(Fetcher::new(config.media.import_loopback_port)?))
             .service(Arc::new(MediaService::new(config, db)?))
             .upkeep("ai-upkeep", "*/5 * * * *", &AiUpkeep {})
             .upkeep("media-upkeep", "7 * * * *", &MediaUpkeep {})
+            .upkeep("rights-upkeep", "27 * * * *", &RightsUpkeep {})
             .upkeep("audit-retention", "17 * * * *", &AuditRetention {}))
     })
 }

@@ -6,6 +6,7 @@ use super::{Role, firebase::Person};
 use crate::{
     connections::store::stored,
     ids::{TenantId, UserId},
+    rights::erasures,
 };
 
 /// What a user may do in one workspace, as it is now.
@@ -42,9 +43,14 @@ pub async fn access(
     .transpose()
 }
 
-/// The user behind a Firebase account, made with a workspace of their own at first sight.
-pub async fn firebase_user(db: &PgPool, person: &Person) -> sqlx::Result<UserId> {
+/// The user behind a Firebase account, made with a workspace of their own at first sight. `None`: they were erased, and
+/// this sign-in is of before.
+pub async fn firebase_user(db: &PgPool, person: &Person) -> sqlx::Result<Option<UserId>> {
     let mut tx = db.begin().await?;
+    let hash = erasures::identity_hash("firebase", &person.uid);
+    if erasures::outlives(&mut *tx, hash, person.issued_at).await? {
+        return Ok(None);
+    }
     let (user, workspace): (UserId, TenantId) = sqlx::query_as(
         "insert into users (id, provider, subject, email, name, personal_workspace_id) \
          values ($1, 'firebase', $2, $3, $4, $5) \
@@ -60,13 +66,14 @@ pub async fn firebase_user(db: &PgPool, person: &Person) -> sqlx::Result<UserId>
     .await?;
     ensure_personal(&mut tx, workspace, user).await?;
     tx.commit().await?;
-    Ok(user)
+    Ok(Some(user))
 }
 
 /// The rows behind a local token: its user, and its workspace, which is theirs when it was nobody's.
 pub async fn ensure_local(tx: &mut PgConnection, tenant: TenantId, user: UserId) -> sqlx::Result<()> {
     sqlx::query(
-        "insert into users (id, provider, subject, personal_workspace_id) values ($1, 'local', $1::text, $2) \
+        "insert into users (id, provider, subject, personal_workspace_id) select $1, 'local', $1::text, $2 \
+         where not exists (select from erasures where subject in ($1, $2) and finished_at is null) \
          on conflict do nothing",
     )
     .bind(user)
@@ -78,13 +85,18 @@ pub async fn ensure_local(tx: &mut PgConnection, tenant: TenantId, user: UserId)
 
 /// One statement after the other, each harmless to repeat: whoever comes second finds what the first has made.
 async fn ensure_personal(tx: &mut PgConnection, tenant: TenantId, user: UserId) -> sqlx::Result<()> {
-    sqlx::query("insert into workspaces (id, name) values ($1, 'Personal') on conflict do nothing")
-        .bind(tenant)
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(
+        "insert into workspaces (id, name) select $1, 'Personal' \
+         where not exists (select from erasures where subject = $1 and finished_at is null) on conflict do nothing",
+    )
+    .bind(tenant)
+    .execute(&mut *tx)
+    .await?;
     sqlx::query(
         "insert into workspace_members (tenant_id, user_id, role) select $1, $2, 'owner' \
-         where not exists (select from workspace_members where tenant_id = $1) on conflict do nothing",
+         where not exists (select from workspace_members where tenant_id = $1) \
+         and exists (select from workspaces where id = $1) and exists (select from users where id = $2) \
+         on conflict do nothing",
     )
     .bind(tenant)
     .bind(user)

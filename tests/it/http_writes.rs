@@ -23,8 +23,9 @@ const THE_SAME_DEED: [&str; 8] = [
     "revokeApiKey",
     "createApiKey",
 ];
-/// Tried with the rest of their area, in `identity::teams`.
-const TRIED_ELSEWHERE: [&str; 3] = ["createWorkspace", "addMember", "removeMember"];
+/// Tried with the rest of their area, in `identity::teams` and `rights`. After an end nobody is there to repeat it.
+const TRIED_ELSEWHERE: [&str; 6] =
+    ["createWorkspace", "addMember", "removeMember", "exportWorkspace", "deleteWorkspace", "deleteMe"];
 
 /// A write, and the same call with other content where it has any.
 struct Write {
@@ -133,6 +134,7 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
             Body::None,
         ),
         write("addConnection", &post, "/connections".into(), json(new(&account)), json(new(&again))),
+        write("exportMe", &post, "/me/export".into(), Body::None, Body::None),
         write("askForConnection", &post, "/connections/x/authorize".into(), Body::None, Body::None),
         write(
             "connectAccount",

@@ -26,6 +26,7 @@ mod media_process;
 mod media_render;
 mod media_stills;
 mod publish;
+mod rights;
 mod rotation;
 mod secrets;
 mod settings;
