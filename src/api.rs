@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use poem::{Endpoint, EndpointExt, Response, Route, http::Method};
+use poem::{
+    Endpoint, Request, Response, Result, Route,
+    http::{Extensions, Method},
+};
 use poem_openapi::{LicenseObject, OpenApi, OpenApiService};
 
 use crate::{
@@ -59,13 +62,29 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
         .at("/docs", DocsEndpoint(document))
         .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures))
-        .nest("/", service())
-        .data(services.health)
-        .data(services.publisher)
-        .data(services.models)
-        .data(services.media)
-        .data(services.fetcher);
-    router::guarded(calls, services.app, services.limiter, metrics, paths)
+        .nest("/", service());
+    let Services { app, limiter, health, publisher, models, media, fetcher, .. } = services;
+    let calls = Give(calls, move |extensions: &mut Extensions| {
+        extensions.insert(Arc::clone(&health));
+        extensions.insert(publisher.clone());
+        extensions.insert(Arc::clone(&models));
+        extensions.insert(Arc::clone(&media));
+        extensions.insert(fetcher.clone());
+    });
+    router::guarded(calls, app, limiter, metrics, paths)
+}
+
+/// Gives every request what handlers take as `Data`, in one step: each of the library's own steps is a future around
+/// the next, through which the whole request is moved.
+struct Give<E, F>(E, F);
+
+impl<E: Endpoint, F: Fn(&mut Extensions) + Send + Sync> Endpoint for Give<E, F> {
+    type Output = E::Output;
+
+    fn call(&self, mut request: Request) -> impl Future<Output = Result<E::Output>> + Send {
+        self.1(request.extensions_mut());
+        self.0.call(request)
+    }
 }
 
 /// For how many requests a call counts in its caller's limit: more where it keeps ffmpeg or a language model busy.

@@ -1,5 +1,7 @@
 //! The Postgres pool, the limits every session carries, how long an answer is waited for, and the migrations.
 
+mod own_connection;
+
 use std::{future::Future, io, str::FromStr, time::Duration};
 
 use secrecy::ExposeSecret;
@@ -9,6 +11,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+pub use self::own_connection::OwnConnection;
 use crate::config::DatabaseConfig;
 
 /// Applied by `multivio migrate`, in order; an applied file is never edited.
@@ -75,6 +78,11 @@ pub fn is_away(error: &sqlx::Error) -> bool {
         }),
         _ => false,
     }
+}
+
+/// Whether another session held a row for longer than this one waits.
+pub fn is_locked(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
 }
 
 /// What every session of the product agrees on.

@@ -179,22 +179,12 @@ impl AiApi {
             return Err(Problem::invalid(errors));
         }
         require_provider(&app)?;
-        let body = serde_json::to_value(&request).ok();
-        let job = NewJob::of(&Transform(request), caller.tenant);
         if !key.is_given() {
+            let job = NewJob::of(&Transform(request), caller.tenant);
             return Ok(accepted(app.engine.enqueue(job).await.map_err(not_enqueued)?));
         }
-        let mut tx = app.db.begin().await?;
-        let claim = match key.claim(&mut tx, &caller, body).await? {
-            Turn::Replay(answer) => return Ok(answer),
-            Turn::New(claim) => claim,
-        };
-        let answer = accepted(job.id);
-        let tickets = app.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await.map_err(not_enqueued)?;
-        let answer = claim.keep(&mut tx, answer).await?;
-        tx.commit().await?;
-        app.engine.ring(&tickets).await;
-        Ok(answer)
+        // Boxed, so that a call without a key does not carry the room for it.
+        Box::pin(once(&app, &caller, key, request)).await
     }
 
     /// How the language models are
@@ -253,6 +243,28 @@ impl AiApi {
             }),
         }))
     }
+}
+
+/// Enqueues with the answer kept under the key, in one transaction.
+async fn once(
+    app: &App,
+    caller: &Caller,
+    key: IdempotencyKey,
+    request: TransformRequest,
+) -> Result<Accepted<TransformAccepted>, Problem> {
+    let body = serde_json::to_value(&request).ok();
+    let job = NewJob::of(&Transform(request), caller.tenant);
+    let mut tx = app.db.begin().await?;
+    let claim = match key.claim(&mut tx, caller, body).await? {
+        Turn::Replay(answer) => return Ok(answer),
+        Turn::New(claim) => claim,
+    };
+    let answer = accepted(job.id);
+    let tickets = app.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await.map_err(not_enqueued)?;
+    let answer = claim.keep(&mut tx, answer).await?;
+    tx.commit().await?;
+    app.engine.ring(&tickets).await;
+    Ok(answer)
 }
 
 /// Nothing is queued that nobody can do.

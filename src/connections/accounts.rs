@@ -9,7 +9,6 @@ use uuid::Uuid;
 use super::{
     ConnectionState, RefreshToken,
     flight::{self, Taken},
-    job::Seen,
     store::{self, Expires, Renewed, Sealed, SealedConnection},
     wake_key,
 };
@@ -55,16 +54,6 @@ pub enum TokenTrouble {
 pub struct Accounts {
     keyring: Keyring,
     connectors: Connectors,
-}
-
-/// What came of offering tokens back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GivenBack {
-    Done,
-    /// The platform could not be asked, or did not take them.
-    Later,
-    /// We cannot read them, or cannot speak with the platform.
-    Never,
 }
 
 /// An account as its owner gives it.
@@ -167,30 +156,6 @@ impl Accounts {
             engine.wake(tx, &wake_key(id)).await?;
         }
         Ok(id)
-    }
-
-    /// Offers an account's tokens back to its platform; they are dead afterwards, and still kept here.
-    pub async fn give_back(&self, db: &sqlx::PgPool, id: ConnectionId) -> sqlx::Result<GivenBack> {
-        let Some(row) = store::sealed(db, id).await? else { return Ok(GivenBack::Done) };
-        let Some(connector) = self.connectors.get(platform_of(&row)?) else { return Ok(GivenBack::Never) };
-        let kept = [(refresh_place(id), &row.refresh_token), (access_place(id), &row.access_token)];
-        let mut given_back = GivenBack::Done;
-        for (place, sealed) in kept {
-            let Some(sealed) = sealed else { continue };
-            let token = match self.keyring.decrypt(place, sealed) {
-                Ok(token) => token,
-                Err(error) => {
-                    tracing::warn!(connection = %id, %error, "a token that cannot be read was not given back");
-                    given_back = GivenBack::Never;
-                    continue;
-                }
-            };
-            if let Err(error) = connector.revoke(&token, &Seen::default()).await {
-                tracing::warn!(connection = %id, error = crate::telemetry::chain(&error), "a token was not given back");
-                return Ok(GivenBack::Later);
-            }
-        }
-        Ok(given_back)
     }
 
     async fn usable(&self, engine: &Engine, id: ConnectionId) -> Result<SealedConnection, TokenTrouble> {
@@ -430,15 +395,15 @@ pub const SEALED: [SealedColumn; 2] = [
     },
 ];
 
-fn access_place(id: ConnectionId) -> Place {
+pub(super) fn access_place(id: ConnectionId) -> Place {
     Place::new("connections", "access_token", id.uuid())
 }
 
-fn refresh_place(id: ConnectionId) -> Place {
+pub(super) fn refresh_place(id: ConnectionId) -> Place {
     Place::new("connections", "refresh_token", id.uuid())
 }
 
-fn platform_of(row: &SealedConnection) -> sqlx::Result<Platform> {
+pub(super) fn platform_of(row: &SealedConnection) -> sqlx::Result<Platform> {
     store::stored(&row.platform)
 }
 

@@ -9,6 +9,7 @@ mod arrival;
 pub mod consent;
 pub mod consent_api;
 pub mod flight;
+mod give_back;
 pub mod job;
 pub mod store;
 
@@ -18,6 +19,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 pub use accounts::{Accounts, TokenTrouble};
+pub use give_back::GivenBack;
 pub use job::RefreshToken;
 
 use crate::{

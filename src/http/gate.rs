@@ -176,7 +176,8 @@ impl<E: Endpoint> GateEndpoint<E> {
             if let Err(problem) = bound_file(&mut request, self.paths.largest_file_bytes) {
                 return Ok(problem.into_response());
             }
-            let mut response = self.inner.call(request).await?.into_response();
+            // Boxed, so that the usual request does not carry the room for it.
+            let mut response = Box::pin(self.inner.call(request)).await?.into_response();
             if !response.status().is_success() {
                 // A refused file is not read to its end: its connection carries no other request, and says so.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -176,9 +176,14 @@ impl RateLimiter {
         // Otherwise a small limit would forbid a call altogether.
         let cost = cost.min(limit);
         let cell = self.cell(subject);
-        if let Ok(verdict) = cell.take(Instant::now(), cost) {
-            return verdict;
+        match cell.take(Instant::now(), cost) {
+            Ok(verdict) => verdict,
+            // Boxed: most requests are within a block that was taken before, and need no room for this.
+            Err(_missing) => Box::pin(self.ask(&cell, subject, limit, cost)).await,
         }
+    }
+
+    async fn ask(&self, cell: &Cell, subject: Subject, limit: u32, cost: u32) -> Verdict {
         let _turn = cell.asking.lock().await;
         // Whoever had the turn before may have brought some.
         let missing = match cell.take(Instant::now(), cost) {

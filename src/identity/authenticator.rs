@@ -116,7 +116,7 @@ impl Authenticator {
         let token = bearer(authorization).ok_or(AuthError::Malformed)?;
         let may_look = || exhausted().map_or(Ok(()), |retry_in| Err(AuthError::TooManyGuesses { retry_in }));
         if token.starts_with(api_keys::START) {
-            return self.by_key(token, workspace, may_look).await;
+            return Box::pin(self.by_key(token, workspace, may_look)).await;
         }
         let error = match &self.local {
             Some(local) => match local.verify(token) {
@@ -126,7 +126,7 @@ impl Authenticator {
             None => AuthError::Off,
         };
         match &self.firebase {
-            Some(firebase) => self.by_firebase(firebase, token, workspace, may_look).await,
+            Some(firebase) => Box::pin(self.by_firebase(firebase, token, workspace, may_look)).await,
             None => Err(error),
         }
     }
@@ -146,7 +146,8 @@ impl Authenticator {
         }
         match workspace {
             Some(other) if other != caller.tenant => {
-                let access = self.access_of(caller.user, Some(other)).await?.ok_or(AuthError::NoSuchWorkspace)?;
+                let access = Box::pin(self.access_of(caller.user, Some(other))).await?;
+                let access = access.ok_or(AuthError::NoSuchWorkspace)?;
                 Ok(in_workspace(&access, caller.user, caller.scopes))
             }
             _ => Ok(caller),

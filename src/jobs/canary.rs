@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgExecutor};
 
 use super::{
-    Job, JobContext, Lane, NewJob, Queue, Stop,
-    relay::{CatchUp, Schedule, ScheduleError, Timetable},
+    Engine, EnqueueError, Job, JobContext, Lane, NewJob, Queue, Stop,
+    relay::{CatchUp, Schedule, ScheduleError, Timetable, unique_key},
 };
 use crate::ids::TenantId;
 
@@ -48,17 +48,35 @@ impl Job for Canary {
 pub async fn schedule_all(db: &mut PgConnection) -> Result<(), ScheduleError> {
     for &queue in Queue::ALL {
         let timetable = Timetable {
-            name: format!("canary-{queue}"),
+            name: name(queue),
             cron: EVERY_HALF_MINUTE.into(),
             timezone: "UTC".into(),
             catch_up: CatchUp::Skip,
             // One on its way is enough: a queue without workers must not fill up with canaries.
             exclusive: true,
         };
-        let job = NewJob { queue, lane: Lane::Default, ..NewJob::of(&Canary { queue }, TenantId::SYSTEM) };
-        Schedule { timetable, job }.save(db).await?;
+        Schedule { timetable, job: for_queue(queue) }.save(db).await?;
     }
     Ok(())
+}
+
+/// One through each queue at once, so that nobody waits for the next half minute to learn that it works.
+pub async fn send_all(engine: &Engine) -> Result<(), EnqueueError> {
+    for &queue in Queue::ALL {
+        match engine.enqueue(for_queue(queue).unique(unique_key(&name(queue)))).await {
+            Ok(_) | Err(EnqueueError::Duplicate { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn name(queue: Queue) -> String {
+    format!("canary-{queue}")
+}
+
+fn for_queue(queue: Queue) -> NewJob {
+    NewJob { queue, lane: Lane::Default, ..NewJob::of(&Canary { queue }, TenantId::SYSTEM) }
 }
 
 /// When a queue's canary was last seen, and whether the queue is paused, which excuses it.

@@ -2,12 +2,15 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use serde_json::Value;
-use sqlx::PgPool;
+use sqlx::{PgConnection, postgres::PgConnectOptions};
 use tokio::{
     sync::{Mutex, mpsc},
     task::JoinSet,
@@ -18,9 +21,14 @@ use super::{
     engine::{Engine, unstorable},
     hand::Hand,
     job::{State, Why},
-    ledger::{self, End, Freed, Settlement},
+    ledger::{self, End, Freed, Locked, Settlement},
 };
-use crate::{db, ids::JobId, jobs::EnqueueError, telemetry::chain};
+use crate::{
+    db::{self, OwnConnection},
+    ids::JobId,
+    jobs::EnqueueError,
+    telemetry::chain,
+};
 
 /// Most in one statement.
 const BATCH: usize = 512;
@@ -36,12 +44,20 @@ const CROWD: usize = 64;
 const AT_ONCE: usize = 2;
 
 /// Starts the task; it ends when the last sender is gone and everything is written.
-pub fn start(db: PgPool, engine: Engine, hand: Arc<Hand>) -> (mpsc::Sender<Settlement>, tokio::task::JoinHandle<()>) {
+pub fn start(
+    db: &PgConnectOptions,
+    engine: Engine,
+    hand: Arc<Hand>,
+) -> (mpsc::Sender<Settlement>, tokio::task::JoinHandle<()>) {
     let (settlements, waiting) = mpsc::channel(WAITING);
-    let (completion, waiting) = (Arc::new(Completion { db, engine, hand }), Arc::new(Mutex::new(waiting)));
+    let options = db.clone().options([("lock_timeout", Locked::PATIENCE_MS)]);
+    let waiting = Arc::new(Mutex::new(waiting));
     let mut writers = JoinSet::new();
     for _ in 0..AT_ONCE {
-        writers.spawn(write_all(Arc::clone(&completion), Arc::clone(&waiting)));
+        let db = OwnConnection::new(options.clone());
+        let (engine, hand) = (engine.clone(), Arc::clone(&hand));
+        let completion = Completion { db, engine, hand, is_in_the_way: AtomicBool::new(false) };
+        writers.spawn(write_all(completion, Arc::clone(&waiting)));
     }
     let task = tokio::spawn(async move {
         while let Some(ended) = writers.join_next().await {
@@ -52,7 +68,7 @@ pub fn start(db: PgPool, engine: Engine, hand: Arc<Hand>) -> (mpsc::Sender<Settl
 }
 
 /// One writer: it gathers a batch, which another may do while this one writes.
-async fn write_all(completion: Arc<Completion>, waiting: Arc<Mutex<mpsc::Receiver<Settlement>>>) {
+async fn write_all(completion: Completion, waiting: Arc<Mutex<mpsc::Receiver<Settlement>>>) {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         if batch.is_empty() {
@@ -77,10 +93,12 @@ async fn write_all(completion: Arc<Completion>, waiting: Arc<Mutex<mpsc::Receive
 }
 
 struct Completion {
-    /// Connections that nothing else can use up.
-    db: PgPool,
+    /// Nothing else can use it up.
+    db: OwnConnection,
     engine: Engine,
     hand: Arc<Hand>,
+    /// Another session held a row for long.
+    is_in_the_way: AtomicBool,
 }
 
 impl Completion {
@@ -110,6 +128,8 @@ impl Completion {
                 _ => others.push(settlement.clone()),
             }
         }
+        // Two sessions that lock rows in the same order never wait for each other in a circle.
+        succeeded.sort_unstable_by_key(|(job, ..)| *job);
         if !succeeded.is_empty() {
             self.write_succeeded(&succeeded, &mut freed).await?;
         }
@@ -120,7 +140,7 @@ impl Completion {
     }
 
     async fn write_others(&self, rows: &[Settlement], freed: &mut Vec<Freed>) -> sqlx::Result<()> {
-        match db::answer(ledger::settle(&self.db, rows)).await.map_err(unstorable) {
+        match self.settle(rows).await.map_err(unstorable) {
             Ok(written) => freed.push(written),
             Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
                 let (left, right) = rows.split_at(rows.len() / 2);
@@ -141,11 +161,31 @@ impl Completion {
     async fn fail(&self, job: JobId, run: i32, code: &str, refusal: &str) -> sqlx::Result<Freed> {
         let why = Why::new(code, format!("what it came to cannot be stored: {refusal}"));
         let end = End::Failed { why, class: "permanent" };
-        db::answer(ledger::settle(&self.db, &[Settlement { job, run, end }])).await
+        self.settle(&[Settlement { job, run, end }]).await
+    }
+
+    async fn settle(&self, rows: &[Settlement]) -> sqlx::Result<Freed> {
+        self.db.run(async |db: &mut PgConnection| ledger::settle(db, rows).await).await
+    }
+
+    async fn settle_succeeded(&self, rows: &[(JobId, i32, &Value)]) -> sqlx::Result<Freed> {
+        let settle = async |locked| {
+            self.db.run(async |db: &mut PgConnection| ledger::settle_succeeded(db, rows, locked).await).await
+        };
+        // Who has waited in vain goes around until nobody is in the way any more.
+        if !self.is_in_the_way.load(Ordering::Relaxed) {
+            match settle(Locked::Wait).await {
+                Err(error) if db::is_locked(&error) => self.is_in_the_way.store(true, Ordering::Relaxed),
+                settled => return settled,
+            }
+        }
+        let settled = settle(Locked::Skip).await?;
+        self.is_in_the_way.store(settled.settled.len() < rows.len(), Ordering::Relaxed);
+        Ok(settled)
     }
 
     async fn write_succeeded(&self, rows: &[(JobId, i32, &Value)], freed: &mut Vec<Freed>) -> sqlx::Result<()> {
-        match db::answer(ledger::settle_succeeded(&self.db, rows)).await.map_err(unstorable) {
+        match self.settle_succeeded(rows).await.map_err(unstorable) {
             Ok(written) => freed.push(written),
             Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
                 let (left, right) = rows.split_at(rows.len() / 2);
@@ -175,7 +215,7 @@ impl Completion {
         }
         if settled.len() < batch.len() {
             let missed: Vec<_> = batch.iter().filter(|row| !settled.contains(&row.job)).map(|row| row.job).collect();
-            match db::answer(ledger::get_many(&self.db, &missed)).await {
+            match self.db.run(async |db: &mut PgConnection| ledger::get_many(db, &missed).await).await {
                 // Still this very run: its row was locked by another. Anything else: settled before, the lease was
                 // lost, or the next run is under way in this same process (E2).
                 Ok(rows) => {

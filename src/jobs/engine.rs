@@ -65,7 +65,7 @@ impl Engine {
     pub fn new(db: PgPool, belt: Belt) -> Self {
         let hub = Arc::new(Hub::default());
         tokio::spawn(Arc::clone(&hub).listen(belt.clone()));
-        let batcher = Batcher::start(db.clone(), belt.clone());
+        let batcher = Batcher::start(&db.connect_options(), belt.clone());
         Self(Arc::new(Parts { db, belt, hub, batcher }))
     }
 
@@ -85,13 +85,18 @@ impl Engine {
     pub async fn enqueue(&self, job: NewJob) -> Result<JobId, EnqueueError> {
         check(&job)?;
         if !job.parents.is_empty() {
-            let mut tx = self.0.db.begin().await?;
-            let tickets = self.enqueue_in(&mut tx, std::slice::from_ref(&job)).await?;
-            tx.commit().await?;
-            self.ring(&tickets).await;
-            return Ok(job.id);
+            // Boxed, so that the usual job does not carry the room for it.
+            return Box::pin(self.enqueue_alone(job)).await;
         }
         self.0.batcher.enqueue(job).await
+    }
+
+    async fn enqueue_alone(&self, job: NewJob) -> Result<JobId, EnqueueError> {
+        let mut tx = self.0.db.begin().await?;
+        let tickets = self.enqueue_in(&mut tx, std::slice::from_ref(&job)).await?;
+        tx.commit().await?;
+        self.ring(&tickets).await;
+        Ok(job.id)
     }
 
     /// Writes jobs within the caller's transaction, so that the business rows and the jobs commit together.
@@ -381,7 +386,7 @@ pub(super) fn unstorable(error: sqlx::Error) -> EnqueueError {
 }
 
 fn check(job: &NewJob) -> Result<(), EnqueueError> {
-    let length = job.args.to_string().len();
+    let length = job.args.get().len();
     if length > MAX_ARGS_BYTES {
         let text = format!("its arguments have {length} bytes, at most {MAX_ARGS_BYTES} fit");
         return Err(EnqueueError::Unstorable(text));

@@ -3,11 +3,14 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, postgres::PgConnectOptions};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
@@ -17,18 +20,26 @@ use super::{
     job::{NewJob, State},
     ledger::{self, Insert, Runnable},
 };
-use crate::{db, ids::JobId, telemetry::chain};
+use crate::{
+    db::{self, OwnConnection},
+    ids::JobId,
+    telemetry::chain,
+};
 
 /// Most rows in one statement.
 pub const BATCH: usize = 512;
-/// Batches at once: the callers of one are answered and heard while others commit.
+/// Batches at once, the second only while the first is late: a row of it may be locked, or the disk slow.
 const AT_ONCE: usize = 3;
+/// Fewer and larger batches cost less: the next one gathers for as long as this while one commits.
+const LATE: Duration = Duration::from_millis(10);
 /// Jobs that wait for a batch; more callers than this wait with theirs.
 const WAITING: usize = 8 * BATCH;
 /// A list longer than this is filled by the relay in fair turns, not by whoever comes (E18).
 const SHORT: usize = 32;
 /// How long a list's known length is good.
 const LENGTH_KNOWN_FOR: Duration = Duration::from_millis(50);
+/// Batches that leave jobs to the relay within this time call it once.
+const GATHER_RINGS: Duration = Duration::from_millis(5);
 
 type Reply = oneshot::Sender<Result<JobId, EnqueueError>>;
 
@@ -39,12 +50,14 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    pub fn start(db: PgPool, belt: Belt) -> Self {
+    pub fn start(db: &PgConnectOptions, belt: Belt) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING);
         let lengths = Lengths { known: Arc::default(), belt: belt.clone() };
         let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
+        let bell = Bell { belt: belt.clone(), is_rung: Arc::default() };
         for _ in 0..AT_ONCE {
-            tokio::spawn(run(Arc::clone(&waiting), db.clone(), belt.clone(), lengths.clone()));
+            let db = OwnConnection::new(db.clone());
+            tokio::spawn(run(Arc::clone(&waiting), db, belt.clone(), lengths.clone(), bell.clone()));
         }
         Self { jobs, lengths }
     }
@@ -69,15 +82,27 @@ impl Batcher {
 
 type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<(NewJob, Reply)>>>;
 
-async fn run(waiting: Waiting, db: PgPool, belt: Belt, lengths: Lengths) {
+async fn run(waiting: Waiting, db: OwnConnection, belt: Belt, lengths: Lengths, bell: Bell) {
     let mut batch = Vec::with_capacity(BATCH);
-    while waiting.lock().await.recv_many(&mut batch, BATCH).await > 0 {
+    loop {
+        let mut turn = waiting.lock().await;
+        if turn.recv_many(&mut batch, BATCH).await == 0 {
+            return;
+        }
         batch.sort_by(|(a, _), (b, _)| unique_order(a).cmp(&unique_order(b)));
         let pushed = lengths.pushed_directly(batch.iter().map(|(job, _)| job)).await;
         let together = batch.iter().zip(pushed);
         let rows: Vec<Insert<'_>> =
             together.map(|((job, _), pushed)| Insert { job, pushed, open_parents: 0 }).collect();
-        let answers = write(&db, &rows).await;
+        let answers = {
+            let mut writing = std::pin::pin!(write(&db, &rows));
+            let in_time = tokio::time::timeout(LATE, &mut writing).await;
+            drop(turn);
+            match in_time {
+                Ok(answers) => answers,
+                Err(_late) => writing.await,
+            }
+        };
         let mut runnable = Vec::new();
         let mut rings = false;
         for (row, answer) in rows.iter().zip(&answers) {
@@ -94,20 +119,44 @@ async fn run(waiting: Waiting, db: PgPool, belt: Belt, lengths: Lengths) {
             // A caller that went away has its job all the same.
             let _gone = reply.send(answer.map(|(id, _)| id));
         }
-        tokio::spawn(ring(belt.clone(), lengths.clone(), runnable, rings));
+        // What only saves time does not hold up the next batch.
+        if !runnable.is_empty() {
+            tokio::spawn(push(belt.clone(), lengths.clone(), runnable));
+        }
+        if rings {
+            bell.ring();
+        }
     }
 }
 
-/// What only saves time does not hold up the next batch.
-async fn ring(belt: Belt, lengths: Lengths, runnable: Vec<Runnable>, rings: bool) {
-    if !runnable.is_empty() {
-        match belt.push(&runnable).await {
-            Ok(longest) => lengths.learn(&runnable, longest),
-            Err(error) => debug!(error = %chain(&error), "left to the relay"),
-        }
+async fn push(belt: Belt, lengths: Lengths, runnable: Vec<Runnable>) {
+    match belt.push(&runnable).await {
+        Ok(longest) => lengths.learn(&runnable, longest),
+        Err(error) => debug!(error = %chain(&error), "left to the relay"),
     }
-    if rings && let Err(error) = belt.ring_relay().await {
-        debug!(error = %chain(&error), "the relay comes by itself");
+}
+
+/// Calls the relay, once for all batches that ask within a moment.
+#[derive(Debug, Clone)]
+struct Bell {
+    belt: Belt,
+    is_rung: Arc<AtomicBool>,
+}
+
+impl Bell {
+    fn ring(&self) {
+        if self.is_rung.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let bell = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(GATHER_RINGS).await;
+            // Before it is heard: what is committed from here on has to be looked for once more.
+            bell.is_rung.store(false, Ordering::Release);
+            if let Err(error) = bell.belt.ring_relay().await {
+                debug!(error = %chain(&error), "the relay comes by itself");
+            }
+        });
     }
 }
 
@@ -115,20 +164,23 @@ type Entered = Result<(JobId, State), EnqueueError>;
 
 /// Writes the rows, each with an answer of its own: a batch that Postgres refuses is cut in two until the one bad
 /// row stands alone (E9).
-async fn write(db: &PgPool, rows: &[Insert<'_>]) -> Vec<Entered> {
-    let attempt = async {
-        let mut connection = db.acquire().await?;
-        let entered: HashMap<JobId, State> = ledger::insert(&mut connection, rows).await?.into_iter().collect();
+async fn write(db: &OwnConnection, rows: &[Insert<'_>]) -> Vec<Entered> {
+    let attempt = async |connection: &mut PgConnection| {
+        let entered: HashMap<JobId, State> = ledger::insert(connection, rows).await?.into_iter().collect();
         let mut answers: Vec<Entered> = Vec::with_capacity(rows.len());
         for row in rows {
             answers.push(match entered.get(&row.job.id) {
                 Some(state) => Ok((row.job.id, *state)),
-                None => enter_again(&mut connection, row).await.map(|state| (row.job.id, state)),
+                None => match enter_again(connection, row).await {
+                    // Not of this row alone: the connection is of no use any more.
+                    Err(EnqueueError::Ledger(error)) if db::is_away(&error) => return Err(error),
+                    entered => entered.map(|state| (row.job.id, state)),
+                },
             });
         }
         Ok(answers)
     };
-    match db::answer(attempt).await.map_err(unstorable) {
+    match db.run(attempt).await.map_err(unstorable) {
         Ok(answers) => answers,
         Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
             let (left, right) = rows.split_at(rows.len() / 2);

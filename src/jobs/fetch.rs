@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::PgPool;
+use sqlx::PgConnection;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
@@ -16,9 +16,13 @@ use super::{
     engine::Engine,
     hand::{ClaimUnderWay, Hand},
     job::{Lane, Priority, Queue},
-    ledger::{self, Claim, Runnable},
+    ledger::{self, Claim, Locked, Runnable},
 };
-use crate::{db, ids::JobId, telemetry::chain};
+use crate::{
+    db::{self, OwnConnection},
+    ids::{JobId, WorkerId},
+    telemetry::chain,
+};
 
 /// Claiming whenever a single slot frees makes a convoy of one-row commits: wait for a share of the slots ...
 const SHARE: usize = 8;
@@ -45,8 +49,8 @@ pub struct Fetcher {
     /// The lane's, as many as its concurrency; shared by its fetchers.
     pub slots: Arc<Semaphore>,
     pub engine: Engine,
-    /// Connections of its own that commit asynchronously: a lost claim only runs again.
-    pub claims: PgPool,
+    /// Commits asynchronously: a lost claim only runs again.
+    pub claims: OwnConnection,
     pub hand: Arc<Hand>,
     pub claimed: mpsc::Sender<Handed>,
     pub stopping: CancellationToken,
@@ -152,12 +156,25 @@ impl Fetcher {
         let Some(announced) = self.unless_stopping(self.hand.claim_under_way()).await else {
             return self.give_back(list, ids).await;
         };
-        match db::answer(ledger::claim(&self.claims, announced.worker, self.queue, &self.kinds, ids, false)).await {
+        match self.claim_ids(announced.worker, ids, false).await {
             Ok(claims) => self.start(claims, permits).await,
             Err(error) => {
                 drop(announced);
                 self.wait_out(&error).await;
             }
+        }
+    }
+
+    async fn claim_ids(&self, worker: WorkerId, ids: &[JobId], suspects: bool) -> sqlx::Result<Vec<Claim>> {
+        let claim = async |locked| {
+            let Self { queue, kinds, .. } = self;
+            let claim =
+                async |db: &mut PgConnection| ledger::claim(db, worker, *queue, kinds, ids, suspects, locked).await;
+            self.claims.run(claim).await
+        };
+        match claim(Locked::Wait).await {
+            Err(error) if db::is_locked(&error) => claim(Locked::Skip).await,
+            claimed => claimed,
         }
     }
 
@@ -186,9 +203,11 @@ impl Fetcher {
         let Some(announced) = self.unless_stopping(self.hand.claim_under_way()).await else {
             return Ok(Popped::Nothing);
         };
-        let claims =
-            ledger::claim_from_ledger(&self.claims, announced.worker, self.queue, self.lane, &self.kinds, false, limit);
-        let claims = db::answer(claims).await?;
+        let claim = async |db: &mut PgConnection| {
+            let Self { queue, lane, kinds, .. } = self;
+            ledger::claim_from_ledger(db, announced.worker, *queue, *lane, kinds, false, limit).await
+        };
+        let claims = self.claims.run(claim).await?;
         Ok(if claims.is_empty() { Popped::Nothing } else { Popped::Claims(claims, announced) })
     }
 
@@ -199,8 +218,10 @@ impl Fetcher {
 
     /// Being alone holds up all that this process would run: only for a suspect that it could run now.
     async fn runnable_suspects(&self, among: Option<&[JobId]>) -> sqlx::Result<Vec<JobId>> {
-        let look = ledger::runnable_suspects(&self.claims, self.queue, self.lane, &self.kinds, among, BATCH);
-        db::answer(look).await
+        let look = async |db: &mut PgConnection| {
+            ledger::runnable_suspects(db, self.queue, self.lane, &self.kinds, among, BATCH).await
+        };
+        self.claims.run(look).await
     }
 
     /// A job that was in the hand of a crashed process runs with nothing beside it (E10).
@@ -222,7 +243,7 @@ impl Fetcher {
             return self.give_back(list, &[suspect]).await;
         };
         patience.was_rewarded();
-        match db::answer(ledger::claim(&self.claims, worker, self.queue, &self.kinds, &[suspect], true)).await {
+        match self.claim_ids(worker, &[suspect], true).await {
             Ok(claims) if claims.is_empty() => {}
             Ok(claims) => {
                 info!(job = %suspect, "runs alone: its last worker died with it in hand");

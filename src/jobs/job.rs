@@ -4,6 +4,7 @@ use std::{borrow::Cow, fmt, future::Future, str::FromStr, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 
 use super::JobContext;
 use crate::ids::{GroupId, JobId, TenantId};
@@ -218,7 +219,8 @@ pub struct NewJob {
     pub queue: Queue,
     pub lane: Lane,
     pub priority: Priority,
-    pub args: serde_json::Value,
+    /// Written once: the ledger takes the text as it is.
+    pub args: Box<RawValue>,
     pub max_attempts: u16,
     pub timeout: Duration,
     /// `None`: at once.
@@ -244,7 +246,7 @@ impl NewJob {
             queue: J::QUEUE,
             lane: J::LANE,
             priority: Priority::Normal,
-            args: serde_json::to_value(job).expect("arguments are plain data"),
+            args: serde_json::value::to_raw_value(job).expect("arguments are plain data"),
             max_attempts: J::MAX_ATTEMPTS,
             timeout: J::TIMEOUT,
             run_at: None,

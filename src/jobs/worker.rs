@@ -26,11 +26,16 @@ use super::{
     hand::{Hand, StopReason},
     heart::Heart,
     layers::{MeasureLayer, TraceLayer},
-    ledger::WorkerRow,
+    ledger::{Locked, WorkerRow},
     lifecycle::{self, Bench},
     relay,
 };
-use crate::{config::Config, db, ids::WorkerId, telemetry};
+use crate::{
+    config::Config,
+    db::{self, OwnConnection},
+    ids::WorkerId,
+    telemetry,
+};
 
 /// After the grace: for what still runs to be handed back ...
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(4);
@@ -60,7 +65,6 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     let name = format!("multivio-{queue}");
     let pool = db::pool(&config.database, &name)?;
     let connect = db::engine_options(&config.database, &name)?;
-    let own_pool = |options, size| db::pool_with(&config.database, options, size);
     let belt = Belt::new(&config.redis.url, pool.clone()).context("REDIS_URL")?;
     let engine = Engine::new(pool.clone(), belt);
     let registry = Arc::new(registry);
@@ -81,9 +85,9 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
         stopped: stopped.clone(),
     };
     let heart = heart.start(registered.clone(), heart_ended.clone()).context("the heart's thread could not start")?;
-    let mut relay = tokio::spawn(relay::run(engine.clone(), own_pool(connect.clone(), 2), stop.clone()));
-    let (settlements, mut completion) =
-        completion::start(own_pool(connect.clone(), 2), engine.clone(), Arc::clone(&hand));
+    let mut relay =
+        tokio::spawn(relay::run(engine.clone(), db::pool_with(&config.database, connect.clone(), 2), stop.clone()));
+    let (settlements, mut completion) = completion::start(&connect, engine.clone(), Arc::clone(&hand));
     if let Some(address) = config.worker.metrics_listen {
         tokio::spawn(figures::serve(address, Arc::clone(&run_figures), Arc::clone(&hand)));
     }
@@ -105,10 +109,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     }
     let lanes = registry.lanes(queue);
     let each = Fetcher::how_many(concurrency);
-    let claims = own_pool(
-        connect.options([("synchronous_commit", "off")]),
-        u32::try_from(lanes.len() * each + 1).unwrap_or(u32::MAX),
-    );
+    let claims = connect.options([("synchronous_commit", "off"), ("lock_timeout", Locked::PATIENCE_MS)]);
     let mut monitor = Monitor::new();
     let mut fetchers = JoinSet::new();
     for lane in lanes {
@@ -122,7 +123,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
                 concurrency,
                 slots: Arc::clone(&slots),
                 engine: engine.clone(),
-                claims: claims.clone(),
+                claims: OwnConnection::new(claims.clone()),
                 hand: Arc::clone(&hand),
                 claimed: claimed.clone(),
                 stopping: stop.clone(),

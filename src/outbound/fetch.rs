@@ -178,10 +178,7 @@ fn failed(error: reqwest::Error) -> FetchError {
 
 fn is_outside(name: &str) -> bool {
     let own = |suffix: &&str| name == *suffix || name.strip_suffix(suffix).is_some_and(|rest| rest.ends_with('.'));
-    name.len() <= LONGEST_HOST
-        && name.contains('.')
-        && !name.ends_with('.')
-        && !OWN_NAMES.iter().any(|suffix| own(&suffix))
+    name.len() <= LONGEST_HOST && name.contains('.') && !name.ends_with('.') && !OWN_NAMES.iter().any(own)
 }
 
 /// Asks for the addresses of a name.

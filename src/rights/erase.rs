@@ -17,7 +17,7 @@ use super::{
     tables::ERASED,
 };
 use crate::{
-    connections::{Accounts, accounts::GivenBack},
+    connections::{Accounts, GivenBack},
     ids::{ConnectionId, ErasureId, TenantId},
     jobs::{Job, JobContext, NewJob, Queue, Stop, ledger},
     media::MediaService,

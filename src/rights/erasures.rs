@@ -112,12 +112,11 @@ pub struct Gone {
     pub is_finished: bool,
 }
 
-/// Those younger than any token can be.
-pub async fn recent(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Gone>> {
+/// All of them: an operator may make a token that is good for as long as they like.
+pub async fn all(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Gone>> {
     sqlx::query_as(
         "select subject, ceil(extract(epoch from requested_at))::bigint as requested_at, \
-           finished_at is not null as is_finished \
-         from erasures where requested_at > now() - interval '400 days' or finished_at is null",
+           finished_at is not null as is_finished from erasures",
     )
     .fetch_all(db)
     .await

@@ -53,13 +53,13 @@ pub async fn add_finished(ground: &Ground, count: u32) -> Result<(), Failure> {
                                due_at, state, queued_at, claimed_at, finished_at, run, result) \
              select (lpad(to_hex((extract(epoch from now())::bigint - 86400) * 1000 + n / 8), 12, '0') || '7' \
                      || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid, \
-                    md5((n % 10)::text)::uuid, 'ops', 'default', 'noop', 1, $3::jsonb, 8, 60000, t.at, t.at, \
+                    md5((n % 10)::text)::uuid, 'ops', 'default', 'noop', 1, $3::text::jsonb, 8, 60000, t.at, t.at, \
                     'succeeded', t.at, t.at, t.at, 1, '{\"bytes\": 186}' \
              from generate_series($1::bigint, $2::bigint) n, (select now() - interval '1 day' as at) t",
         )
         .bind(i64::from(written))
         .bind(i64::from(written + rows - 1))
-        .bind(noop(TenantId::SYSTEM).args)
+        .bind(noop(TenantId::SYSTEM).args.get())
         .execute(&ground.db)
         .await?;
         written += rows;

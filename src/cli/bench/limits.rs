@@ -32,11 +32,11 @@ impl Updates {
             "insert into bench_rows (id, tenant_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, \
                                      run_at, due_at, state, queued_at) \
              select (lpad(to_hex(n), 12, '0') || '7' || substr(md5(n::text), 1, 3) || '8' \
-                     || substr(md5(n::text), 4, 15))::uuid, md5('')::uuid, 'ops', 'default', 'noop', 1, $2::jsonb, 8, \
+                     || substr(md5(n::text), 4, 15))::uuid, md5('')::uuid, 'ops', 'default', 'noop', 1, $2::text::jsonb, 8, \
                     60000, now(), now(), 'queued', now() from generate_series(1, $1::bigint) n returning id",
         )
         .bind(ROWS)
-        .bind(super::ledger::noop(crate::ids::TenantId::SYSTEM).args)
+        .bind(super::ledger::noop(crate::ids::TenantId::SYSTEM).args.get())
         .fetch_all(&ground.db)
         .await?;
         sqlx::query("vacuum (analyze) bench_rows").execute(&ground.db).await?;

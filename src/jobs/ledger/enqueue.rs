@@ -57,7 +57,7 @@ pub async fn insert(db: &mut PgConnection, insert: &[Insert<'_>]) -> sqlx::Resul
     .bind(column!(&str, |row| row.job.lane.as_str()))
     .bind(column!(&str, |row| &*row.job.kind))
     .bind(column!(i16, |row| stored_priority(row.job.priority)))
-    .bind(column!(String, |row| row.job.args.to_string()))
+    .bind(column!(&str, |row| row.job.args.get()))
     .bind(column!(i16, |row| i16::try_from(row.job.max_attempts).unwrap_or(i16::MAX)))
     .bind(column!(i32, |row| i32::try_from(row.job.timeout.as_millis()).unwrap_or(i32::MAX)))
     .bind(column!(Option<DateTime<Utc>>, |row| row.job.run_at))

@@ -1,8 +1,8 @@
 //! Cron schedules: each fire is a row of its own, so that it happens once whoever else tries (E19).
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
-use sqlx::{PgConnection, PgExecutor};
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, PgExecutor, types::Json};
 
 use crate::jobs::job::NewJob;
 
@@ -15,7 +15,7 @@ pub struct ScheduleRow {
     pub kind: String,
     pub queue: String,
     pub lane: String,
-    pub args: Value,
+    pub args: Json<Box<RawValue>>,
     pub max_attempts: i16,
     pub timeout_ms: i32,
     pub catch_up: String,

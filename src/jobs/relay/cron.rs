@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use croner::parser::{CronParser, Seconds};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, types::Json};
 use tracing::{debug, warn};
 
 use crate::{
@@ -77,7 +77,7 @@ impl Schedule {
             kind: job.kind.to_string(),
             queue: job.queue.to_string(),
             lane: job.lane.to_string(),
-            args: job.args.clone(),
+            args: Json(job.args.clone()),
             max_attempts: i16::try_from(job.max_attempts).unwrap_or(i16::MAX),
             timeout_ms: i32::try_from(job.timeout.as_millis()).unwrap_or(i32::MAX),
             catch_up: match catch_up {
@@ -158,6 +158,11 @@ pub fn next(cron: &str, timezone: &str, after: DateTime<Utc>) -> Result<DateTime
     Ok(next.with_timezone(&Utc))
 }
 
+/// Of a schedule whose jobs never overlap.
+pub fn unique_key(schedule: &str) -> String {
+    format!("schedule:{schedule}")
+}
+
 fn job_of(row: &ScheduleRow) -> Option<NewJob> {
     Some(NewJob {
         id: JobId::new(),
@@ -166,12 +171,12 @@ fn job_of(row: &ScheduleRow) -> Option<NewJob> {
         queue: row.queue.parse().ok()?,
         lane: row.lane.parse().ok()?,
         priority: Priority::Normal,
-        args: row.args.clone(),
+        args: row.args.0.clone(),
         max_attempts: u16::try_from(row.max_attempts).ok()?,
         timeout: Duration::from_millis(u64::try_from(row.timeout_ms).ok()?),
         run_at: None,
         group: None,
-        unique_key: row.exclusive.then(|| format!("schedule:{}", row.name)),
+        unique_key: row.exclusive.then(|| unique_key(&row.name)),
         serial_key: None,
         serial_patience: None,
         parents: Vec::new(),
@@ -194,7 +199,7 @@ mod tests {
             kind: "k".into(),
             queue: "ops".into(),
             lane: "upkeep".into(),
-            args: serde_json::json!({}),
+            args: Json(serde_json::value::RawValue::NULL.to_owned()),
             max_attempts: 1,
             timeout_ms: 1000,
             catch_up: catch_up.into(),

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-pub use self::cron::{CatchUp, Schedule, ScheduleError, Timetable, next as next_fire};
+pub use self::cron::{CatchUp, Schedule, ScheduleError, Timetable, next as next_fire, unique_key};
 use self::{audit::Audit, window::Windows};
 use super::{
     Engine, canary,
@@ -196,6 +196,9 @@ impl Relay {
                 self.windows.learn_what_is_there(self.engine.belt()).await;
                 if let Err(error) = canary::schedule_all(db).await {
                     warn!(error = %chain(&error), "the canaries have no schedule");
+                }
+                if let Err(error) = canary::send_all(&self.engine).await {
+                    debug!(error = %chain(&error), "the first canaries come with the schedule");
                 }
                 self.healthy_at = Instant::now();
                 // The former leader was heard a moment ago, so the database was there for heartbeats too.

@@ -6,7 +6,7 @@ use multivio::{
     ids::{JobId, TenantId},
     jobs::{EnqueueError, NewJob, Priority, Queue, State, ledger, noop::Noop},
 };
-use serde_json::{Value, json};
+use serde_json::{json, value::to_raw_value};
 
 use super::{Act, Stage, Step};
 
@@ -105,7 +105,7 @@ async fn two_processes_that_enqueue_the_same_keys_in_other_orders_never_deadlock
 async fn a_job_that_cannot_be_stored_is_refused_alone_and_its_batch_enters() {
     let stage = Stage::new().await;
     let mut bad = noop(stage.app.tenant);
-    bad.args = json!({ "payload": "a\0b" });
+    bad.args = to_raw_value(&json!({ "payload": "a\0b" })).unwrap();
     let (bad_key, bad_id) = (noop(stage.app.tenant).unique("k\0"), bad.id);
     let mut jobs: Vec<NewJob> = (0..60).map(|_| noop(stage.app.tenant)).collect();
     let offenders = [bad_id, bad_key.id];
@@ -127,7 +127,7 @@ async fn a_job_that_cannot_be_stored_is_refused_alone_and_its_batch_enters() {
 async fn arguments_too_long_are_refused_before_they_are_sent() {
     let stage = Stage::new().await;
     let mut job = noop(stage.app.tenant);
-    job.args = Value::String("x".repeat(300 * 1024));
+    job.args = to_raw_value(&"x".repeat(300 * 1024)).unwrap();
     let refused = stage.engine.enqueue(job).await.unwrap_err();
     assert!(matches!(&refused, EnqueueError::Unstorable(why) if why.contains("bytes")), "{refused}");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use multivio::jobs::State;
-use serde_json::json;
+use serde_json::{json, value::to_raw_value};
 
 use super::{Act, Stage, Step};
 
@@ -31,7 +31,7 @@ async fn a_kind_that_this_version_does_not_know_stays_queued_and_holds_nobody_up
 async fn arguments_that_this_version_cannot_read_cost_no_attempt_and_spoil_no_batch() {
     let stage = Stage::new().await;
     let mut unreadable = stage.job(Act::default());
-    (unreadable.args, unreadable.max_attempts) = (json!({ "steps": "of another form" }), 1);
+    (unreadable.args, unreadable.max_attempts) = (to_raw_value(&json!({ "steps": "of another form" })).unwrap(), 1);
     let mut jobs: Vec<_> = (0..20).map(|_| stage.job(Act::default())).collect();
     jobs.insert(10, unreadable.clone());
     let mut ids = stage.enqueue_all(&jobs).await;
