@@ -83,6 +83,7 @@ impl RightsApi {
         confirm: Query<String>,
     ) -> Result<Accepted<ErasureAccepted>, Problem> {
         in_person(&caller)?;
+        caller.require(Scope::Manage)?;
         if confirm.0 != caller.user.to_string() {
             return Err(unconfirmed("the id of the user that calls (GET /api/v1/me)"));
         }
@@ -173,6 +174,7 @@ impl RightsApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Accepted<ExportAccepted>, Problem> {
         in_person(&caller)?;
+        caller.require(Scope::Read)?;
         identity::api::ensure(&app, &caller).await?;
         export(&app, &caller, key, "user", Action::UserExported).await
     }
@@ -293,6 +295,7 @@ async fn export(
 
 async fn find(app: &App, caller: &Caller, id: ExportId) -> Result<ExportRow, Problem> {
     in_person(caller)?;
+    caller.require(Scope::Read)?;
     let row = exports::of_owner(&app.db, caller.tenant, caller.user, id).await?;
     let row = row.ok_or_else(|| Problem::not_found("export"))?;
     // Whoever is no owner any more has no right to all that is in it.
