@@ -29,12 +29,48 @@ alter table connections add column proven_at timestamptz;
 create index connections_proven on connections (platform, remote_account_id)
     where proven_at is not null and state = 'active';
 
--- Whether another workspace holds the account, said without saying which: the one question across workspaces, so it
--- is asked here and nowhere else.
-create function account_is_held_elsewhere(tenant uuid, of_platform text, account text) returns boolean
+-- Whose these are (0012 says how): an asking is its user's own, in the workspace where it began.
+alter table account_consents enable row level security;
+alter table account_consents force row level security;
+revoke all on account_consents from public;
+do $$
+declare
+    client text;
+begin
+    for client in select rolname from pg_catalog.pg_roles where rolname in ('anon', 'authenticated') loop
+        execute format('revoke all on public.account_consents from %I', client);
+    end loop;
+end
+$$;
+grant select, insert, update, delete on account_consents to multivio_api, multivio_worker;
+create policy own on account_consents to multivio_api
+    using (tenant_id = (select app.tenant()) and user_id = (select auth.uid()))
+    with check (tenant_id = (select app.tenant()) and user_id = (select auth.uid()));
+create policy worker on account_consents to multivio_worker using (true) with check (true);
+
+set local row_security = on;
+
+-- Whether another workspace than the call's holds the account, said without saying which: the one question across
+-- workspaces, so it is asked here and nowhere else.
+create function app.account_is_held_elsewhere(p_platform text, p_account text) returns boolean
 language sql stable security definer set search_path = '' as $$
     select exists (
         select from public.connections c
-        where c.platform = of_platform and c.remote_account_id = account and c.tenant_id <> tenant
-          and c.proven_at is not null and c.state = 'active')
+        where c.platform = p_platform and c.remote_account_id = p_account
+          and c.tenant_id is distinct from (select app.tenant()) and c.proven_at is not null and c.state = 'active')
 $$;
+-- The generation of the pair of tokens that the call's workspace can trade; null: there is nothing to trade. The API
+-- itself reads no token, not even whether there is one.
+create function app.refreshable(p_connection uuid) returns integer
+language sql stable security definer set search_path = '' as $$
+    select c.generation from public.connections c
+    where c.id = p_connection and c.tenant_id = (select app.tenant()) and c.refresh_token is not null
+$$;
+grant select (generation, refresh_token) on connections to multivio_definer;
+grant select (proven_at, state) on connections to multivio_definer;
+revoke all on function app.account_is_held_elsewhere(text, text), app.refreshable(uuid) from public;
+grant execute on function app.account_is_held_elsewhere(text, text), app.refreshable(uuid) to multivio_api;
+grant create on schema app to multivio_definer;
+alter function app.account_is_held_elsewhere(text, text) owner to multivio_definer;
+alter function app.refreshable(uuid) owner to multivio_definer;
+revoke create on schema app from multivio_definer;

@@ -12,7 +12,7 @@ use crate::{
     faults::{self, Complaint},
     firebase, gate, llm,
     log::Filter,
-    page,
+    page, patreon,
     state::Sandbox,
     x,
 };
@@ -20,7 +20,7 @@ use crate::{
 const BODY_LIMIT_BYTES: usize = 1024 * 1024;
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 
-const ROUTES: [&str; 31] = [
+const ROUTES: &[&str] = &[
     "GET /_sandbox/health",
     "GET /_sandbox/catalog",
     "GET /_sandbox/settings",
@@ -49,6 +49,12 @@ const ROUTES: [&str; 31] = [
     "POST /_sandbox/llm/keys",
     "POST /_sandbox/firebase/tokens",
     "POST /_sandbox/firebase/rotate",
+    "POST /_sandbox/patreon/patrons",
+    "PATCH /_sandbox/patreon/patrons/{id}",
+    "POST /_sandbox/patreon/patrons/{id}/revoke",
+    "POST /_sandbox/patreon/patrons/{id}/expire",
+    "GET /_sandbox/patreon/webhook",
+    "PATCH /_sandbox/patreon/webhook",
     "GET /_sandbox/latest",
     "GET /_sandbox/routes",
     "POST /_sandbox/reset",
@@ -158,6 +164,16 @@ fn route(
         ("POST", ["llm", "keys"]) => llm::control::set_key(&sandbox.llms, body).map(made),
         ("POST", ["firebase", "tokens"]) => firebase::control::sign(&sandbox.firebase, body).map(made),
         ("POST", ["firebase", "rotate"]) => firebase::control::rotate(&sandbox.firebase, body).map(made),
+        ("POST", ["patreon", "patrons"]) => patreon::control::create(&sandbox.patreon, body).map(made),
+        ("PATCH", ["patreon", "patrons", id]) => patreon::control::change(&sandbox.patreon, id, body).map(Answer::ok),
+        ("POST", ["patreon", "patrons", id, "revoke"]) => {
+            patreon::control::revoke(&sandbox.patreon, id).map(Answer::ok)
+        }
+        ("POST", ["patreon", "patrons", id, "expire"]) => {
+            patreon::control::expire(&sandbox.patreon, id).map(Answer::ok)
+        }
+        ("GET", ["patreon", "webhook"]) => ok(patreon::control::webhook(&sandbox.patreon)),
+        ("PATCH", ["patreon", "webhook"]) => patreon::control::change_webhook(&sandbox.patreon, body).map(Answer::ok),
         ("GET", ["latest"]) => {
             let html = page::latest(sandbox);
             let version = page::version(&html);
@@ -217,6 +233,7 @@ fn settings(sandbox: &Sandbox) -> Value {
         all[llm.provider.name()] = llm::control::settings(llm);
     }
     all["firebase"] = firebase::control::settings(&sandbox.firebase);
+    all["patreon"] = patreon::control::settings(&sandbox.patreon);
     all
 }
 
@@ -230,6 +247,7 @@ fn change_settings(sandbox: &Sandbox, body: &Value) -> Result<Value, Complaint> 
         match sandbox.llms.iter().find(|llm| llm.provider.name() == service) {
             Some(llm) => llm::control::change_settings(llm, change)?,
             None if service == "firebase" => firebase::control::change_settings(&sandbox.firebase, change)?,
+            None if service == "patreon" => patreon::control::change_settings(&sandbox.patreon, change)?,
             None => x::control::change_settings(&sandbox.x, change)?,
         };
     }

@@ -12,6 +12,7 @@ mod gate;
 mod llm;
 mod log;
 mod page;
+mod patreon;
 mod state;
 mod wire;
 mod x;
@@ -30,10 +31,11 @@ use crate::{
     wire::{Connections, Listener},
 };
 
-/// Strict local stand-ins for X, xAI, Together AI, OpenAI and Firebase, with fault injection.
+/// Strict local stand-ins for X, xAI, Together AI, OpenAI, Firebase and Patreon, with fault injection.
 ///
-/// X answers under /x, the language models under /xai/v1, /together/v1 and /openai/v1, Firebase under /firebase. Tests drive it through
-/// /_sandbox (accounts, faults, settings, log); a person looks at / with a browser.
+/// X answers under /x, the language models under /xai/v1, /together/v1 and /openai/v1, Firebase under /firebase, Patreon
+/// under /patreon. Tests drive it through /_sandbox (accounts, faults, settings, log); a person looks at / with a
+/// browser.
 #[derive(Parser)]
 #[command(name = "multivio-sandbox", version)]
 struct Arguments {

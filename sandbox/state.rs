@@ -16,6 +16,7 @@ use crate::{
     gate::Twin,
     llm::{Llm, Provider},
     log::Log,
+    patreon::Patreon,
     wire::Connections,
     x::{X, store::World},
 };
@@ -27,6 +28,7 @@ pub struct Sandbox {
     pub x: Arc<X>,
     pub llms: Vec<Arc<Llm>>,
     pub firebase: Arc<Firebase>,
+    pub patreon: Arc<Patreon>,
     /// Every twin by its service name; adding a service is one line in [`Sandbox::new`].
     pub twins: Vec<Arc<dyn Twin>>,
     pub started: Instant,
@@ -40,8 +42,10 @@ impl Sandbox {
         twins.extend(llms.iter().map(|llm| Arc::clone(llm) as Arc<dyn Twin>));
         let firebase = Arc::new(Firebase::default());
         twins.push(Arc::clone(&firebase) as Arc<dyn Twin>);
+        let patreon = Arc::new(Patreon::default());
+        twins.push(Arc::clone(&patreon) as Arc<dyn Twin>);
         let (log, faults) = (Log::default(), Faults::default());
-        Self { log, faults, connections, x, llms, firebase, twins, started: Instant::now() }
+        Self { log, faults, connections, x, llms, firebase, patreon, twins, started: Instant::now() }
     }
 
     /// As if it had just been started; the numbers of the log go on.
@@ -49,6 +53,7 @@ impl Sandbox {
         crate::x::control::reset(&self.x);
         self.llms.iter().for_each(|llm| llm.reset());
         self.firebase.reset();
+        self.patreon.reset();
         self.faults.clear();
         self.log.clear();
     }

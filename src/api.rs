@@ -25,6 +25,8 @@ use crate::{
     jobs::api::JobsApi,
     media::{ImportApi, MediaApi, MediaService},
     outbound::fetch::Fetcher,
+    patreon::{Patreon, WebhookEndpoint, api::PatreonApi},
+    plans::api::PlansApi,
     posts::api::PostsApi,
     publishing::{Publisher, api::PublishingApi},
     rights::RightsApi,
@@ -32,7 +34,7 @@ use crate::{
 
 fn calls() -> impl OpenApi + Clone {
     let work = (PostsApi, PublishingApi, ConnectionsApi, ConsentApi, MediaApi, ImportApi, AiApi, JobsApi);
-    (work, (IdentityApi, KeysApi, AuditApi, RightsApi), HealthApi)
+    (work, (IdentityApi, KeysApi, AuditApi, RightsApi, PlansApi, PatreonApi), HealthApi)
 }
 
 /// What the routes need beyond [`App`].
@@ -45,6 +47,7 @@ pub struct Services {
     pub models: Arc<ModelLists>,
     pub media: Arc<MediaService>,
     pub fetcher: Fetcher,
+    pub patreon: Arc<Option<Patreon>>,
 }
 
 /// The API, ready to be served.
@@ -52,24 +55,27 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
     let document = Arc::new(Document::new(openapi_json(), || service().scalar_html()));
     let metrics = Arc::new(router::metrics_of(document.spec()));
     let paths = Paths {
-        public: &[],
+        public: &["/webhooks/"],
         open_to_readers: &["/api/v1/posts/validate", "/api/v1/me/", "/api/v1/workspaces"],
         uploads: &["/api/v1/media"],
         largest_file_bytes: services.media.max_upload_bytes(),
         cost,
     };
+    let webhook = WebhookEndpoint { app: Arc::clone(&services.app), patreon: Arc::clone(&services.patreon) };
     let calls = Route::new()
         .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
         .at("/docs", DocsEndpoint(document))
         .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures))
+        .at("/webhooks/patreon", webhook)
         .nest("/", service());
-    let Services { app, limiter, health, publisher, models, media, fetcher, .. } = services;
+    let Services { app, limiter, health, publisher, models, media, fetcher, patreon, .. } = services;
     let calls = Give(calls, move |extensions: &mut Extensions| {
         extensions.insert(Arc::clone(&health));
         extensions.insert(publisher.clone());
         extensions.insert(Arc::clone(&models));
         extensions.insert(Arc::clone(&media));
         extensions.insert(fetcher.clone());
+        extensions.insert(Arc::clone(&patreon));
     });
     router::guarded(calls, app, limiter, metrics, paths)
 }
@@ -119,4 +125,6 @@ Slow or fragile work is a job: a call that starts one answers `202` with the `Lo
 - **Repeating a write** is safe with an `Idempotency-Key`: the same key and body give the first answer again for 7 days.
 - **Lists** are newest first; pass `next_cursor` as `cursor` for the next page.
 - **Limits** are told in `RateLimit` and `RateLimit-Policy`; beyond them `429` says when in `Retry-After`. A transform
-  and a transcode count for 10 requests, an upload, an import and a callback for 5.";
+  and a transcode count for 10 requests, an upload, an import and a callback for 5.
+- **Plans** bound what a workspace has and does (`GET /api/v1/plan`); beyond that it is a `403` with the code
+  `plan_limit`.";

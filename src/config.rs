@@ -41,6 +41,8 @@ pub struct Config {
     pub firebase: Option<FirebaseConfig>,
     pub ai: AiConfig,
     pub x: XConfig,
+    /// `None`: memberships on Patreon give no plans.
+    pub patreon: Option<PatreonConfig>,
     pub storage: StorageConfig,
     pub media: MediaConfig,
 }
@@ -145,6 +147,19 @@ pub struct XConfig {
     pub visibility: Duration,
     /// How long a worker may be stopped in the middle of such a request and go on afterwards.
     pub stall: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct PatreonConfig {
+    pub base_url: Url,
+    pub client_id: String,
+    pub client_secret: SecretString,
+    /// Where Patreon sends users back to, letter by letter as it is registered there.
+    pub redirect_uri: String,
+    /// `None`: no hints are taken in, and memberships are looked at now and then alone.
+    pub webhook_secret: Option<SecretString>,
+    /// How long a plan holds after the last look that found the membership.
+    pub grace: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -279,6 +294,7 @@ impl Config {
                 visibility: read.seconds("TWITTER_VISIBILITY_SECONDS", 0, 60),
                 stall: read.seconds("TWITTER_STALL_SECONDS", 0, LEASE.as_secs()),
             },
+            patreon: read.patreon(),
             storage: StorageConfig { folder: read.path("STORAGE_FOLDER", ".multivio/media") },
             media: MediaConfig {
                 ffmpeg: read.path("FFMPEG", "ffmpeg"),
@@ -327,6 +343,16 @@ const CALLBACK_NEEDS: &str = "the https address of a page, without # (on this ma
 fn is_callback(url: &Url) -> bool {
     let here = url.scheme() == "http" && url.host_str() == Some("127.0.0.1");
     (url.scheme() == "https" || here) && url.fragment().is_none() && url.username().is_empty()
+}
+
+fn is_redirect(text: &str) -> bool {
+    let is_plain = |url: Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.fragment().is_none()
+    };
+    Url::parse(text).is_ok_and(is_plain)
 }
 
 #[expect(clippy::ptr_arg, reason = "the reader gives what it has parsed")]
@@ -433,6 +459,33 @@ impl Reader<'_> {
         );
         let project = self.text("FIREBASE_PROJECT_ID")?;
         Some(FirebaseConfig { project, tenant: self.text("FIREBASE_TENANT_ID"), keys_url })
+    }
+
+    fn patreon(&mut self) -> Option<PatreonConfig> {
+        let base_url = self.url("PATREON_BASE_URL", "https://www.patreon.com");
+        let grace = Duration::from_secs(24 * 3600 * self.number("PATREON_GRACE_DAYS", 1..=366, 7));
+        let client_id = self.text("PATREON_CLIENT_ID")?;
+        let needed = ["PATREON_CLIENT_SECRET", "PATREON_REDIRECT_URI"].map(|name| {
+            let value = self.text(name);
+            if value.is_none() {
+                self.problems.push(format!("{name} is not set, and PATREON_CLIENT_ID needs it"));
+            }
+            value.unwrap_or_default()
+        });
+        let [client_secret, redirect_uri] = needed;
+        if !redirect_uri.is_empty() && !is_redirect(&redirect_uri) {
+            let needs = "an http or https address, without user and fragment";
+            self.problems.push(format!("PATREON_REDIRECT_URI is not valid: it needs {needs}"));
+        }
+        let webhook_secret = self.secret("PATREON_WEBHOOK_SECRET");
+        Some(PatreonConfig {
+            base_url,
+            client_id,
+            client_secret: client_secret.into(),
+            redirect_uri,
+            webhook_secret,
+            grace,
+        })
     }
 
     fn ai_provider(&mut self, name: &str, base_url: &str, model: &str) -> Option<AiProviderConfig> {

@@ -181,6 +181,8 @@ ids! {
     ExportId = "an" "exp";
     /// The end of a workspace, or of a user.
     ErasureId = "an" "era";
+    /// A workspace's link to an account on Patreon.
+    PatreonLinkId = "a" "plink";
     /// One line of the audit log.
     AuditId = "an" "aud";
 }

@@ -2,11 +2,6 @@
 //!
 //! A table of contents, in reading order.
 
-/// Many small things are made in one thread and dropped in another, which the system's allocator is slow at: with it
-/// the API spends a tenth more of its time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 // What everything may use.
 /// All settings, read once, every problem reported together.
 pub mod config;
@@ -40,6 +35,10 @@ pub mod ai;
 pub mod connections;
 /// Uploads, probes, renditions: ffmpeg at arm's length.
 pub mod media;
+/// Memberships on Patreon that give plans.
+pub mod patreon;
+/// How much a workspace may do: the one place that says no.
+pub mod plans;
 /// The connector trait and one file per platform.
 pub mod platforms;
 /// What a user wrote once.

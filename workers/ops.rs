@@ -10,6 +10,7 @@ use multivio::{
     jobs::{Queue, Registry},
     media::{Import, MediaService, MediaUpkeep},
     outbound::{self, fetch::Fetcher},
+    patreon::{Patreon, PatreonUpkeep, ReadMembership},
     platforms::Connectors,
     rights::{Erase, Export, RightsUpkeep},
     worker,
@@ -17,20 +18,25 @@ use multivio::{
 
 fn main() -> ExitCode {
     worker::main(Queue::Ops, 8, |config, db| {
-        let connectors = Connectors::new(config, &outbound::client()?);
-        let accounts = Accounts::new(Keyring::new(&config.encryption_keys)?, connectors);
+        let client = outbound::client()?;
+        let keyring = Keyring::new(&config.encryption_keys)?;
+        let accounts = Accounts::new(keyring.clone(), Connectors::new(config, &client));
+        let patreon = config.patreon.as_ref().map(|patreon| Patreon::new(patreon, client, keyring));
         Ok(Registry::of(Queue::Ops)
             .job::<RefreshToken>()
             .job::<Import>()
             .job::<Erase>()
             .job::<Export>()
+            .job::<ReadMembership>()
             .service(Arc::new(accounts))
+            .service(Arc::new(patreon))
             .service(Arc::new(Transformer::new(&config.ai)?))
             .service(Arc::new(Fetcher::new(config.media.import_loopback_port)?))
             .service(Arc::new(MediaService::new(config, db)?))
             .upkeep("ai-upkeep", "*/5 * * * *", &AiUpkeep {})
             .upkeep("media-upkeep", "7 * * * *", &MediaUpkeep {})
             .upkeep("rights-upkeep", "27 * * * *", &RightsUpkeep {})
+            .upkeep("patreon-upkeep", "*/15 * * * *", &PatreonUpkeep {})
             .upkeep("audit-retention", "17 * * * *", &AuditRetention {}))
     })
 }

@@ -4,6 +4,7 @@ mod faults;
 mod llm;
 mod media;
 mod oauth;
+mod patreon;
 mod posts;
 
 use std::sync::Once;

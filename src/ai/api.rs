@@ -18,6 +18,7 @@ use crate::{
     http::{Accepted, App, Caller, FieldError, IdempotencyKey, Input, Problem, Scope, Tag, Turn},
     ids::JobId,
     jobs::{EnqueueError, NewJob},
+    plans::{self, Counted},
     platforms::Platform,
 };
 
@@ -154,7 +155,7 @@ struct Usage {
     /// For calls under way.
     reserved_usd: f64,
     models: Vec<ModelUsage>,
-    /// Absent: no limit.
+    /// Of the workspace's own budget and its plan, the one with less left; absent: no limit.
     budget: Option<Budget>,
 }
 
@@ -181,7 +182,7 @@ impl AiApi {
         require_provider(&app)?;
         if !key.is_given() {
             let job = NewJob::of(&Transform(request), caller.tenant);
-            return Ok(accepted(app.engine.enqueue(job).await.map_err(not_enqueued)?));
+            return Ok(accepted(app.engine.enqueue_for(&caller, job).await.map_err(not_enqueued)?));
         }
         // Boxed, so that a call without a key does not carry the room for it.
         Box::pin(once(&app, &caller, key, request)).await
@@ -198,7 +199,7 @@ impl AiApi {
         caller: Caller,
     ) -> Result<Json<AiHealth>, Problem> {
         caller.require(Scope::Read)?;
-        let providers = health::all(&app.db, &models).await?;
+        let providers = health::all(app.engine.db(), &models).await?;
         Ok(Json(AiHealth { available: providers.iter().any(ProviderHealth::works), providers }))
     }
 
@@ -228,8 +229,17 @@ impl AiApi {
     #[oai(path = "/api/v1/ai/usage", method = "get", operation_id = "aiUsage")]
     async fn usage(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<Usage>, Problem> {
         caller.require(Scope::Read)?;
-        let rows = store::month(&app.db, caller.tenant).await?;
-        let budget = store::budget(&app.db, caller.tenant).await?;
+        let mut db = app.db.of(&caller).await?;
+        let rows = store::month(&mut *db, caller.tenant).await?;
+        let own = store::budget(&mut *db, caller.tenant).await?;
+        let plan = plans::store::of(&mut *db, caller.tenant).await?;
+        let of_plan = plan.most(Counted::AiTicks).map(|limit_ticks| store::Budget {
+            period: "month".to_owned(),
+            limit_ticks,
+            used_ticks: rows.iter().map(|row| row.cost_ticks + row.reserved_ticks).sum(),
+            renews_at: plan.renews_at,
+        });
+        let budget = own.into_iter().chain(of_plan).min_by_key(|budget| budget.limit_ticks - budget.used_ticks);
         Ok(Json(Usage {
             calls: rows.iter().map(|row| row.calls.unsigned_abs()).sum(),
             cost_usd: usd(rows.iter().map(|row| row.cost_ticks).sum()),
@@ -254,7 +264,7 @@ async fn once(
 ) -> Result<Accepted<TransformAccepted>, Problem> {
     let body = serde_json::to_value(&request).ok();
     let job = NewJob::of(&Transform(request), caller.tenant);
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.db.begin(caller).await?;
     let claim = match key.claim(&mut tx, caller, body).await? {
         Turn::Replay(answer) => return Ok(answer),
         Turn::New(claim) => claim,

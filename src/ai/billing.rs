@@ -15,7 +15,10 @@ use super::{
     provider::ProviderName,
     usage::{Usage, usd},
 };
-use crate::ids::{JobId, TenantId};
+use crate::{
+    ids::{JobId, TenantId},
+    plans::{self, Counted, PlanError},
+};
 
 /// A call about to be made.
 #[derive(Debug, Clone)]
@@ -49,6 +52,19 @@ pub enum BillingError {
     Database(#[from] sqlx::Error),
 }
 
+impl From<PlanError> for BillingError {
+    fn from(error: PlanError) -> Self {
+        match error {
+            PlanError::Database(error) => Self::Database(error),
+            PlanError::Refused(refused) => Self::Spent(BudgetSpent {
+                subject: format!("plan:{}", refused.plan),
+                limit_ticks: refused.most,
+                renews_at: refused.renews_at,
+            }),
+        }
+    }
+}
+
 /// Which budget would be overrun, and when it starts anew.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BudgetSpent {
@@ -61,6 +77,7 @@ impl std::fmt::Display for BudgetSpent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let whose = match self.subject.split_once(':') {
             Some(("tenant", _)) => "this workspace".to_owned(),
+            Some(("plan", name)) => format!("this workspace's plan \"{name}\""),
             Some(("provider", name)) => format!("the provider {name}"),
             _ => "the whole installation".to_owned(),
         };
@@ -106,6 +123,7 @@ impl Billing for PgBilling {
         .bind(self.expires_after.as_secs_f64())
         .execute(&mut *tx)
         .await?;
+        plans::allow(&mut tx, self.tenant, Counted::AiTicks).await?;
         tx.commit().await?;
         Ok(id)
     }
@@ -236,6 +254,7 @@ mod tests {
             spent("tenant:0198"),
             "the budget for language models of this workspace ($5.00) is used up; it starts anew on 2026-12-01"
         );
+        assert!(spent("plan:free").contains("of this workspace's plan \"free\" ($5.00)"));
         assert!(spent("provider:grok").contains("the provider grok"));
         assert!(spent("global").contains("whole installation"));
     }

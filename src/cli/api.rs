@@ -11,7 +11,7 @@ use crate::{
     ai::{Transformer, health::LanguageModels, models::ModelLists},
     api::{self, Services},
     config::{Config, Environment},
-    db,
+    db::{Session, TenantDb, pooler},
     http::{
         App,
         health::{Health, Probe},
@@ -26,6 +26,7 @@ use crate::{
     },
     media::{self, MediaService, storage},
     outbound::{self, fetch::Fetcher},
+    patreon::Patreon,
     platforms::Platform,
     publishing::{Publisher, health::PlatformProbe},
     shutdown, telemetry,
@@ -38,6 +39,9 @@ pub struct Arguments {
     listen: Option<SocketAddr>,
 }
 
+/// Sessions of this process that serve no call.
+const OWN_SESSIONS: u32 = 3;
+
 pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let config = super::config()?;
     telemetry::start(&config);
@@ -49,29 +53,36 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     // One line for whoever started us, also when the port was left to the system.
     let address = listener.local_addr().map_err(|error| Failure::failed(error.to_string()))?;
     super::print_line(&json!({ "url": format!("http://{address}") }).to_string());
-    let db = db::pool(&config.database, "multivio api")?;
-    let relay_db = db::engine_pool(&config.database, "multivio api relay", 2)?;
-    let belt = Belt::new(&config.redis.url, db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
+    let db = TenantDb::new(&config.database, "multivio api")?;
+    // What is nobody's call: what follows from a change in the ledger, and looks at how everything is.
+    let session = Session::worker(&config.database, "multivio api")?;
+    let own_db = session.pool(config.database.acquire_timeout, OWN_SESSIONS);
+    let relay_session = Session::engine(&config.database, "multivio api relay")?;
+    let relay_db = relay_session.pool(config.database.acquire_timeout, 2);
+    let belt =
+        Belt::new(&config.redis.url, own_db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let limiter = RateLimiter::new(&config.api, Some(Shared::new(belt.clone())));
-    let engine = Engine::new(db.clone(), belt);
+    let engine = Engine::for_callers(own_db.clone(), db.clone(), belt);
     let transformer = Transformer::new(&config.ai).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
     let models = Arc::new(ModelLists::new(Arc::new(transformer)));
     let figures = Arc::new(QueueFigures::new(engine.clone()));
     let app = App::new(config, db.clone(), engine.clone(), stop.clone())
         .map_err(|error| Failure::usage(error.to_string()))?;
-    let media =
-        MediaService::new(&app.config, db.clone()).map_err(|error| Failure::failed(telemetry::chain(&error)))?;
+    let media = MediaService::for_callers(&app.config, db.clone())
+        .map_err(|error| Failure::failed(telemetry::chain(&error)))?;
     let media = Arc::new(media);
     let client = outbound::client().map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let publisher = Publisher::new(&app.config, &client, Arc::clone(&media) as _);
     let publisher = publisher.map_err(|error| Failure::usage(error.to_string()))?;
     let fetcher = Fetcher::new(app.config.media.import_loopback_port);
     let fetcher = fetcher.map_err(|error| Failure::usage(telemetry::chain(&error)))?;
+    let patreon = app.config.patreon.as_ref();
+    let patreon = patreon.map(|config| Patreon::new(config, client, publisher.accounts.keyring().clone()));
     warn_of_unshared_media(&app.config);
     let mut parts = probes(&engine);
     parts.extend(media::health::probes(&media));
-    parts.push(Box::new(LanguageModels { db: db.clone(), models: Arc::clone(&models) }));
-    parts.push(x_probe(&app.config, &db));
+    parts.push(Box::new(LanguageModels { db: own_db.clone(), models: Arc::clone(&models) }));
+    parts.push(x_probe(&app.config, &own_db));
     let health = Health::new(db, parts);
     let routes = api::routes(Services {
         app: Arc::new(app),
@@ -82,12 +93,17 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
         models,
         media,
         fetcher,
+        patreon: Arc::new(patreon),
     });
-    let relay = tokio::spawn(relay::run(engine, relay_db, stop.clone()));
+    let relay = tokio::spawn(relay::run(engine, relay_session, relay_db, stop.clone()));
+    let sessions = tokio::spawn(pooler::watch(session, stop.clone()));
     let served = server::serve(listener, routes, stop.clone()).await;
     // However it ended, a relay must not go on leading without its process's server.
     stop.cancel();
     let _ended = tokio::time::timeout(Duration::from_secs(2), relay).await;
+    if let Ok(Err(shared)) = sessions.await {
+        return Err(Failure::failed(format!("the database: {shared}")));
+    }
     served.map_err(|error| Failure::failed(format!("the server ended: {error}")))
 }
 

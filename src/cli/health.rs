@@ -9,10 +9,10 @@ use std::{
 };
 
 use clap::Args;
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 
 use super::{Failure, Screen};
-use crate::{config::Config, db, jobs::Queue, telemetry::chain};
+use crate::{config::Config, db::Session, jobs::Queue, telemetry::chain};
 
 #[derive(Debug, Args)]
 #[command(
@@ -56,8 +56,7 @@ async fn api_answers(config: &Config) -> Result<(), Failure> {
 }
 
 async fn worker_holds_a_lease(config: &Config, queue: Option<Queue>) -> Result<(), Failure> {
-    let options = db::connect_options(&config.database, "multivio health")?;
-    let mut connection = PgConnection::connect_with(&options).await?;
+    let mut connection = Session::worker(&config.database, "multivio health")?.connect().await?;
     let host = crate::jobs::worker::hostname();
     let holds: bool = sqlx::query_scalar(
         "select exists (

@@ -13,7 +13,7 @@ use super::{Failure, Screen};
 use crate::{
     config::DatabaseConfig,
     crypto::{Keyring, Standing},
-    db,
+    db::{Session, pooler},
     rotation::{self, Count, Outcome},
 };
 
@@ -61,8 +61,9 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
     let keyring = Keyring::new(&config.encryption_keys).map_err(|error| Failure::usage(error.to_string()))?;
     let database = DatabaseConfig { max_connections: 1, ..config.database };
     // Counting reads whole tables, which may take longer than any statement of the product may.
-    let options = db::connect_options(&database, "multivio keys")?.options([("statement_timeout", "600000")]);
-    let db = db::pool_with(&database, options, 1);
+    let session = Session::worker(&database, "multivio keys")?.set("statement_timeout", "600000");
+    pooler::prove(&session).await?;
+    let db = session.pool(database.acquire_timeout, database.max_connections);
     let before = rotation::survey(&db, &keyring).await?;
     let mut outcome = Outcome::default();
     let mut counts = before;

@@ -9,14 +9,14 @@ use std::{
 use clap::Args;
 use serde::Serialize;
 use sqlx::{
-    ConnectOptions, PgConnection,
+    PgConnection,
     migrate::{Migrate, MigrateError},
 };
 
 use super::{Failure, Screen};
 use crate::{
     config::DatabaseConfig,
-    db::{self, MIGRATIONS},
+    db::{MIGRATIONS, Session, pooler},
     telemetry::chain,
 };
 
@@ -61,16 +61,20 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
 /// Keeps trying until `deadline`: in a new installation everything starts at once.
 async fn connect(config: &DatabaseConfig, deadline: Duration) -> Result<PgConnection, Failure> {
     // A migration may take longer than any statement of the product may, and waits for others that migrate.
-    let options = db::connect_options(config, "multivio migrate")?.options([
-        ("statement_timeout", "0"),
-        ("lock_timeout", "0"),
-        ("idle_in_transaction_session_timeout", "0"),
-    ]);
+    let unlimited = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
+    let session = Session::login(config, "multivio migrate")?;
+    // One that reads or changes rows which its policies would hide fails, instead of finding none.
+    let session =
+        unlimited.into_iter().fold(session, |session, limit| session.set(limit, "0")).set("row_security", "off");
     let started = Instant::now();
     let mut told = false;
     loop {
-        let error = match tokio::time::timeout(Duration::from_secs(10), options.connect()).await {
-            Ok(Ok(connection)) => return Ok(connection),
+        let error = match tokio::time::timeout(Duration::from_secs(10), session.connect()).await {
+            Ok(Ok(connection)) => {
+                // It takes a lock of its session.
+                pooler::prove(&session).await?;
+                return Ok(connection);
+            }
             Ok(Err(error)) if !may_pass(&error) => return Err(error.into()),
             Ok(Err(error)) => chain(&error),
             Err(_elapsed) => "no answer".to_owned(),

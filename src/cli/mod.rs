@@ -19,6 +19,7 @@ pub mod jobs;
 pub mod keys;
 pub mod migrate;
 pub mod openapi;
+pub mod plans;
 pub mod token;
 pub mod up;
 
@@ -55,6 +56,8 @@ commands! {
     Jobs = jobs,
     /// Change the key that encrypts what is kept, while everything runs
     Keys = keys,
+    /// How much each workspace may do: list, define and give plans
+    Plans = plans,
     /// Exit with 0 when this host's API, or a worker, is healthy (for containers)
     Health = health,
     /// Measure this machine with the product on it, each figure beside its limit

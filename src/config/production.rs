@@ -61,7 +61,12 @@ fn secrets(config: &Config, unfit: &mut Vec<String>) {
         unfit.push("DATABASE_URL has a password that can be guessed: give its user another".to_owned());
     }
     let x_client_id = config.x.client_id.clone().map(SecretString::from);
+    let patreon = config.patreon.as_ref();
+    let patreon_client_id = patreon.map(|patreon| SecretString::from(patreon.client_id.clone()));
     let keys = [
+        ("PATREON_CLIENT_ID", patreon_client_id.as_ref()),
+        ("PATREON_CLIENT_SECRET", patreon.map(|patreon| &patreon.client_secret)),
+        ("PATREON_WEBHOOK_SECRET", patreon.and_then(|patreon| patreon.webhook_secret.as_ref())),
         ("GROK_API_KEY", config.ai.grok.as_ref().map(|provider| &provider.api_key)),
         ("TOGETHER_API_KEY", config.ai.together.as_ref().map(|provider| &provider.api_key)),
         ("OPENAI_API_KEY", config.ai.openai.as_ref().map(|provider| &provider.api_key)),
@@ -85,6 +90,8 @@ fn addresses(config: &Config, unfit: &mut Vec<String>) {
         ("GROK_BASE_URL", provider(&config.ai.grok)),
         ("TOGETHER_BASE_URL", provider(&config.ai.together)),
         ("OPENAI_BASE_URL", provider(&config.ai.openai)),
+        ("PATREON_BASE_URL", config.patreon.as_ref().map(|patreon| patreon.base_url.clone())),
+        ("PATREON_REDIRECT_URI", config.patreon.as_ref().and_then(|patreon| Url::parse(&patreon.redirect_uri).ok())),
         ("FIREBASE_KEYS_URL", config.firebase.as_ref().map(|firebase| firebase.keys_url.clone())),
     ];
     for (name, url) in addresses {
@@ -126,7 +133,7 @@ mod tests {
     use super::super::{ConfigError, Environment};
     use super::*;
 
-    const FIT: [(&str, &str); 8] = [
+    const FIT: [(&str, &str); 12] = [
         ("ENVIRONMENT", "production"),
         ("DATABASE_URL", "postgres://multivio:u3Jk9sLq@db.internal/multivio"),
         ("REDIS_URL", "redis://belt.internal"),
@@ -135,6 +142,10 @@ mod tests {
         ("LOCAL_TOKENS", "on"),
         ("GROK_API_KEY", "xai-9f2c71d0"),
         ("ALLOWED_ORIGINS", "https://app.multivio.dev"),
+        ("PATREON_CLIENT_ID", "k3Vb9sLqT0yJ"),
+        ("PATREON_CLIENT_SECRET", "p7Wm2xRd8uHc"),
+        ("PATREON_WEBHOOK_SECRET", "z1Nf6gYe4oKa"),
+        ("PATREON_REDIRECT_URI", "https://app.multivio.dev/patreon"),
     ];
 
     /// Production's settings with these in their place; set to nothing counts as not set.
@@ -166,6 +177,13 @@ mod tests {
             ("OPENAI_API_KEY", "sk-sandbox-key"),
             ("TWITTER_CLIENT_ID", "CHANGE_ME"),
             ("TWITTER_CLIENT_SECRET", "sandbox-secret"),
+            ("PATREON_CLIENT_ID", "sandbox-client"),
+            ("PATREON_CLIENT_SECRET", "patreon-sandbox-secret"),
+            ("PATREON_CLIENT_SECRET", ""),
+            ("PATREON_WEBHOOK_SECRET", "patreon-sandbox-webhook-secret"),
+            ("PATREON_BASE_URL", "http://127.0.0.1:9/patreon"),
+            ("PATREON_REDIRECT_URI", "http://127.0.0.1:5173/patreon"),
+            ("PATREON_REDIRECT_URI", ""),
             ("TWITTER_API_BASE_URL", "http://api.x.com"),
             ("TWITTER_API_BASE_URL", "https://127.0.0.1:9/x"),
             ("TWITTER_AUTHORIZE_URL", "http://127.0.0.1:9/x/i/oauth2/authorize"),

@@ -16,6 +16,7 @@ use crate::{
     crypto::{CryptoError, Keyring, Place},
     ids::{ConnectionId, TenantId},
     jobs::{Engine, EnqueueError, NewJob, Stop, Why, job::Until},
+    plans::{self, Counted, PlanError},
     platforms::{Account, Class, Connectors, Explanation, Platform, TokenPair, Turn, Witness},
     rotation::SealedColumn,
 };
@@ -45,6 +46,17 @@ pub enum TokenTrouble {
     NoConnector(Platform),
     #[error("the stored token cannot be read")]
     Sealed(#[from] CryptoError),
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Why an account was not connected.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("what keeps its tokens fresh could not be written")]
+    Enqueue(#[from] EnqueueError),
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
 }
@@ -143,7 +155,7 @@ impl Accounts {
         tx: &mut sqlx::PgConnection,
         tenant: TenantId,
         new: &NewAccount<'_>,
-    ) -> Result<ConnectionId, EnqueueError> {
+    ) -> Result<ConnectionId, ConnectError> {
         let known = store::find_account(tx, tenant, new.platform, new.remote_account_id).await?;
         let id = known.unwrap_or_else(ConnectionId::new);
         let sealed = self.seal(id, &new.access_token, new.refresh_token.as_ref(), new.expires);
@@ -154,6 +166,9 @@ impl Accounts {
         }
         if known.is_some() {
             engine.wake(tx, &wake_key(id)).await?;
+        } else {
+            // Connecting again one that is there is always possible.
+            plans::allow(tx, tenant, Counted::Connections).await?;
         }
         Ok(id)
     }

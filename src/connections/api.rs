@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::{
     Connection, ConnectionState, RefreshToken,
-    accounts::NewAccount,
+    accounts::{ConnectError, NewAccount},
     store::{self, Expires},
     wake_key,
 };
@@ -130,7 +130,8 @@ impl ConnectionsApi {
         let limit = page::limit(limit.0)?;
         let before = page::decode(LIST, cursor.0.as_deref())?;
         let platform = platform.0.map(Platform::from);
-        let rows = store::list(&app.db, caller.reach(), platform, before, i64::from(limit) + 1).await?;
+        let rows = store::list(&mut *app.db.of(&caller).await?, caller.reach(), platform, before, i64::from(limit) + 1)
+            .await?;
         let views = rows.into_iter().map(ConnectionView::from).collect();
         let Page { items, next_cursor } = Page::of(views, limit, LIST, |connection: &ConnectionView| connection.id);
         Ok(Json(ConnectionList { items, next_cursor }))
@@ -156,7 +157,7 @@ impl ConnectionsApi {
         let input = body.0;
         let platform = Platform::from(input.platform);
         check(&publisher, &input)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, fingerprint(&input)).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -190,7 +191,7 @@ impl ConnectionsApi {
         id: Path<ConnectionId>,
     ) -> Result<Json<ConnectionView>, Problem> {
         caller.require(Scope::Read)?;
-        let row = store::get(&app.db, caller.reach(), id.0).await?;
+        let row = store::get(&mut *app.db.of(&caller).await?, caller.reach(), id.0).await?;
         Ok(Json(row.ok_or_else(|| Problem::not_found("connection"))?.into()))
     }
 
@@ -206,7 +207,7 @@ impl ConnectionsApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Gone, Problem> {
         caller.require(Scope::Connections)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -235,7 +236,7 @@ impl ConnectionsApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Accepted<RefreshAccepted>, Problem> {
         caller.require(Scope::Connections)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -323,16 +324,21 @@ fn fingerprint(input: &ConnectionInput) -> Option<serde_json::Value> {
     }))
 }
 
-pub fn not_connected(error: EnqueueError) -> Problem {
+pub fn not_connected(error: ConnectError) -> Problem {
     match error {
-        EnqueueError::Ledger(sqlx::Error::Database(error)) if error.constraint() == Some("connections_account_key") => {
+        ConnectError::Database(sqlx::Error::Database(error))
+            if error.constraint() == Some("connections_account_key") =>
+        {
             Problem::conflict(
                 "connected_meanwhile",
                 "The account was connected by another request. Send this one again.",
             )
         }
-        EnqueueError::Ledger(error) => error.into(),
-        EnqueueError::Stopping => Problem::unavailable(),
-        error @ (EnqueueError::Duplicate { .. } | EnqueueError::Unstorable(_)) => Problem::internal(&error),
+        ConnectError::Plan(error) => error.into(),
+        ConnectError::Database(error) | ConnectError::Enqueue(EnqueueError::Ledger(error)) => error.into(),
+        ConnectError::Enqueue(EnqueueError::Stopping) => Problem::unavailable(),
+        ConnectError::Enqueue(
+            error @ (EnqueueError::Duplicate { .. } | EnqueueError::Unstorable(_) | EnqueueError::Nobodys),
+        ) => Problem::internal(&error),
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Accounts,
-    accounts::NewAccount,
+    accounts::{ConnectError, NewAccount},
     api::{ConnectionView, not_connected},
     consent,
     job::Seen,
@@ -17,6 +17,7 @@ use crate::{
     audit::{self, Action},
     http::{App, Caller, Created, IdempotencyKey, Problem, Turn},
     ids::ConsentId,
+    plans::{self, PlanError},
     platforms::{Connector, ConnectorError, Grant, Owner, Platform, TokenPair},
     telemetry::chain,
 };
@@ -45,6 +46,7 @@ pub enum Refused {
     Platform(ConnectorError),
     /// Another workspace holds the account.
     Elsewhere(Platform),
+    Plan(Box<plans::Refused>),
     Problem(Problem),
 }
 
@@ -63,7 +65,7 @@ impl Arrival {
                 tracing::warn!(consent = %self.consent, error = chain(error), "an account was not connected");
             }
             // Only tells a repeat at once that it is over: it is told so after a minute in any case.
-            if let Err(error) = consent::finish(&self.app.db, self.consent).await {
+            if let Err(error) = self.over().await {
                 tracing::warn!(consent = %self.consent, error = chain(&error), "a consent was left to its minute");
             }
         }
@@ -85,10 +87,14 @@ impl Arrival {
             }
         };
         let kept = self.keep(&pair, &owner).await;
-        if matches!(kept, Err(Refused::Elsewhere(_))) {
+        if matches!(kept, Err(Refused::Elsewhere(_) | Refused::Plan(_))) {
             self.give_back(&pair, seen).await;
         }
         kept
+    }
+
+    async fn over(&self) -> sqlx::Result<()> {
+        consent::finish(&mut *self.app.db.of(&self.caller).await?, self.consent).await
     }
 
     async fn owner(&self, pair: &TokenPair, seen: &Seen) -> Result<Owner, ConnectorError> {
@@ -109,7 +115,7 @@ impl Arrival {
             (_, Turn::Replay(answer)) => return Ok(answer),
         };
         let tenant = self.caller.tenant;
-        if consent::is_held_elsewhere(&mut tx, tenant, platform, &owner.remote_id).await? {
+        if consent::is_held_elsewhere(&mut tx, platform, &owner.remote_id).await? {
             return Err(Refused::Elsewhere(platform));
         }
         let new = NewAccount {
@@ -121,7 +127,10 @@ impl Arrival {
             refresh_token: pair.refresh_token.clone(),
             expires: Expires::In(pair.expires_in),
         };
-        let id = self.accounts.connect(&self.app.engine, &mut tx, tenant, &new).await.map_err(not_connected)?;
+        let id = self.accounts.connect(&self.app.engine, &mut tx, tenant, &new).await.map_err(|error| match error {
+            ConnectError::Plan(PlanError::Refused(refused)) => Refused::Plan(refused),
+            error => not_connected(error).into(),
+        })?;
         store::prove(&mut tx, tenant, id).await?;
         consent::finish(&mut *tx, self.consent).await?;
         let row = store::get(&mut *tx, self.caller.reach(), id).await?;
@@ -140,7 +149,7 @@ impl Arrival {
     ) -> Result<(sqlx::Transaction<'static, sqlx::Postgres>, Turn<Created<ConnectionView>>), Problem> {
         let mut tries = 1;
         loop {
-            let mut tx = self.app.db.begin().await?;
+            let mut tx = self.app.db.begin(&self.caller).await?;
             match self.key.clone().claim(&mut tx, &self.caller, Some(self.request.clone())).await {
                 Err(problem) if problem.retry_after().is_some() && tries < KEY_TRIES => tries += 1,
                 turn => return Ok((tx, turn?)),

@@ -16,7 +16,7 @@ use url::Url;
 use crate::{
     crypto::{CryptoError, Keyring, Place},
     identity::Caller,
-    ids::{ConsentId, TenantId},
+    ids::ConsentId,
     platforms::{Asking, Connector, Platform},
     rotation::SealedColumn,
 };
@@ -89,11 +89,6 @@ pub async fn ask(
     let secrets = Secrets::generate();
     let Some(page) = secrets.page(connector) else { return Ok(None) };
     let id = ConsentId::new();
-    sqlx::query("delete from account_consents where tenant_id = $1 and expires_at < now() - make_interval(secs => $2)")
-        .bind(caller.tenant)
-        .bind(REMEMBERED.as_secs_f64())
-        .execute(&mut *tx)
-        .await?;
     let expires_at = sqlx::query_scalar(
         "insert into account_consents (id, tenant_id, user_id, platform, state_hash, sealed, expires_at) \
          values ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7)) returning expires_at",
@@ -205,20 +200,23 @@ pub async fn finish(db: impl PgExecutor<'_>, id: ConsentId) -> sqlx::Result<()> 
     Ok(())
 }
 
-/// Whether another workspace holds the account. Two that connect it at once take turns until their transactions end.
-pub async fn is_held_elsewhere(
-    tx: &mut PgConnection,
-    tenant: TenantId,
-    platform: Platform,
-    remote_id: &str,
-) -> sqlx::Result<bool> {
+/// For upkeep: those that are over for so long that nobody asks for them any more.
+pub async fn forget_old(db: impl PgExecutor<'_>) -> sqlx::Result<u64> {
+    let gone = sqlx::query("delete from account_consents where expires_at < now() - make_interval(secs => $1)")
+        .bind(REMEMBERED.as_secs_f64())
+        .execute(db)
+        .await?;
+    Ok(gone.rows_affected())
+}
+
+/// Whether another workspace than the call's holds the account. Two that connect it at once take turns until their transactions end.
+pub async fn is_held_elsewhere(tx: &mut PgConnection, platform: Platform, remote_id: &str) -> sqlx::Result<bool> {
     sqlx::query("select pg_advisory_xact_lock(hashtextextended('account:' || $1 || ':' || $2, 0))")
         .bind(platform.as_str())
         .bind(remote_id)
         .execute(&mut *tx)
         .await?;
-    sqlx::query_scalar("select account_is_held_elsewhere($1, $2, $3)")
-        .bind(tenant)
+    sqlx::query_scalar("select app.account_is_held_elsewhere($1, $2)")
         .bind(platform.as_str())
         .bind(remote_id)
         .fetch_one(tx)

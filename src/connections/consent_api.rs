@@ -83,7 +83,7 @@ impl ConsentApi {
         let connector = allowed(&publisher, &caller, platform.0)?;
         identity::api::ensure(&app, &caller).await?;
         let keyring = publisher.accounts.keyring();
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(Json(KeptConsent { id })) => {
                 let again = consent::reopen(&mut *tx, keyring, &caller, &*connector, id).await;
@@ -119,7 +119,7 @@ impl ConsentApi {
         let code = check(&input)?;
         let request = json!({"state": input.state.to_json(), "code": input.code.to_json(), "error": input.error});
         let keyring = publisher.accounts.keyring();
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         // Looked up now and kept at the end: between the two we speak with the platform, in no transaction.
         if let Turn::Replay(answer) = key.clone().claim(&mut tx, &caller, Some(request.clone())).await? {
             return Ok(answer);
@@ -234,6 +234,7 @@ fn denied(platform: Platform) -> Problem {
 fn not_connected(refused: Refused) -> Problem {
     match refused {
         Refused::Problem(problem) => problem,
+        Refused::Plan(refused) => (*refused).into(),
         Refused::Elsewhere(platform) => {
             let text = format!(
                 "This {} account is connected in another workspace, and one account is published on from one place \

@@ -180,12 +180,13 @@ pub async fn put(
     tokens: &Sealed,
 ) -> sqlx::Result<Renewed> {
     let (at, seconds) = tokens.expires.columns();
+    // The tokens are named as they were sent and not as `excluded`: the API may write them, and not read them.
     sqlx::query_as(
         "insert into connections (id, tenant_id, platform, remote_account_id, username, display_name, \
            access_token, refresh_token, access_expires_at) \
          values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, now() + make_interval(secs => $10))) \
          on conflict (id) do update set username = excluded.username, display_name = excluded.display_name, \
-           access_token = excluded.access_token, refresh_token = excluded.refresh_token, proven_at = null, \
+           access_token = $7, refresh_token = $8, proven_at = null, \
            access_expires_at = excluded.access_expires_at, generation = connections.generation + 1, \
            state = 'active', problem = null, refreshed_at = now(), updated_at = now() \
          returning generation, access_expires_at",
@@ -204,12 +205,9 @@ pub async fn put(
     .await
 }
 
-/// The generation of the pair that can be traded; `None`: there is nothing to trade.
+/// The generation of the pair that the workspace of the call can trade; `None`: there is nothing to trade.
 pub async fn refreshable(db: impl PgExecutor<'_>, id: ConnectionId) -> sqlx::Result<Option<i32>> {
-    sqlx::query_scalar("select generation from connections where id = $1 and refresh_token is not null")
-        .bind(id)
-        .fetch_optional(db)
-        .await
+    sqlx::query_scalar("select app.refreshable($1)").bind(id).fetch_one(db).await
 }
 
 /// The platform itself has said whose account it is.

@@ -9,9 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{Connection, PgConnection};
 
-use super::{SIGN_OF_LIFE, answer, within};
+use super::{SIGN_OF_LIFE, Session, answer, within};
 
 /// A connection that was used a moment ago is believed to be alive.
 const FRESH: Duration = Duration::from_millis(500);
@@ -19,7 +19,7 @@ const FRESH: Duration = Duration::from_millis(500);
 /// Opened when it is first needed, and anew after anything went wrong with it.
 #[derive(Debug)]
 pub struct OwnConnection {
-    options: PgConnectOptions,
+    session: Session,
     idle: Mutex<Option<Idle>>,
 }
 
@@ -30,8 +30,8 @@ struct Idle {
 }
 
 impl OwnConnection {
-    pub fn new(options: PgConnectOptions) -> Self {
-        Self { options, idle: Mutex::new(None) }
+    pub fn new(session: Session) -> Self {
+        Self { session, idle: Mutex::new(None) }
     }
 
     /// What `work` comes to, or an error once [`super::ANSWER_DEADLINE`] is over. The connection is closed after an
@@ -56,7 +56,7 @@ impl OwnConnection {
         {
             return Ok(connection);
         }
-        PgConnection::connect_with(&self.options).await
+        self.session.connect().await
     }
 
     fn idle(&self) -> MutexGuard<'_, Option<Idle>> {

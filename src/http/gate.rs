@@ -4,7 +4,7 @@
 //! Closed by default: below `/api` nothing is answered without a valid credential but what the router names as
 //! public, and whoever may only read gets no further with a write than to what the router names as open to readers.
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -33,7 +33,7 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// What the gate must know about paths, from the router.
 #[derive(Debug, Clone, Copy)]
 pub struct Paths {
-    /// Beginnings of paths below `/api` that are open to everyone.
+    /// Beginnings of paths that are open to everyone and counted like every call, wherever they are.
     pub public: &'static [&'static str],
     /// Beginnings of paths where a write is no change of the workspace: questions, and what concerns the caller alone.
     pub open_to_readers: &'static [&'static str],
@@ -85,7 +85,8 @@ pub struct GateEndpoint<E> {
     policy: [HeaderValue; 2],
 }
 
-/// The names of the two limits in the headers.
+/// The names of the limits in the headers.
+const KEY: &str = "key";
 const OWN: &str = "requests";
 const SHARED: &str = "address";
 
@@ -94,13 +95,15 @@ struct Counted {
     name: &'static str,
     verdict: Verdict,
     by_address: bool,
+    /// The limit of the key itself, where it has one.
+    by_key: Option<NonZeroU32>,
 }
 
 impl<E: Endpoint> Endpoint for GateEndpoint<E> {
     type Output = Response;
 
     async fn call(&self, request: Request) -> Result<Response> {
-        if !request.uri().path().starts_with("/api/") {
+        if !request.uri().path().starts_with("/api/") && !begins_with(&request, self.paths.public) {
             return self.pass(request).await;
         }
         let from = self.proxies.client(&request);
@@ -121,27 +124,26 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
 }
 
 impl<E: Endpoint> GateEndpoint<E> {
-    /// A caller by who he is and, with all others there, by where he comes from; a stranger by where he comes from.
+    /// A caller by the key he came with, by who he is and, with all others there, by where he comes from; a stranger by
+    /// where he comes from. What one limit refuses does not use up the next.
     async fn count(&self, request: &Request, from: ClientAddress, caller: &Result<Option<Caller>, Problem>) -> Counted {
         let ClientAddress { ip, is_own } = from;
         let cost = (self.paths.cost)(request.method(), request.uri().path());
-        let subject = match caller {
-            Ok(Some(caller)) => Subject::User(caller.user),
-            _ => Subject::strangers(ip),
-        };
-        let verdict = self.limiter.count(subject, cost).await;
-        let Verdict::Pass { remaining, .. } = verdict else {
-            return Counted { name: OWN, verdict, by_address: is_own };
-        };
-        if !is_own {
-            return Counted { name: OWN, verdict, by_address: false };
-        }
-        match self.limiter.count(Subject::address(ip), cost).await {
-            Verdict::Pass { remaining: shared, .. } if shared >= remaining => {
-                Counted { name: OWN, verdict, by_address: true }
+        let caller = caller.as_ref().ok().and_then(Option::as_ref);
+        let key = caller.and_then(|caller| Some(Subject::Key(caller.key?, caller.key_limit?)));
+        let by_key = caller.and_then(|caller| caller.key_limit);
+        let own = caller.map_or_else(|| Subject::strangers(ip), |caller| Subject::User(caller.user));
+        let verdict = self.limiter.count(own, cost).await;
+        let mut counted = Counted { name: OWN, verdict, by_address: is_own, by_key };
+        let others = [(KEY, key), (SHARED, is_own.then(|| Subject::address(ip)))];
+        for (name, subject) in others {
+            let (Verdict::Pass { remaining, .. }, Some(subject)) = (counted.verdict, subject) else { continue };
+            match self.limiter.count(subject, cost).await {
+                Verdict::Pass { remaining: as_well, .. } if as_well >= remaining => {}
+                tighter => counted = Counted { name, verdict: tighter, ..counted },
             }
-            tighter => Counted { name: SHARED, verdict: tighter, by_address: true },
         }
+        counted
     }
 
     fn admit(
@@ -199,10 +201,18 @@ impl<E: Endpoint> GateEndpoint<E> {
             Verdict::Refuse { retry_in } => (0, retry_in),
         };
         let headers = response.headers_mut();
-        headers.insert(RATE_LIMIT_POLICY, self.policy[usize::from(counted.by_address)].clone());
+        let policy = &self.policy[usize::from(counted.by_address)];
+        let policy = counted.by_key.map_or_else(|| policy.clone(), |limit| self.policy_with(limit, policy));
+        headers.insert(RATE_LIMIT_POLICY, policy);
         let seconds = resets_in.as_millis().div_ceil(1000);
         let name = counted.name;
         headers.insert(RATE_LIMIT, text_header(&format!("\"{name}\";r={remaining};t={seconds}")));
+    }
+
+    fn policy_with(&self, key_limit: NonZeroU32, others: &HeaderValue) -> HeaderValue {
+        let others = others.to_str().expect("it was made of text");
+        let window = self.limiter.window().as_secs();
+        text_header(&format!("\"{KEY}\";q={key_limit};w={window}, {others}"))
     }
 }
 

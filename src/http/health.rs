@@ -12,10 +12,10 @@ use std::{
 use async_trait::async_trait;
 use poem::web::Data;
 use poem_openapi::{ApiResponse, Enum, Object, OpenApi, payload::Json};
-use sqlx::PgPool;
 use tokio::sync::Mutex;
 
 use super::Tag;
+use crate::db::TenantDb;
 
 /// Longest one look may take.
 const LOOK_TIME: Duration = Duration::from_secs(3);
@@ -113,14 +113,14 @@ pub enum HealthAnswer {
 pub struct HealthApi;
 
 pub struct Health {
-    db: PgPool,
+    db: TenantDb,
     probes: Vec<Box<dyn Probe>>,
     last: Mutex<Option<(Instant, HealthReport)>>,
     ready: Mutex<Option<(Instant, HealthCheck)>>,
 }
 
 impl Health {
-    pub fn new(db: PgPool, mut probes: Vec<Box<dyn Probe>>) -> Self {
+    pub fn new(db: TenantDb, mut probes: Vec<Box<dyn Probe>>) -> Self {
         probes.insert(0, Box::new(Database { db: db.clone() }));
         Self { db, probes, last: Mutex::new(None), ready: Mutex::new(None) }
     }
@@ -170,7 +170,7 @@ fn overall(states: impl Iterator<Item = (bool, ProbeState)>) -> ProbeState {
 
 /// Whether this process can commit: a read-only or recovering server cannot give out a transaction id.
 struct Database {
-    db: PgPool,
+    db: TenantDb,
 }
 
 #[async_trait]
@@ -184,7 +184,11 @@ impl Probe for Database {
     }
 
     async fn look(&self) -> Finding {
-        match sqlx::query_scalar::<_, String>("select pg_current_xact_id()::text").fetch_one(&self.db).await {
+        let id = async {
+            let mut db = self.db.nobody().await?;
+            sqlx::query_scalar::<_, String>("select pg_current_xact_id()::text").fetch_one(&mut *db).await
+        };
+        match id.await {
             Ok(_id) => Finding::ok(),
             Err(error) => {
                 tracing::warn!(cause = crate::telemetry::chain(&error), "the database cannot commit");

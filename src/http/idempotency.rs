@@ -86,7 +86,7 @@ impl IdempotencyKey {
         let Some(given) = self.0 else { return Ok(Turn::New(Claim(None))) };
         let request_hash = Sha256::digest(request.unwrap_or_default().to_string()).into();
         let claimed = Claimed { tenant: caller.tenant, given, request_hash };
-        let is_ours = try_lock(tx, &claimed).await?;
+        let is_ours = try_lock(tx, &claimed).await? != Some(false);
         // A statement of its own, after the lock: its snapshot sees what the lock's last holder committed.
         let Some(kept) = find(tx, &claimed).await? else {
             return if is_ours { Ok(Turn::New(Claim(Some(claimed)))) } else { Err(under_way()) };
@@ -111,9 +111,20 @@ impl Claim {
     }
 }
 
-async fn try_lock(tx: &mut PgConnection, claimed: &Claimed) -> sqlx::Result<bool> {
+/// `None`: there is an answer already, and no lock is taken: a repeat that is only answered would still hold it for a
+/// moment after its answer, and the next one would find the key in use.
+async fn try_lock(tx: &mut PgConnection, claimed: &Claimed) -> sqlx::Result<Option<bool>> {
     let lock = lock_of(claimed.tenant, &claimed.given.route, &claimed.given.key);
-    sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(tx).await
+    sqlx::query_scalar(
+        "select pg_try_advisory_xact_lock($1) where not exists ( \
+           select from idempotency_keys where tenant_id = $2 and route = $3 and key = $4)",
+    )
+    .bind(lock)
+    .bind(claimed.tenant)
+    .bind(&claimed.given.route)
+    .bind(&claimed.given.key)
+    .fetch_optional(tx)
+    .await
 }
 
 /// The advisory lock that a request holds while it works under a key. `route` is the method and the path.

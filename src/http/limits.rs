@@ -16,6 +16,7 @@ use std::{
     fmt,
     hash::BuildHasher,
     net::IpAddr,
+    num::NonZeroU32,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -27,7 +28,7 @@ use redis::Script;
 
 use crate::{
     config::ApiConfig,
-    ids::UserId,
+    ids::{ApiKeyId, UserId},
     jobs::belt::{Belt, BeltError},
     telemetry::chain,
 };
@@ -46,6 +47,8 @@ const REDIS_REST: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Subject {
     User(UserId),
+    /// One key, by the limit that it has: another limit holds at once.
+    Key(ApiKeyId, NonZeroU32),
     /// Everybody at one address who did not prove who he is.
     Strangers(IpAddr),
     /// Everybody at one address.
@@ -74,6 +77,7 @@ impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::User(user) => write!(f, "user:{user}"),
+            Self::Key(key, _limit) => write!(f, "key:{key}"),
             Self::Strangers(address) => write!(f, "strangers:{address}"),
             Self::Address(address) => write!(f, "address:{address}"),
         }
@@ -166,6 +170,7 @@ impl RateLimiter {
     fn limit_of(&self, subject: Subject) -> u32 {
         match subject {
             Subject::User(_) | Subject::Strangers(_) => self.limit,
+            Subject::Key(_, limit) => limit.get(),
             Subject::Address(_) => self.address_limit,
         }
     }

@@ -302,7 +302,7 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 const DOCUMENTED: [(u16, &str); 13] = [
     (400, "The request could not be understood"),
     (401, "No valid token"),
-    (403, "Scope, role or key do not allow it, or X-Workspace is none of yours"),
+    (403, "Scope, role, key or plan do not allow it, or X-Workspace is none of yours"),
     (404, "No such thing, or it is not yours"),
     (408, "The body took too long to arrive"),
     (409, "It does not fit the present state, or the same Idempotency-Key is under way"),

@@ -1,10 +1,10 @@
 //! What every handler may use. A domain adds services of its own as further `Data`, not as fields here.
 
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
+    db::TenantDb,
     identity::{Authenticator, SetupError},
     jobs::Engine,
 };
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug)]
 pub struct App {
     pub config: Config,
-    pub db: PgPool,
+    pub db: TenantDb,
     pub engine: Engine,
     pub auth: Authenticator,
     /// Cancelled when the process stops: long polls and event streams end then, and clients come back elsewhere.
@@ -21,7 +21,7 @@ pub struct App {
 }
 
 impl App {
-    pub fn new(config: Config, db: PgPool, engine: Engine, stop: CancellationToken) -> Result<Self, SetupError> {
+    pub fn new(config: Config, db: TenantDb, engine: Engine, stop: CancellationToken) -> Result<Self, SetupError> {
         let auth = Authenticator::new(&config, db.clone())?;
         Ok(Self { config, db, engine, auth, stop })
     }

@@ -157,7 +157,9 @@ impl IdentityApi {
     #[oai(path = "/me", method = "get", operation_id = "getMe")]
     async fn me(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<Me>, Problem> {
         ensure(&app, &caller).await?;
-        let user = store::user(&app.db, caller.user).await?.ok_or_else(|| Problem::not_found("user"))?;
+        let user = store::user(&mut *app.db.of(&caller).await?, caller.user)
+            .await?
+            .ok_or_else(|| Problem::not_found("user"))?;
         Ok(Json(Me {
             user_id: user.id,
             provider: user.provider,
@@ -185,13 +187,13 @@ impl IdentityApi {
         if caller.key.is_some() {
             return Err(super::Forbidden::Key { scope: Scope::Manage }.into());
         }
-        let user = store::user(&app.db, caller.user).await?;
+        let user = store::user(&mut *app.db.of(&caller).await?, caller.user).await?;
         if user.is_none_or(|user| user.provider == "local") {
             let text = "Local tokens cannot be taken back one by one: they end by themselves, or all at once with \
                         another JWT_SECRET_KEY.";
             return Err(Problem::conflict("local_token", text));
         }
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         store::sign_out_everywhere(&mut tx, caller.user).await?;
         audit::record(&mut tx, &caller, Action::SignedOutEverywhere, caller.user, json!({})).await?;
         tx.commit().await?;
@@ -217,14 +219,15 @@ impl IdentityApi {
         let limit = page::limit(limit.0)?;
         // A key is of one workspace and tells of no other.
         if caller.key.is_some() {
-            let row = store::workspace(&app.db, caller.tenant, caller.user).await?;
+            let row = store::workspace(&mut *app.db.of(&caller).await?, caller.tenant, caller.user).await?;
             return Ok(Json(WorkspaceList {
                 items: row.into_iter().map(WorkspaceView::from).collect(),
                 next_cursor: None,
             }));
         }
         let before = page::decode(WORKSPACES, cursor.0.as_deref())?;
-        let rows = store::workspaces(&app.db, caller.user, before, i64::from(limit) + 1).await?;
+        let rows =
+            store::workspaces(&mut *app.db.of(&caller).await?, caller.user, before, i64::from(limit) + 1).await?;
         let views = rows.into_iter().map(WorkspaceView::from).collect();
         let Page { items, next_cursor } = Page::of(views, limit, WORKSPACES, |workspace: &WorkspaceView| workspace.id);
         Ok(Json(WorkspaceList { items, next_cursor }))
@@ -247,12 +250,12 @@ impl IdentityApi {
         }
         caller.require(Scope::Read)?;
         ensure(&app, &caller).await?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, body.0.to_json()).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let id = store::create_workspace(&mut tx, &body.0.name, caller.user).await?;
+        let id = store::create_workspace(&mut tx, &body.0.name).await?;
         let there = Caller { tenant: id, ..caller.clone() };
         audit::record(&mut tx, &there, Action::WorkspaceCreated, id, json!({"name": body.0.name})).await?;
         let row = store::workspace(&mut *tx, id, caller.user).await?.ok_or_else(unknown_workspace)?;
@@ -272,7 +275,7 @@ impl IdentityApi {
     ) -> Result<Json<WorkspaceView>, Problem> {
         caller.require(Scope::Read)?;
         inside(&app, &caller, id.0).await?;
-        let row = store::workspace(&app.db, id.0, caller.user).await?;
+        let row = store::workspace(&mut *app.db.of(&caller).await?, id.0, caller.user).await?;
         Ok(Json(row.ok_or_else(unknown_workspace)?.into()))
     }
 
@@ -292,7 +295,7 @@ impl IdentityApi {
         inside(&app, &caller, id.0).await?;
         let limit = page::limit(limit.0)?;
         let before = page::decode(MEMBERS, cursor.0.as_deref())?;
-        let rows = store::members(&app.db, id.0, before, i64::from(limit) + 1).await?;
+        let rows = store::members(&mut *app.db.of(&caller).await?, id.0, before, i64::from(limit) + 1).await?;
         let views = rows.into_iter().map(MemberView::from).collect();
         let Page { items, next_cursor } = Page::of(views, limit, MEMBERS, |member: &MemberView| member.user_id);
         Ok(Json(MemberList { items, next_cursor }))
@@ -312,7 +315,7 @@ impl IdentityApi {
     ) -> Result<Created<MemberView>, Problem> {
         caller.require(Scope::Manage)?;
         inside(&app, &caller, id.0).await?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, body.0.to_json()).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -346,7 +349,7 @@ impl IdentityApi {
         caller.require(Scope::Manage)?;
         inside(&app, &caller, id.0).await?;
         let role = Role::from(body.0.role);
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let before = changed(store::change_member(&mut tx, id.0, user.0, Some(role)).await?)?;
         let details = json!({"before": before, "role": role});
         audit::record(&mut tx, &caller, Action::MemberChanged, user.0, details).await?;
@@ -371,7 +374,7 @@ impl IdentityApi {
         let is_leaving = caller.user == user.0 && caller.key.is_none();
         caller.require(if is_leaving { Scope::Read } else { Scope::Manage })?;
         inside(&app, &caller, id.0).await?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -387,10 +390,11 @@ impl IdentityApi {
 
 /// A local token may come before its rows: here they are needed.
 pub async fn ensure(app: &App, caller: &Caller) -> Result<(), Problem> {
-    if caller.key.is_none() && store::workspace(&app.db, caller.tenant, caller.user).await?.is_none() {
-        let mut tx = app.db.begin().await?;
-        store::ensure_local(&mut tx, caller.tenant, caller.user).await?;
-        tx.commit().await?;
+    if caller.key.is_none() {
+        let mut db = app.db.of(caller).await?;
+        if store::workspace(&mut *db, caller.tenant, caller.user).await?.is_none() {
+            store::ensure_local(&mut *db, caller.tenant, caller.user).await?;
+        }
     }
     Ok(())
 }
@@ -416,9 +420,8 @@ async fn meant(tx: &mut sqlx::PgConnection, input: &MemberInput) -> Result<UserI
     const ASK: &str = "Ask them to sign in once, then add them";
     match (input.user_id, &input.email) {
         (Some(id), None) => {
-            let user = store::user(tx, id).await?;
-            user.map(|user| user.id)
-                .ok_or_else(|| Problem::invalid_field("user_id", "is nobody who is known here", ASK))
+            let is_known = store::is_known(tx, id).await?;
+            is_known.then_some(id).ok_or_else(|| Problem::invalid_field("user_id", "is nobody who is known here", ASK))
         }
         (None, Some(email)) => {
             let user = store::user_by_email(tx, email).await?;

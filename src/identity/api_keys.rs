@@ -13,7 +13,6 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
-use sqlx::PgPool;
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
@@ -22,7 +21,11 @@ use super::{
     key_store::{self, KeptKey},
     recent::Recent,
 };
-use crate::{db, ids::ApiKeyId, telemetry::chain};
+use crate::{
+    db::{self, TenantDb},
+    ids::ApiKeyId,
+    telemetry::chain,
+};
 
 pub const START: &str = "mvk_";
 const PREFIX_HEX: usize = 12;
@@ -89,9 +92,9 @@ impl ApiKeys {
         expires_at.is_none_or(|at| SystemTime::now() < at.into()).then_some(caller)
     }
 
-    pub async fn verify(&self, db: &PgPool, presented: &Presented) -> Result<Caller, AuthError> {
+    pub async fn verify(&self, db: &TenantDb, presented: &Presented) -> Result<Caller, AuthError> {
         let asked = self.verified.ask(Instant::now());
-        let kept = db::answer(key_store::find(db, &presented.prefix)).await?;
+        let kept = db::answer(async { key_store::find(&mut *db.nobody().await?, &presented.prefix).await }).await?;
         let kept_hash = kept.as_ref().map_or([0; 32], KeptKey::hash);
         // Compared whether or not there is one.
         let is_same: bool = kept_hash.ct_eq(&presented.hash).into();
@@ -110,12 +113,13 @@ impl ApiKeys {
     }
 
     /// Beside the call and not before it; the statement itself writes at most once a minute.
-    fn note_use(&self, db: &PgPool, id: ApiKeyId) {
+    fn note_use(&self, db: &TenantDb, id: ApiKeyId) {
         let Ok(permit) = Arc::clone(&self.notes).try_acquire_owned() else { return };
         let db = db.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            if let Err(error) = db::answer(key_store::note_use(&db, id)).await {
+            let noted = db::answer(async { key_store::note_use(&mut *db.nobody().await?, id).await });
+            if let Err(error) = noted.await {
                 tracing::debug!(cause = chain(&error), "a key's use was not noted");
             }
         });

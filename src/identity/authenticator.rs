@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::PgPool;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -23,7 +22,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    db,
+    db::{self, TenantDb},
     ids::{TenantId, UserId},
     outbound::OutboundError,
     telemetry::chain,
@@ -43,7 +42,7 @@ pub struct Authenticator {
     erased: Erased,
     access: Recent<(UserId, Option<TenantId>), Option<Access>>,
     first_sights: Arc<Semaphore>,
-    db: PgPool,
+    db: TenantDb,
 }
 
 /// Why a credential was not accepted. For the log alone: outside, most of these are one 401.
@@ -90,7 +89,7 @@ impl std::fmt::Debug for Authenticator {
 }
 
 impl Authenticator {
-    pub fn new(config: &Config, db: PgPool) -> Result<Self, SetupError> {
+    pub fn new(config: &Config, db: TenantDb) -> Result<Self, SetupError> {
         if config.jwt_ignored {
             tracing::warn!("JWT_SECRET_KEY is ignored: local tokens are off in production unless LOCAL_TOKENS=on");
         }
@@ -168,8 +167,11 @@ impl Authenticator {
                 firebase.verify(token).await?
             }
         };
-        let user = || async { db::answer(store::firebase_user(&self.db, &person)).await?.ok_or(AuthError::SignedOut) };
-        let user = *person.user.get_or_try_init(user).await?;
+        let first = || async {
+            let found = db::answer(async { store::firebase_user(&mut *self.db.nobody().await?, &person).await });
+            found.await?.ok_or(AuthError::SignedOut)
+        };
+        let user = *person.user.get_or_try_init(first).await?;
         let access = self.access_of(user, workspace).await?.ok_or(AuthError::NoSuchWorkspace)?;
         if access.is_disabled || access.tokens_valid_after.is_some_and(|after| person.issued_at < after) {
             return Err(AuthError::SignedOut);
@@ -205,7 +207,7 @@ impl Authenticator {
             return Ok(access);
         }
         let asked = self.access.ask(now);
-        let access = db::answer(store::access(&self.db, user, workspace)).await?;
+        let access = db::answer(async { store::access(&mut *self.db.nobody().await?, user, workspace).await }).await?;
         self.access.keep((user, workspace), access.clone(), asked);
         Ok(access)
     }
@@ -217,7 +219,7 @@ impl Authenticator {
         let (db, tenant, user) = (self.db.clone(), caller.tenant, caller.user);
         tokio::spawn(async move {
             let _permit = permit;
-            let written = db::answer(async { store::ensure_local(&mut *db.acquire().await?, tenant, user).await });
+            let written = db::answer(async { store::ensure_local(&mut *db.nobody().await?, tenant, user).await });
             if let Err(error) = written.await {
                 tracing::debug!(cause = chain(&error), "a user was not noted at first sight");
             }

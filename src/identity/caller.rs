@@ -1,7 +1,7 @@
 //! A caller, and the three things that bound one: scopes (of the credential), a role (in the workspace), and the
 //! connections that a key may use.
 
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{fmt, net::IpAddr, num::NonZeroU32, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,8 @@ pub struct Caller {
     pub role: Role,
     /// The key it came with; `None`: a person's own token.
     pub key: Option<ApiKeyId>,
+    /// Requests that this key may make in a window, whatever its maker may; `None`: no limit of its own.
+    pub key_limit: Option<NonZeroU32>,
     /// The only connections it may use; `None`: all of the workspace.
     pub connections: Option<Arc<[ConnectionId]>>,
     /// Where the call came from.
@@ -53,7 +55,7 @@ pub struct Caller {
 impl Caller {
     /// With all that these scopes allow.
     pub fn new(tenant: TenantId, user: UserId, scopes: Scopes) -> Self {
-        Self { tenant, user, scopes, role: Role::Owner, key: None, connections: None, address: None }
+        Self { tenant, user, scopes, role: Role::Owner, key: None, key_limit: None, connections: None, address: None }
     }
 
     /// An error that names what is missing and who can give it.

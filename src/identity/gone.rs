@@ -7,12 +7,11 @@ use std::{
     time::Instant,
 };
 
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::{AuthError, local_tokens::Local, recent::BELIEVED};
 use crate::{
-    db,
+    db::{self, TenantDb},
     rights::erasures::{self, Gone},
     telemetry::chain,
 };
@@ -34,10 +33,10 @@ impl Erased {
 
     /// # Errors
     /// When the token is of before its user's or its workspace's end.
-    pub async fn check(&self, pool: &PgPool, local: &Local) -> Result<(), AuthError> {
+    pub async fn check(&self, db: &TenantDb, local: &Local) -> Result<(), AuthError> {
         let now = Instant::now();
         if self.is_stale(now) {
-            match db::answer(erasures::all(pool)).await {
+            match db::answer(async { erasures::all(&mut *db.nobody().await?).await }).await {
                 Ok(gone) => {
                     let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
                     known.gone = gone.into_iter().map(|gone| (gone.subject, gone)).collect();

@@ -8,7 +8,7 @@ use poem_openapi::{
     ApiResponse, Enum, Object, OpenApi,
     param::{Path, Query},
     payload::Json,
-    types::ToJSON,
+    types::{MaybeUndefined, ToJSON},
 };
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -65,6 +65,19 @@ struct KeyInput {
     connections: Option<Vec<ConnectionId>>,
     /// Without it, never.
     expires_at: Option<DateTime<Utc>>,
+    /// Requests that it may make in a window (`RateLimit-Policy` says how long one is), within what limits its maker
+    /// and his address; without it, only those.
+    #[oai(validator(minimum(value = "1"), maximum(value = "1000000000")))]
+    rate_limit: Option<i32>,
+}
+
+/// What a key may be changed in.
+#[derive(Debug, Object)]
+#[oai(deny_unknown_fields)]
+struct KeyChange {
+    /// Requests that it may make in a window; null: no limit of its own.
+    #[oai(validator(minimum(value = "1"), maximum(value = "1000000000")))]
+    rate_limit: MaybeUndefined<i32>,
 }
 
 /// An API key.
@@ -79,6 +92,8 @@ struct KeyView {
     key: Option<String>,
     scopes: Vec<String>,
     connections: Option<Vec<ConnectionId>>,
+    /// Requests that it may make in a window; absent: no limit of its own.
+    rate_limit: Option<i32>,
     created_by: UserId,
     created_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
@@ -122,7 +137,7 @@ impl KeysApi {
     ) -> Result<Created<KeyView>, Problem> {
         caller.require(Scope::Manage)?;
         api::ensure(&app, &caller).await?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, body.0.to_json()).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -157,7 +172,8 @@ impl KeysApi {
         caller.require(Scope::Manage)?;
         let limit = page::limit(limit.0)?;
         let before = page::decode(LIST, cursor.0.as_deref())?;
-        let rows = key_store::list(&app.db, caller.tenant, before, i64::from(limit) + 1).await?;
+        let rows =
+            key_store::list(&mut *app.db.of(&caller).await?, caller.tenant, before, i64::from(limit) + 1).await?;
         let views = rows.into_iter().map(KeyView::from).collect();
         let Page { items, next_cursor } = Page::of(views, limit, LIST, |key: &KeyView| key.id);
         Ok(Json(KeyList { items, next_cursor }))
@@ -167,8 +183,43 @@ impl KeysApi {
     #[oai(path = "/api-keys/:id", method = "get", operation_id = "getApiKey")]
     async fn get(&self, app: Data<&Arc<App>>, caller: Caller, id: Path<ApiKeyId>) -> Result<Json<KeyView>, Problem> {
         caller.require(Scope::Manage)?;
-        let row = key_store::get(&app.db, caller.tenant, id.0).await?;
+        let row = key_store::get(&mut *app.db.of(&caller).await?, caller.tenant, id.0).await?;
         Ok(Json(row.ok_or_else(|| Problem::not_found("API key"))?.into()))
+    }
+
+    /// Change an API key's limit
+    ///
+    /// It holds here at once, and in other processes within five seconds.
+    #[oai(path = "/api-keys/:id", method = "patch", operation_id = "changeApiKey")]
+    async fn change(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<ApiKeyId>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        body: Input<KeyChange>,
+    ) -> Result<Json<KeyView>, Problem> {
+        caller.require(Scope::Manage)?;
+        let rate_limit = match body.0.rate_limit {
+            MaybeUndefined::Value(limit) => Some(limit),
+            MaybeUndefined::Null => None,
+            MaybeUndefined::Undefined => {
+                let remedy = "Send requests per window, or null for no limit";
+                return Err(Problem::invalid_field("rate_limit", "is missing", remedy));
+            }
+        };
+        let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, Some(json!(rate_limit))).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let row = key_store::limit(&mut tx, caller.tenant, id.0, rate_limit).await?;
+        let row = row.ok_or_else(|| Problem::not_found("API key"))?;
+        audit::record(&mut tx, &caller, Action::KeyChanged, id.0, json!({"rate_limit": rate_limit})).await?;
+        let answer = claim.keep(&mut tx, Json(row.into())).await?;
+        tx.commit().await?;
+        app.auth.forget();
+        Ok(answer)
     }
 
     /// Revoke an API key
@@ -182,7 +233,7 @@ impl KeysApi {
         #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
     ) -> Result<Revoked, Problem> {
         caller.require(Scope::Manage)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let is_news = key_store::revoke(&mut tx, caller.tenant, id.0).await?;
         if is_news.ok_or_else(|| Problem::not_found("API key"))? {
             audit::record(&mut tx, &caller, Action::KeyRevoked, id.0, json!({})).await?;
@@ -211,7 +262,13 @@ async fn checked(tx: &mut sqlx::PgConnection, caller: &Caller, input: KeyInput) 
     if !errors.is_empty() {
         return Err(Problem::invalid(errors));
     }
-    Ok(NewKey { name: input.name, scopes, connections: input.connections, expires_at: input.expires_at })
+    Ok(NewKey {
+        name: input.name,
+        scopes,
+        connections: input.connections,
+        rate_limit: input.rate_limit,
+        expires_at: input.expires_at,
+    })
 }
 
 impl From<KeyRow> for KeyView {
@@ -224,6 +281,7 @@ impl From<KeyRow> for KeyView {
             key: None,
             scopes,
             connections,
+            rate_limit: row.rate_limit,
             created_by,
             created_at: row.created_at,
             expires_at: row.expires_at,

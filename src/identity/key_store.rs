@@ -1,6 +1,6 @@
 //! The `api_keys` table. Keys go in as hashes only, and never come out.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection, PgExecutor};
@@ -17,6 +17,7 @@ pub struct KeptKey {
     secret_hash: Vec<u8>,
     scopes: Vec<String>,
     connections: Option<Vec<ConnectionId>>,
+    rate_limit: Option<i32>,
     pub expires_at: Option<DateTime<Utc>>,
     is_alive: bool,
     is_admin: bool,
@@ -39,6 +40,7 @@ impl KeptKey {
         Some(Caller {
             role,
             key: Some(self.id),
+            key_limit: self.rate_limit.and_then(|limit| NonZeroU32::new(limit.unsigned_abs())),
             connections: self.connections.map(Arc::from),
             ..Caller::new(self.tenant_id, self.created_by, scopes)
         })
@@ -48,28 +50,17 @@ impl KeptKey {
 /// One statement, whether or not there is such a key.
 pub async fn find(db: impl PgExecutor<'_>, prefix: &str) -> sqlx::Result<Option<KeptKey>> {
     sqlx::query_as(
-        "select k.id, k.tenant_id, k.created_by, k.secret_hash, k.scopes, k.connections, k.expires_at, \
-           k.revoked_at is null and coalesce(k.expires_at > now(), true) and u.disabled_at is null as is_alive, \
-           u.role = 'admin' as is_admin, m.role, \
-           coalesce(k.last_used_at < now() - interval '1 minute', true) as is_use_to_be_noted \
-         from api_keys k join users u on u.id = k.created_by \
-         left join workspace_members m on m.tenant_id = k.tenant_id and m.user_id = k.created_by \
-         where k.prefix = $1",
+        "select id, tenant_id, created_by, secret_hash, scopes, connections, rate_limit, expires_at, is_alive, is_admin, role, \
+           is_use_to_be_noted from app.find_key($1)",
     )
     .bind(prefix)
     .fetch_optional(db)
     .await
 }
 
+/// To the minute.
 pub async fn note_use(db: impl PgExecutor<'_>, id: ApiKeyId) -> sqlx::Result<()> {
-    sqlx::query(
-        "update api_keys set last_used_at = now() \
-         where id = $1 and coalesce(last_used_at < now() - interval '1 minute', true)",
-    )
-    .bind(id)
-    .execute(db)
-    .await?;
-    Ok(())
+    sqlx::query("select app.note_key_use($1)").bind(id).execute(db).await.map(drop)
 }
 
 /// A key without its secret.
@@ -81,6 +72,7 @@ pub struct KeyRow {
     pub prefix: String,
     pub scopes: Vec<String>,
     pub connections: Option<Vec<ConnectionId>>,
+    pub rate_limit: Option<i32>,
     pub expires_at: Option<DateTime<Utc>>,
     pub last_used_at: Option<DateTime<Utc>>,
     pub revoked_at: Option<DateTime<Utc>>,
@@ -90,8 +82,8 @@ pub struct KeyRow {
 macro_rules! select {
     ($after:literal) => {
         concat!(
-            "select id, created_by, name, prefix, scopes, connections, expires_at, last_used_at, revoked_at, created_at \
-             from api_keys ",
+            "select id, created_by, name, prefix, scopes, connections, rate_limit, expires_at, last_used_at, revoked_at, \
+             created_at from api_keys ",
             $after
         )
     };
@@ -102,6 +94,8 @@ pub struct NewKey {
     pub name: String,
     pub scopes: Scopes,
     pub connections: Option<Vec<ConnectionId>>,
+    /// Requests per window.
+    pub rate_limit: Option<i32>,
     pub expires_at: Option<DateTime<Utc>>,
 }
 
@@ -115,8 +109,9 @@ pub async fn insert(
     let id = ApiKeyId::new();
     let scopes: Vec<String> = new.scopes.words().into_iter().map(str::to_owned).collect();
     sqlx::query(
-        "insert into api_keys (id, tenant_id, created_by, name, prefix, secret_hash, scopes, connections, expires_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "insert into api_keys \
+           (id, tenant_id, created_by, name, prefix, secret_hash, scopes, connections, expires_at, rate_limit) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     )
     .bind(id)
     .bind(tenant)
@@ -127,6 +122,7 @@ pub async fn insert(
     .bind(scopes)
     .bind(&new.connections)
     .bind(new.expires_at)
+    .bind(new.rate_limit)
     .execute(tx)
     .await?;
     Ok(id)
@@ -149,6 +145,25 @@ pub async fn list(
         .bind(limit)
         .fetch_all(db)
         .await
+}
+
+/// `None`: there is no such key that is not revoked.
+pub async fn limit(
+    tx: &mut PgConnection,
+    tenant: TenantId,
+    id: ApiKeyId,
+    rate_limit: Option<i32>,
+) -> sqlx::Result<Option<KeyRow>> {
+    sqlx::query_as(
+        "update api_keys set rate_limit = $3 where tenant_id = $1 and id = $2 and revoked_at is null \
+         returning id, created_by, name, prefix, scopes, connections, rate_limit, expires_at, last_used_at, \
+           revoked_at, created_at",
+    )
+    .bind(tenant)
+    .bind(id)
+    .bind(rate_limit)
+    .fetch_optional(tx)
+    .await
 }
 
 /// `None`: there is no such key. `Some(false)`: it was revoked before.

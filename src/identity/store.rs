@@ -1,6 +1,7 @@
-//! The tables of users, workspaces and members.
+//! The tables of users, workspaces and members. What is asked before it is known who is calling, and the little that
+//! looks beyond a workspace, are functions of the schema `app`.
 
-use sqlx::{FromRow, PgConnection, PgExecutor, PgPool};
+use sqlx::{FromRow, PgConnection, PgExecutor};
 
 use super::{Role, firebase::Person};
 use crate::{
@@ -26,16 +27,12 @@ pub async fn access(
     user: UserId,
     workspace: Option<TenantId>,
 ) -> sqlx::Result<Option<Access>> {
-    let row: Option<(TenantId, String, bool, bool, Option<i64>)> = sqlx::query_as(
-        "select m.tenant_id, m.role, u.role = 'admin', u.disabled_at is not null, \
-           ceil(extract(epoch from u.tokens_valid_after))::bigint \
-         from users u join workspace_members m on m.user_id = u.id \
-         where u.id = $1 and m.tenant_id = coalesce($2, u.personal_workspace_id)",
-    )
-    .bind(user)
-    .bind(workspace)
-    .fetch_optional(db)
-    .await?;
+    let row: Option<(TenantId, String, bool, bool, Option<i64>)> =
+        sqlx::query_as("select tenant_id, role, is_admin, is_disabled, tokens_valid_after from app.access($1, $2)")
+            .bind(user)
+            .bind(workspace)
+            .fetch_optional(db)
+            .await?;
     row.map(|(tenant, role, is_admin, is_disabled, after)| {
         let tokens_valid_after = after.and_then(|after| u64::try_from(after).ok());
         Ok(Access { tenant, role: stored(&role)?, is_admin, is_disabled, tokens_valid_after })
@@ -45,64 +42,23 @@ pub async fn access(
 
 /// The user behind a Firebase account, made with a workspace of their own at first sight. `None`: they were erased, and
 /// this sign-in is of before.
-pub async fn firebase_user(db: &PgPool, person: &Person) -> sqlx::Result<Option<UserId>> {
-    let mut tx = db.begin().await?;
-    let hash = erasures::identity_hash("firebase", &person.uid);
-    if erasures::outlives(&mut *tx, hash, person.issued_at).await? {
-        return Ok(None);
-    }
-    let (user, workspace): (UserId, TenantId) = sqlx::query_as(
-        "insert into users (id, provider, subject, email, name, personal_workspace_id) \
-         values ($1, 'firebase', $2, $3, $4, $5) \
-         on conflict (provider, subject) do update set email = excluded.email, \
-           name = coalesce(excluded.name, users.name) returning id, personal_workspace_id",
-    )
-    .bind(UserId::new())
-    .bind(&person.uid)
-    .bind(&person.email)
-    .bind(&person.name)
-    .bind(TenantId::new())
-    .fetch_one(&mut *tx)
-    .await?;
-    ensure_personal(&mut tx, workspace, user).await?;
-    tx.commit().await?;
-    Ok(Some(user))
+pub async fn firebase_user(db: impl PgExecutor<'_>, person: &Person) -> sqlx::Result<Option<UserId>> {
+    sqlx::query_scalar("select app.firebase_user($1, $2, $3, $4, $5, $6, $7)")
+        .bind(&person.uid)
+        .bind(&person.email)
+        .bind(&person.name)
+        .bind(UserId::new())
+        .bind(TenantId::new())
+        .bind(erasures::identity_hash("firebase", &person.uid).to_vec())
+        .bind(i64::try_from(person.issued_at).unwrap_or(i64::MAX))
+        .fetch_one(db)
+        .await
 }
 
-/// The rows behind a local token: its user, and its workspace, which is theirs when it was nobody's.
-pub async fn ensure_local(tx: &mut PgConnection, tenant: TenantId, user: UserId) -> sqlx::Result<()> {
-    sqlx::query(
-        "insert into users (id, provider, subject, personal_workspace_id) select $1, 'local', $1::text, $2 \
-         where not exists (select from erasures where subject in ($1, $2) and finished_at is null) \
-         on conflict do nothing",
-    )
-    .bind(user)
-    .bind(tenant)
-    .execute(&mut *tx)
-    .await?;
-    ensure_personal(tx, tenant, user).await
-}
-
-/// One statement after the other, each harmless to repeat: whoever comes second finds what the first has made.
-async fn ensure_personal(tx: &mut PgConnection, tenant: TenantId, user: UserId) -> sqlx::Result<()> {
-    sqlx::query(
-        "insert into workspaces (id, name) select $1, 'Personal' \
-         where not exists (select from erasures where subject = $1 and finished_at is null) on conflict do nothing",
-    )
-    .bind(tenant)
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query(
-        "insert into workspace_members (tenant_id, user_id, role) select $1, $2, 'owner' \
-         where not exists (select from workspace_members where tenant_id = $1) \
-         and exists (select from workspaces where id = $1) and exists (select from users where id = $2) \
-         on conflict do nothing",
-    )
-    .bind(tenant)
-    .bind(user)
-    .execute(&mut *tx)
-    .await?;
-    Ok(())
+/// The rows behind a local token: its user, and its workspace, which is theirs when it was nobody's. Not of what is
+/// being erased.
+pub async fn ensure_local(db: impl PgExecutor<'_>, tenant: TenantId, user: UserId) -> sqlx::Result<()> {
+    sqlx::query("select app.ensure_local($1, $2)").bind(tenant).bind(user).execute(db).await.map(drop)
 }
 
 #[derive(Debug, Clone, FromRow)]
@@ -114,18 +70,19 @@ pub struct UserRow {
     pub role: String,
 }
 
+/// Oneself, or a member of the workspace of the call.
 pub async fn user(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<Option<UserRow>> {
     sqlx::query_as("select id, provider, email, name, role from users where id = $1").bind(id).fetch_optional(db).await
 }
 
+/// Whether somebody has signed in here before, in whatever workspace they are.
+pub async fn is_known(db: impl PgExecutor<'_>, id: UserId) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select app.user_known($1)").bind(id).fetch_one(db).await
+}
+
 /// Whoever has verified this address; nobody when it is not certain who is meant.
 pub async fn user_by_email(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<UserId>> {
-    let mut found: Vec<UserId> =
-        sqlx::query_scalar("select id from users where lower(email) = lower($1) and disabled_at is null limit 2")
-            .bind(email)
-            .fetch_all(db)
-            .await?;
-    Ok(if found.len() == 1 { found.pop() } else { None })
+    sqlx::query_scalar("select app.user_by_email($1)").bind(email).fetch_one(db).await
 }
 
 /// Tokens issued before now are refused from now on.
@@ -172,15 +129,10 @@ pub async fn workspace(db: impl PgExecutor<'_>, id: TenantId, user: UserId) -> s
     .await
 }
 
-/// A new workspace with its first owner.
-pub async fn create_workspace(tx: &mut PgConnection, name: &str, owner: UserId) -> sqlx::Result<TenantId> {
+/// A new workspace, whose first owner is the user of the call.
+pub async fn create_workspace(tx: &mut PgConnection, name: &str) -> sqlx::Result<TenantId> {
     let id = TenantId::new();
-    sqlx::query("insert into workspaces (id, name) values ($1, $2)").bind(id).bind(name).execute(&mut *tx).await?;
-    sqlx::query("insert into workspace_members (tenant_id, user_id, role) values ($1, $2, 'owner')")
-        .bind(id)
-        .bind(owner)
-        .execute(tx)
-        .await?;
+    sqlx::query("select app.create_workspace($1, $2)").bind(id).bind(name).execute(tx).await?;
     Ok(id)
 }
 

@@ -2,15 +2,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use serde_json::Value;
-use sqlx::{PgConnection, postgres::PgConnectOptions};
+use sqlx::PgConnection;
 use tokio::{
     sync::{Mutex, mpsc},
     task::JoinSet,
@@ -21,10 +18,10 @@ use super::{
     engine::{Engine, unstorable},
     hand::Hand,
     job::{State, Why},
-    ledger::{self, End, Freed, Locked, Settlement},
+    ledger::{self, End, Freed, Settlement},
 };
 use crate::{
-    db::{self, OwnConnection},
+    db::{self, OwnConnection, Session},
     ids::JobId,
     jobs::EnqueueError,
     telemetry::chain,
@@ -44,19 +41,13 @@ const CROWD: usize = 64;
 const AT_ONCE: usize = 2;
 
 /// Starts the task; it ends when the last sender is gone and everything is written.
-pub fn start(
-    db: &PgConnectOptions,
-    engine: Engine,
-    hand: Arc<Hand>,
-) -> (mpsc::Sender<Settlement>, tokio::task::JoinHandle<()>) {
+pub fn start(db: &Session, engine: Engine, hand: Arc<Hand>) -> (mpsc::Sender<Settlement>, tokio::task::JoinHandle<()>) {
     let (settlements, waiting) = mpsc::channel(WAITING);
-    let options = db.clone().options([("lock_timeout", Locked::PATIENCE_MS)]);
     let waiting = Arc::new(Mutex::new(waiting));
     let mut writers = JoinSet::new();
     for _ in 0..AT_ONCE {
-        let db = OwnConnection::new(options.clone());
-        let (engine, hand) = (engine.clone(), Arc::clone(&hand));
-        let completion = Completion { db, engine, hand, is_in_the_way: AtomicBool::new(false) };
+        let db = OwnConnection::new(db.clone());
+        let completion = Completion { db, engine: engine.clone(), hand: Arc::clone(&hand) };
         writers.spawn(write_all(completion, Arc::clone(&waiting)));
     }
     let task = tokio::spawn(async move {
@@ -97,8 +88,6 @@ struct Completion {
     db: OwnConnection,
     engine: Engine,
     hand: Arc<Hand>,
-    /// Another session held a row for long.
-    is_in_the_way: AtomicBool,
 }
 
 impl Completion {
@@ -128,8 +117,6 @@ impl Completion {
                 _ => others.push(settlement.clone()),
             }
         }
-        // Two sessions that lock rows in the same order never wait for each other in a circle.
-        succeeded.sort_unstable_by_key(|(job, ..)| *job);
         if !succeeded.is_empty() {
             self.write_succeeded(&succeeded, &mut freed).await?;
         }
@@ -168,24 +155,9 @@ impl Completion {
         self.db.run(async |db: &mut PgConnection| ledger::settle(db, rows).await).await
     }
 
-    async fn settle_succeeded(&self, rows: &[(JobId, i32, &Value)]) -> sqlx::Result<Freed> {
-        let settle = async |locked| {
-            self.db.run(async |db: &mut PgConnection| ledger::settle_succeeded(db, rows, locked).await).await
-        };
-        // Who has waited in vain goes around until nobody is in the way any more.
-        if !self.is_in_the_way.load(Ordering::Relaxed) {
-            match settle(Locked::Wait).await {
-                Err(error) if db::is_locked(&error) => self.is_in_the_way.store(true, Ordering::Relaxed),
-                settled => return settled,
-            }
-        }
-        let settled = settle(Locked::Skip).await?;
-        self.is_in_the_way.store(settled.settled.len() < rows.len(), Ordering::Relaxed);
-        Ok(settled)
-    }
-
     async fn write_succeeded(&self, rows: &[(JobId, i32, &Value)], freed: &mut Vec<Freed>) -> sqlx::Result<()> {
-        match self.settle_succeeded(rows).await.map_err(unstorable) {
+        let settle = async |db: &mut PgConnection| ledger::settle_succeeded(db, rows).await;
+        match self.db.run(settle).await.map_err(unstorable) {
             Ok(written) => freed.push(written),
             Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
                 let (left, right) = rows.split_at(rows.len() / 2);

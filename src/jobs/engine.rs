@@ -3,17 +3,19 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tracing::debug;
 
 use super::{
     belt::{Belt, Event, List, Slot},
-    enqueue::{BATCH, Batcher},
+    enqueue::{BATCH, Batcher, Way},
     hub::{Follower, Hub},
     job::{NewJob, Priority, Queue, State},
-    ledger::{self, CancelOutcome, Entry, GroupStatus, Insert, JobFilter, JobRow, Runnable},
+    ledger::{self, CancelOutcome, GroupStatus, Insert, JobFilter, JobRow, Runnable},
 };
 use crate::{
+    db::{Session, TenantDb},
+    identity::Caller,
     ids::{GroupId, JobId, TenantId},
     telemetry::chain,
 };
@@ -24,6 +26,8 @@ pub struct Engine(Arc<Parts>);
 #[derive(Debug)]
 struct Parts {
     db: PgPool,
+    /// In the API: the way by which callers' jobs enter.
+    callers: Option<TenantDb>,
     belt: Belt,
     hub: Arc<Hub>,
     batcher: Batcher,
@@ -50,6 +54,9 @@ pub enum EnqueueError {
     Ledger(#[from] sqlx::Error),
     #[error("this process is stopping")]
     Stopping,
+    /// A mistake in the program: in the API a job enters for a caller, elsewhere for none.
+    #[error("it is not said for whom the job is")]
+    Nobodys,
 }
 
 /// Arguments longer than this belong into a table or a file.
@@ -61,12 +68,23 @@ const RELEASES: usize = 5;
 const RELEASE_AGAIN: Duration = Duration::from_millis(20);
 
 impl Engine {
-    /// Starts the tasks behind it; call inside a runtime.
-    pub fn new(db: PgPool, belt: Belt) -> Self {
+    /// For workers and operators, whose sessions see every tenant; `session` is how its own are opened. Starts the
+    /// tasks behind it; call inside a runtime.
+    pub fn new(db: PgPool, session: Session, belt: Belt) -> Self {
+        Self::start(&Way::All(Box::new(session)), db, None, belt)
+    }
+
+    /// For the API. Jobs enter by `callers` and by [`Self::enqueue_for`] alone; `db` is for what follows from a
+    /// change, which is nobody's call: releasing children, looking at queues.
+    pub fn for_callers(db: PgPool, callers: TenantDb, belt: Belt) -> Self {
+        Self::start(&Way::Callers(callers.clone()), db, Some(callers), belt)
+    }
+
+    fn start(way: &Way, db: PgPool, callers: Option<TenantDb>, belt: Belt) -> Self {
         let hub = Arc::new(Hub::default());
         tokio::spawn(Arc::clone(&hub).listen(belt.clone()));
-        let batcher = Batcher::start(&db.connect_options(), belt.clone());
-        Self(Arc::new(Parts { db, belt, hub, batcher }))
+        let batcher = Batcher::start(way, belt.clone());
+        Self(Arc::new(Parts { db, callers, belt, hub, batcher }))
     }
 
     pub fn db(&self) -> &PgPool {
@@ -83,16 +101,29 @@ impl Engine {
 
     /// Writes one job on its own, sharing a commit with whatever else is being enqueued at this moment, and rings.
     pub async fn enqueue(&self, job: NewJob) -> Result<JobId, EnqueueError> {
+        if self.0.callers.is_some() {
+            return Err(EnqueueError::Nobodys);
+        }
         check(&job)?;
         if !job.parents.is_empty() {
             // Boxed, so that the usual job does not carry the room for it.
-            return Box::pin(self.enqueue_alone(job)).await;
+            return Box::pin(async { self.enqueue_alone(self.0.db.begin().await?, job).await }).await;
         }
-        self.0.batcher.enqueue(job).await
+        self.0.batcher.enqueue(job, None).await
     }
 
-    async fn enqueue_alone(&self, job: NewJob) -> Result<JobId, EnqueueError> {
-        let mut tx = self.0.db.begin().await?;
+    /// The same for a call: whatever tenant the job names, it is the caller's, and so must be its group and parents.
+    pub async fn enqueue_for(&self, caller: &Caller, mut job: NewJob) -> Result<JobId, EnqueueError> {
+        let callers = self.0.callers.as_ref().ok_or(EnqueueError::Nobodys)?;
+        job.tenant = caller.tenant;
+        check(&job)?;
+        if !job.parents.is_empty() {
+            return Box::pin(async { self.enqueue_alone(callers.begin(caller).await?, job).await }).await;
+        }
+        self.0.batcher.enqueue(job, Some(caller.into())).await
+    }
+
+    async fn enqueue_alone(&self, mut tx: Transaction<'_, Postgres>, job: NewJob) -> Result<JobId, EnqueueError> {
         let tickets = self.enqueue_in(&mut tx, std::slice::from_ref(&job)).await?;
         tx.commit().await?;
         self.ring(&tickets).await;
@@ -112,6 +143,16 @@ impl Engine {
             }
         }
         Ok(tickets)
+    }
+
+    /// The same for one job of the product's own that a call begins: it is no workspace's, so that none can see, steer
+    /// or erase it. The relay pushes it. Empty: the same work is under way.
+    pub async fn enqueue_own_in(&self, tx: &mut PgConnection, job: &NewJob) -> Result<Vec<Ticket>, EnqueueError> {
+        check(job)?;
+        let row = Insert { job, pushed: false, open_parents: 0 };
+        let entered = ledger::insert_for(tx, &[row], &[Some(TenantId::SYSTEM)]).await?;
+        let ticket = |(id, state)| Ticket { job: id, list: list_of(job), state, pushed: false };
+        Ok(entered.into_iter().map(ticket).collect())
     }
 
     /// Pushes committed jobs to the belt. Only saves time: what is not pushed, the relay finds.
@@ -163,7 +204,7 @@ impl Engine {
         ledger::group(&mut *self.0.db.acquire().await?, tenant, group).await
     }
 
-    pub async fn timeline(&self, job: &JobRow) -> sqlx::Result<Vec<Entry>> {
+    pub async fn timeline(&self, job: &JobRow) -> sqlx::Result<Vec<ledger::Entry>> {
         ledger::timeline(&mut *self.0.db.acquire().await?, job).await
     }
 
@@ -247,10 +288,15 @@ impl Engine {
     pub async fn set_priority(&self, tenant: Option<TenantId>, job: JobId, priority: Priority) -> sqlx::Result<bool> {
         let changed = ledger::set_priority(&self.0.db, tenant, job, priority).await?.is_some();
         if changed {
-            self.ring_relay().await;
-            self.tell(&[job]).await;
+            self.moved(job).await;
         }
         Ok(changed)
+    }
+
+    /// What follows from [`ledger::set_priority`].
+    pub async fn moved(&self, job: JobId) {
+        self.ring_relay().await;
+        self.tell(&[job]).await;
     }
 
     pub async fn pause(&self, queue: Queue, by: &str) -> sqlx::Result<()> {
@@ -375,10 +421,12 @@ pub(super) async fn enter_again(db: &mut PgConnection, row: &Insert<'_>) -> Resu
     Err(EnqueueError::Ledger(sqlx::Error::RowNotFound))
 }
 
-/// A row that Postgres refuses for what is in it is the caller's fault and no other row's.
+/// A row that Postgres refuses for what is in it (42501: what is another tenant's) is the caller's fault and no other
+/// row's.
 pub(super) fn unstorable(error: sqlx::Error) -> EnqueueError {
+    let of_the_row = |code: &str| code.starts_with("22") || code.starts_with("54") || code == "42501";
     match error.as_database_error() {
-        Some(refusal) if refusal.code().is_some_and(|code| code.starts_with("22") || code.starts_with("54")) => {
+        Some(refusal) if refusal.code().is_some_and(|code| of_the_row(&code)) => {
             EnqueueError::Unstorable(refusal.message().to_owned())
         }
         _ => EnqueueError::Ledger(error),

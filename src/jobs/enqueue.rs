@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::{PgConnection, postgres::PgConnectOptions};
+use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
@@ -21,7 +21,7 @@ use super::{
     ledger::{self, Insert, Runnable},
 };
 use crate::{
-    db::{self, OwnConnection},
+    db::{self, OwnConnection, Session, Tenancy, TenantDb},
     ids::JobId,
     telemetry::chain,
 };
@@ -31,7 +31,7 @@ pub const BATCH: usize = 512;
 /// Batches at once, the second only while the first is late: a row of it may be locked, or the disk slow.
 const AT_ONCE: usize = 3;
 /// Fewer and larger batches cost less: the next one gathers for as long as this while one commits.
-const LATE: Duration = Duration::from_millis(10);
+const LATE: Duration = Duration::from_millis(25);
 /// Jobs that wait for a batch; more callers than this wait with theirs.
 const WAITING: usize = 8 * BATCH;
 /// A list longer than this is filled by the relay in fair turns, not by whoever comes (E18).
@@ -43,28 +43,45 @@ const GATHER_RINGS: Duration = Duration::from_millis(5);
 
 type Reply = oneshot::Sender<Result<JobId, EnqueueError>>;
 
+/// By which way jobs enter the ledger.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// A worker's or an operator's session, which writes for every tenant.
+    All(Box<Session>),
+    /// The API's: one owner function, with the tenant of each row from its caller.
+    Callers(TenantDb),
+}
+
+/// A job that waits for its batch.
+#[derive(Debug)]
+struct Waiter {
+    job: NewJob,
+    /// Whose call it is, in the API.
+    by: Option<Tenancy>,
+    reply: Reply,
+}
+
 #[derive(Debug, Clone)]
 pub struct Batcher {
-    jobs: mpsc::Sender<(NewJob, Reply)>,
+    jobs: mpsc::Sender<Waiter>,
     lengths: Lengths,
 }
 
 impl Batcher {
-    pub fn start(db: &PgConnectOptions, belt: Belt) -> Self {
+    pub fn start(way: &Way, belt: Belt) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING);
         let lengths = Lengths { known: Arc::default(), belt: belt.clone() };
         let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
         let bell = Bell { belt: belt.clone(), is_rung: Arc::default() };
         for _ in 0..AT_ONCE {
-            let db = OwnConnection::new(db.clone());
-            tokio::spawn(run(Arc::clone(&waiting), db, belt.clone(), lengths.clone(), bell.clone()));
+            tokio::spawn(run(Arc::clone(&waiting), Door::new(way), belt.clone(), lengths.clone(), bell.clone()));
         }
         Self { jobs, lengths }
     }
 
-    pub async fn enqueue(&self, job: NewJob) -> Result<JobId, EnqueueError> {
+    pub async fn enqueue(&self, job: NewJob, by: Option<Tenancy>) -> Result<JobId, EnqueueError> {
         let (reply, answer) = oneshot::channel();
-        self.jobs.send((job, reply)).await.map_err(|_| EnqueueError::Stopping)?;
+        self.jobs.send(Waiter { job, by, reply }).await.map_err(|_| EnqueueError::Stopping)?;
         answer.await.map_err(|_| EnqueueError::Stopping)?
     }
 
@@ -80,22 +97,22 @@ impl Batcher {
     }
 }
 
-type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<(NewJob, Reply)>>>;
+type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<Waiter>>>;
 
-async fn run(waiting: Waiting, db: OwnConnection, belt: Belt, lengths: Lengths, bell: Bell) {
+async fn run(waiting: Waiting, door: Door, belt: Belt, lengths: Lengths, bell: Bell) {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         let mut turn = waiting.lock().await;
         if turn.recv_many(&mut batch, BATCH).await == 0 {
             return;
         }
-        batch.sort_by(|(a, _), (b, _)| unique_order(a).cmp(&unique_order(b)));
-        let pushed = lengths.pushed_directly(batch.iter().map(|(job, _)| job)).await;
+        batch.sort_by(|a: &Waiter, b| unique_order(&a.job).cmp(&unique_order(&b.job)));
+        let pushed = lengths.pushed_directly(batch.iter().map(|waiter| &waiter.job)).await;
         let together = batch.iter().zip(pushed);
-        let rows: Vec<Insert<'_>> =
-            together.map(|((job, _), pushed)| Insert { job, pushed, open_parents: 0 }).collect();
+        let (rows, by): (Vec<Insert<'_>>, Vec<Option<Tenancy>>) =
+            together.map(|(waiter, pushed)| (Insert { job: &waiter.job, pushed, open_parents: 0 }, waiter.by)).unzip();
         let answers = {
-            let mut writing = std::pin::pin!(write(&db, &rows));
+            let mut writing = std::pin::pin!(door.write(&rows, &by));
             let in_time = tokio::time::timeout(LATE, &mut writing).await;
             drop(turn);
             match in_time {
@@ -115,7 +132,7 @@ async fn run(waiting: Waiting, db: OwnConnection, belt: Belt, lengths: Lengths, 
                 Ok(_) | Err(_) => {}
             }
         }
-        for ((_, reply), answer) in batch.drain(..).zip(answers) {
+        for (Waiter { reply, .. }, answer) in batch.drain(..).zip(answers) {
             // A caller that went away has its job all the same.
             let _gone = reply.send(answer.map(|(id, _)| id));
         }
@@ -162,37 +179,97 @@ impl Bell {
 
 type Entered = Result<(JobId, State), EnqueueError>;
 
-/// Writes the rows, each with an answer of its own: a batch that Postgres refuses is cut in two until the one bad
-/// row stands alone (E9).
-async fn write(db: &OwnConnection, rows: &[Insert<'_>]) -> Vec<Entered> {
-    let attempt = async |connection: &mut PgConnection| {
-        let entered: HashMap<JobId, State> = ledger::insert(connection, rows).await?.into_iter().collect();
-        let mut answers: Vec<Entered> = Vec::with_capacity(rows.len());
-        for row in rows {
-            answers.push(match entered.get(&row.job.id) {
-                Some(state) => Ok((row.job.id, *state)),
-                None => match enter_again(connection, row).await {
-                    // Not of this row alone: the connection is of no use any more.
-                    Err(EnqueueError::Ledger(error)) if db::is_away(&error) => return Err(error),
-                    entered => entered.map(|state| (row.job.id, state)),
-                },
-            });
+/// One loop's way into the ledger.
+struct Door {
+    own: OwnConnection,
+    /// In the API: its own connection is nobody's, and may call the owner function alone.
+    callers: Option<TenantDb>,
+}
+
+impl Door {
+    fn new(way: &Way) -> Self {
+        match way {
+            Way::All(session) => Self { own: OwnConnection::new(Session::clone(session)), callers: None },
+            Way::Callers(callers) => {
+                Self { own: OwnConnection::new(callers.session().clone()), callers: Some(callers.clone()) }
+            }
         }
-        Ok(answers)
-    };
-    match db.run(attempt).await.map_err(unstorable) {
-        Ok(answers) => answers,
-        Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
-            let (left, right) = rows.split_at(rows.len() / 2);
-            let mut answers = Box::pin(write(db, left)).await;
-            answers.extend(Box::pin(write(db, right)).await);
-            answers
+    }
+
+    /// Writes the rows, each with an answer of its own: a batch that Postgres refuses is cut in two until the one bad
+    /// row stands alone (E9).
+    async fn write(&self, rows: &[Insert<'_>], by: &[Option<Tenancy>]) -> Vec<Entered> {
+        let attempt = async |connection: &mut PgConnection| {
+            let entered = self.insert(connection, rows, by).await?;
+            let entered: HashMap<JobId, State> = entered.into_iter().collect();
+            let mut answers: Vec<Entered> = Vec::with_capacity(rows.len());
+            for (row, by) in rows.iter().zip(by) {
+                answers.push(match entered.get(&row.job.id) {
+                    Some(state) => Ok((row.job.id, *state)),
+                    None => match self.insert_again(connection, row, *by).await {
+                        // Not of this row alone: the connection is of no use any more.
+                        Err(EnqueueError::Ledger(error)) if self.callers.is_none() && db::is_away(&error) => {
+                            return Err(error);
+                        }
+                        entered => entered.map(|state| (row.job.id, state)),
+                    },
+                });
+            }
+            Ok(answers)
+        };
+        let outcome = match self.prove().await {
+            Ok(()) => self.own.run(attempt).await,
+            Err(error) => Err(error),
+        };
+        match outcome.map_err(unstorable) {
+            Ok(answers) => answers,
+            Err(EnqueueError::Unstorable(_)) if rows.len() > 1 => {
+                let half = rows.len() / 2;
+                let mut answers = Box::pin(self.write(&rows[..half], &by[..half])).await;
+                answers.extend(Box::pin(self.write(&rows[half..], &by[half..])).await);
+                answers
+            }
+            Err(EnqueueError::Unstorable(text)) => vec![Err(EnqueueError::Unstorable(text))],
+            Err(error) => {
+                let text = chain(&error);
+                let again = || EnqueueError::Ledger(sqlx::Error::Io(std::io::Error::other(text.clone())));
+                rows.iter().map(|_| Err(again())).collect()
+            }
         }
-        Err(EnqueueError::Unstorable(text)) => vec![Err(EnqueueError::Unstorable(text))],
-        Err(error) => {
-            let text = chain(&error);
-            let again = || EnqueueError::Ledger(sqlx::Error::Io(std::io::Error::other(text.clone())));
-            rows.iter().map(|_| Err(again())).collect()
+    }
+
+    async fn prove(&self) -> sqlx::Result<()> {
+        match &self.callers {
+            Some(callers) => callers.prove().await,
+            None => Ok(()),
+        }
+    }
+
+    /// All rows in one statement; those whose unique key is taken are missing from the answer.
+    async fn insert(
+        &self,
+        connection: &mut PgConnection,
+        rows: &[Insert<'_>],
+        by: &[Option<Tenancy>],
+    ) -> sqlx::Result<Vec<(JobId, State)>> {
+        if self.callers.is_none() {
+            return ledger::insert(connection, rows).await;
+        }
+        let tenants: Vec<_> = by.iter().map(|by| by.map(Tenancy::tenant)).collect();
+        ledger::insert_for(connection, rows, &tenants).await
+    }
+
+    /// One that met a taken key. Whose it is, is its tenant's to know: it is looked for with the caller's eyes.
+    async fn insert_again(
+        &self,
+        connection: &mut PgConnection,
+        row: &Insert<'_>,
+        by: Option<Tenancy>,
+    ) -> Result<State, EnqueueError> {
+        match (&self.callers, by) {
+            (None, _) => enter_again(connection, row).await,
+            (Some(callers), Some(by)) => enter_again(&mut *callers.of(by).await?, row).await,
+            (Some(_), None) => Err(EnqueueError::Nobodys),
         }
     }
 }

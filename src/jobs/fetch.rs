@@ -16,10 +16,10 @@ use super::{
     engine::Engine,
     hand::{ClaimUnderWay, Hand},
     job::{Lane, Priority, Queue},
-    ledger::{self, Claim, Locked, Runnable},
+    ledger::{self, Claim, Runnable},
 };
 use crate::{
-    db::{self, OwnConnection},
+    db::OwnConnection,
     ids::{JobId, WorkerId},
     telemetry::chain,
 };
@@ -166,16 +166,9 @@ impl Fetcher {
     }
 
     async fn claim_ids(&self, worker: WorkerId, ids: &[JobId], suspects: bool) -> sqlx::Result<Vec<Claim>> {
-        let claim = async |locked| {
-            let Self { queue, kinds, .. } = self;
-            let claim =
-                async |db: &mut PgConnection| ledger::claim(db, worker, *queue, kinds, ids, suspects, locked).await;
-            self.claims.run(claim).await
-        };
-        match claim(Locked::Wait).await {
-            Err(error) if db::is_locked(&error) => claim(Locked::Skip).await,
-            claimed => claimed,
-        }
+        let claim =
+            async |db: &mut PgConnection| ledger::claim(db, worker, self.queue, &self.kinds, ids, suspects).await;
+        self.claims.run(claim).await
     }
 
     /// What a worker does while Redis is away (E7).

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{Connection, PgConnection};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -14,7 +14,11 @@ use super::{
     lease_guard::boottime_ns,
     ledger::{self, Heartbeat, WorkerRow},
 };
-use crate::{db, ids::WorkerId, telemetry::chain};
+use crate::{
+    db::{self, Session},
+    ids::WorkerId,
+    telemetry::chain,
+};
 
 /// How long a worker may be silent before its jobs are given to others.
 pub const LEASE: Duration = Duration::from_secs(8);
@@ -29,7 +33,7 @@ const CLAIM_CERTAIN_AFTER: Duration = Duration::from_secs(12);
 const _: () = assert!(db::ANSWER_DEADLINE.as_secs() < CLAIM_CERTAIN_AFTER.as_secs());
 
 pub struct Heart {
-    pub options: PgConnectOptions,
+    pub session: Session,
     pub hand: Arc<Hand>,
     pub figures: Arc<RunFigures>,
     pub row: WorkerRow,
@@ -108,7 +112,7 @@ impl Beating {
     async fn round(&mut self, connection: &mut Option<PgConnection>, is_due: bool) -> sqlx::Result<()> {
         let db = match connection {
             Some(db) => db,
-            none => none.insert(PgConnection::connect_with(&self.heart.options).await?),
+            none => none.insert(self.heart.session.connect().await?),
         };
         if !self.is_registered {
             self.register(db).await?;
@@ -175,7 +179,7 @@ impl Beating {
         let goodbye = async {
             let mut db = match connection {
                 Some(db) => db,
-                None => PgConnection::connect_with(&self.heart.options).await?,
+                None => self.heart.session.connect().await?,
             };
             ledger::say_stopped(&mut db, self.heart.row.id).await?;
             db.close().await

@@ -26,13 +26,13 @@ use super::{
     hand::{Hand, StopReason},
     heart::Heart,
     layers::{MeasureLayer, TraceLayer},
-    ledger::{Locked, WorkerRow},
+    ledger::WorkerRow,
     lifecycle::{self, Bench},
     relay,
 };
 use crate::{
     config::Config,
-    db::{self, OwnConnection},
+    db::{OwnConnection, Session},
     ids::WorkerId,
     telemetry,
 };
@@ -63,10 +63,11 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     // Cancelled by itself when a part of the worker fails.
     let stop = stop.child_token();
     let name = format!("multivio-{queue}");
-    let pool = db::pool(&config.database, &name)?;
-    let connect = db::engine_options(&config.database, &name)?;
+    let session = Session::worker(&config.database, &name)?;
+    let pool = session.pool(config.database.acquire_timeout, config.database.max_connections);
+    let connect = Session::engine(&config.database, &name)?;
     let belt = Belt::new(&config.redis.url, pool.clone()).context("REDIS_URL")?;
-    let engine = Engine::new(pool.clone(), belt);
+    let engine = Engine::new(pool.clone(), session, belt);
     let registry = Arc::new(registry);
 
     let row =
@@ -77,7 +78,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     let (stopped, registered, heart_ended) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let heart = Heart {
-        options: connect.clone(),
+        session: connect.clone(),
         hand: Arc::clone(&hand),
         figures: Arc::clone(&run_figures),
         row,
@@ -85,8 +86,8 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
         stopped: stopped.clone(),
     };
     let heart = heart.start(registered.clone(), heart_ended.clone()).context("the heart's thread could not start")?;
-    let mut relay =
-        tokio::spawn(relay::run(engine.clone(), db::pool_with(&config.database, connect.clone(), 2), stop.clone()));
+    let relay_pool = connect.pool(config.database.acquire_timeout, 2);
+    let mut relay = tokio::spawn(relay::run(engine.clone(), connect.clone(), relay_pool, stop.clone()));
     let (settlements, mut completion) = completion::start(&connect, engine.clone(), Arc::clone(&hand));
     if let Some(address) = config.worker.metrics_listen {
         tokio::spawn(figures::serve(address, Arc::clone(&run_figures), Arc::clone(&hand)));
@@ -109,7 +110,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     }
     let lanes = registry.lanes(queue);
     let each = Fetcher::how_many(concurrency);
-    let claims = connect.options([("synchronous_commit", "off"), ("lock_timeout", Locked::PATIENCE_MS)]);
+    let claims = connect.set("synchronous_commit", "off");
     let mut monitor = Monitor::new();
     let mut fetchers = JoinSet::new();
     for lane in lanes {

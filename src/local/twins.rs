@@ -17,6 +17,11 @@ pub fn sandbox_settings(url: &str) -> Vec<(String, String)> {
         ("TOGETHER_API_KEY", "together-sandbox-key".to_owned()),
         ("OPENAI_BASE_URL", format!("{url}/openai/v1")),
         ("OPENAI_API_KEY", "sk-sandbox-key".to_owned()),
+        ("PATREON_BASE_URL", format!("{url}/patreon")),
+        ("PATREON_CLIENT_ID", "sandbox-client".to_owned()),
+        ("PATREON_CLIENT_SECRET", "patreon-sandbox-secret".to_owned()),
+        ("PATREON_WEBHOOK_SECRET", "patreon-sandbox-webhook-secret".to_owned()),
+        ("PATREON_REDIRECT_URI", "http://127.0.0.1:5173/patreon".to_owned()),
         ("FIREBASE_PROJECT_ID", "sandbox-project".to_owned()),
         ("FIREBASE_KEYS_URL", format!("{url}/firebase/service_accounts/v1/jwk/securetoken@system.gserviceaccount.com")),
     ]
@@ -42,6 +47,6 @@ mod tests {
             shown.match_indices("https://").map(|(at, _)| &shown[at..shown.len().min(at + 60)]).collect();
         assert!(outside.is_empty(), "{outside:?}");
         assert!(config.ai.grok.is_some() && config.ai.together.is_some() && config.ai.openai.is_some());
-        assert!(config.firebase.is_some() && config.x.callback.is_some());
+        assert!(config.firebase.is_some() && config.patreon.is_some() && config.x.callback.is_some());
     }
 }

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{
     api_form::MediaForm,
     api_views::{MediaView, PresetInfo, PresetList, TranscodeAccepted, TranscodeInput, TranscodeJob},
-    intake,
+    intake::{self, IntakeError},
     plan::{self, Action},
     preset::PresetName,
     range, rendition_store,
@@ -32,6 +32,7 @@ use crate::{
     },
     ids::MediaId,
     jobs::{EnqueueError, NewJob, Ticket},
+    plans::{self, Each, Refused},
 };
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,12 +59,13 @@ impl MediaApi {
     ) -> Result<Created<MediaView>, Problem> {
         caller.require(Scope::Publish)?;
         let mut form = form.0;
-        let (arrived, probe, sent_name) = receive(&caller, &media, &mut form).await?;
+        let bound = plans::bound(&mut *app.db.of(&caller).await?, caller.tenant, Each::UploadBytes).await?;
+        let (arrived, probe, sent_name) = receive(&caller, &media, &mut form, bound).await?;
         let name = upload::clean_name(sent_name.as_deref(), arrived.kind);
         let kept = keep(&app, &caller, key, &arrived, &probe, &name).await;
         // Not kept, or kept before: these bytes are nobody's. Kept ones are not "arriving" any more and stay.
         if !kept.as_ref().is_ok_and(|kept| kept.uses_arrived) {
-            upload::discard(&media, arrived.object, &arrived.storage_key).await;
+            upload::discard(&media, caller.tenant, arrived.object, &arrived.storage_key).await;
         }
         let kept = kept?;
         app.engine.ring(&kept.tickets).await;
@@ -77,16 +79,17 @@ impl MediaApi {
     async fn list(
         &self,
         caller: Caller,
-        media: Data<&Arc<MediaService>>,
+        app: Data<&Arc<App>>,
         cursor: Query<Option<String>>,
         limit: Query<Option<u16>>,
     ) -> Result<Json<Page<MediaView>>, Problem> {
         caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before: Option<MediaId> = page::decode(LIST, cursor.as_deref())?;
-        let rows = store::list(media.db(), caller.tenant, before, i64::from(limit) + 1).await?;
+        let mut db = app.db.of(&caller).await?;
+        let rows = store::list(&mut *db, caller.tenant, before, i64::from(limit) + 1).await?;
         let sources: Vec<_> = rows.iter().map(|row| row.object_id).collect();
-        let renditions = rendition_store::of_sources(media.db(), caller.tenant, &sources).await?;
+        let renditions = rendition_store::of_sources(&mut *db, caller.tenant, &sources).await?;
         let views = rows.iter().map(|row| MediaView::of(row, &renditions)).collect();
         Ok(Json(Page::of(views, limit, LIST, |view: &MediaView| view.id)))
     }
@@ -108,11 +111,13 @@ impl MediaApi {
     async fn get(
         &self,
         caller: Caller,
-        media: Data<&Arc<MediaService>>,
+        app: Data<&Arc<App>>,
         media_id: Path<MediaId>,
     ) -> Result<Json<MediaView>, Problem> {
-        let row = find(&caller, &media, media_id.0).await?;
-        Ok(Json(view(&caller, &media, &row).await?))
+        let mut db = app.db.of(&caller).await?;
+        let row = find(&caller, &mut db, media_id.0).await?;
+        let renditions = rendition_store::of_sources(&mut *db, caller.tenant, &[row.object_id]).await?;
+        Ok(Json(MediaView::of(&row, &renditions)))
     }
 
     /// Get an upload's bytes
@@ -122,13 +127,14 @@ impl MediaApi {
     async fn content(
         &self,
         caller: Caller,
+        app: Data<&Arc<App>>,
         media: Data<&Arc<MediaService>>,
         media_id: Path<MediaId>,
         /// Part of the file, such as `bytes=0-1023`.
         #[oai(name = "Range")]
         range: poem_openapi::param::Header<Option<String>>,
     ) -> Result<BytesAnswer, Problem> {
-        let row = find(&caller, &media, media_id.0).await?;
+        let row = find(&caller, &mut *app.db.of(&caller).await?, media_id.0).await?;
         let size_bytes = u64::try_from(row.size_bytes).unwrap_or_default();
         let range = range::parse(range.as_deref(), size_bytes)?;
         let opened = media.storage().open(&row.storage_key, range.clone()).await;
@@ -169,12 +175,12 @@ impl MediaApi {
     async fn delete(
         &self,
         caller: Caller,
-        media: Data<&Arc<MediaService>>,
+        app: Data<&Arc<App>>,
         media_id: Path<MediaId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Gone, Problem> {
         caller.require(Scope::Publish)?;
-        let mut tx = media.db().begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -200,15 +206,14 @@ impl MediaApi {
         &self,
         caller: Caller,
         app: Data<&Arc<App>>,
-        media: Data<&Arc<MediaService>>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         media_id: Path<MediaId>,
         input: Input<TranscodeInput>,
     ) -> Result<Accepted<TranscodeAccepted>, Problem> {
         caller.require(Scope::Publish)?;
-        let row = find(&caller, &media, media_id.0).await?;
+        let row = find(&caller, &mut *app.db.of(&caller).await?, media_id.0).await?;
         let presets = usable_presets(&row, &input.0)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let request = json!(presets);
         let claim = match key.claim(&mut tx, &caller, Some(request)).await? {
             Turn::Replay(answer) => return Ok(answer),
@@ -285,6 +290,7 @@ async fn receive(
     caller: &Caller,
     media: &MediaService,
     form: &mut Multipart,
+    bound: Option<Refused>,
 ) -> Result<(Arrived, super::probe::Probe, Option<String>), Problem> {
     let missing =
         || Problem::invalid_field("file", "is missing", "Send the file as the part \"file\" of a multipart form");
@@ -299,8 +305,12 @@ async fn receive(
         }
     }
     let sent_name = part.file_name().map(str::to_owned);
-    let received = media.receive(caller.tenant, part.into_async_read()).await;
-    let (arrived, probe) = received.map_err(upload_problem)?;
+    let limit_bytes = bound.as_ref().map_or(u64::MAX, |bound| bound.most.unsigned_abs());
+    let received = media.receive(caller.tenant, part.into_async_read(), limit_bytes).await;
+    let (arrived, probe) = received.map_err(|error| match (error, bound) {
+        (UploadError::TooLarge { limit_bytes: passed }, Some(bound)) if passed == limit_bytes => bound.into(),
+        (error, _) => upload_problem(error),
+    })?;
     Ok((arrived, probe, sent_name))
 }
 
@@ -320,18 +330,26 @@ async fn keep(
     probe: &super::probe::Probe,
     name: &str,
 ) -> Result<Kept, Problem> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.db.begin(caller).await?;
     let sha256 = hex::encode(arrived.sha256);
     let claim = match key.claim(&mut tx, caller, Some(json!({ "sha256": sha256, "name": name }))).await? {
         Turn::Replay(answer) => return Ok(Kept { answer, tickets: Vec::new(), uses_arrived: false }),
         Turn::New(claim) => claim,
     };
-    let taken = intake::take(&app.engine, &mut tx, caller.tenant, arrived, probe, name).await?;
+    let taken = intake::take(&app.engine, &mut tx, caller.tenant, arrived, probe, name).await.map_err(not_taken)?;
     let renditions = rendition_store::of_sources(&mut *tx, caller.tenant, &[taken.row.object_id]).await?;
     let created = Created::new(format!("/api/v1/media/{}", taken.row.id), MediaView::of(&taken.row, &renditions));
     let answer = claim.keep(&mut tx, created).await?;
     tx.commit().await?;
     Ok(Kept { answer, tickets: taken.tickets, uses_arrived: taken.uses_arrived })
+}
+
+fn not_taken(error: IntakeError) -> Problem {
+    match error {
+        IntakeError::Plan(error) => error.into(),
+        IntakeError::Enqueue(error) => error.into(),
+        IntakeError::Database(error) => error.into(),
+    }
 }
 
 /// The job's id and its ticket, or the id of the one that does the same already.
@@ -349,7 +367,7 @@ async fn enqueue(
         Err(EnqueueError::Duplicate { existing }) => Ok((existing, None)),
         Err(EnqueueError::Ledger(error)) => Err(error.into()),
         Err(EnqueueError::Stopping) => Err(Problem::unavailable()),
-        Err(error @ EnqueueError::Unstorable(_)) => Err(Problem::internal(&error)),
+        Err(error @ (EnqueueError::Unstorable(_) | EnqueueError::Nobodys)) => Err(Problem::internal(&error)),
     }
 }
 
@@ -370,14 +388,9 @@ fn usable_presets(row: &MediaRow, input: &TranscodeInput) -> Result<Vec<PresetNa
     if errors.is_empty() { Ok(presets) } else { Err(Problem::invalid(errors)) }
 }
 
-async fn find(caller: &Caller, media: &MediaService, id: MediaId) -> Result<MediaRow, Problem> {
+async fn find(caller: &Caller, db: &mut sqlx::PgConnection, id: MediaId) -> Result<MediaRow, Problem> {
     caller.require(Scope::Read)?;
-    store::get(media.db(), caller.tenant, id).await?.ok_or_else(|| Problem::not_found("media"))
-}
-
-async fn view(caller: &Caller, media: &MediaService, row: &MediaRow) -> Result<MediaView, Problem> {
-    let renditions = rendition_store::of_sources(media.db(), caller.tenant, &[row.object_id]).await?;
-    Ok(MediaView::of(row, &renditions))
+    store::get(db, caller.tenant, id).await?.ok_or_else(|| Problem::not_found("media"))
 }
 
 fn open_problem(error: OpenError) -> Problem {

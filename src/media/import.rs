@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     import_store::{self, ImportRow},
-    intake,
+    intake::{self, IntakeError},
     service::MediaService,
     upload::{self, UploadError},
 };
@@ -19,6 +19,7 @@ use crate::{
     ids::{ImportId, MediaId, TenantId},
     jobs::{Backoff, Job, JobContext, NewJob, Queue, Stop},
     outbound::fetch::{FetchError, Fetcher},
+    plans::{self, Each, PlanError},
     publishing::job::enqueue_stop,
     telemetry::chain,
 };
@@ -83,13 +84,23 @@ impl Import {
         };
         cx.progress(0.05, "asking");
         let fetched = fetcher.open(&url).await.map_err(|error| self.refused(cx, &error))?;
-        if fetched.size_bytes().is_some_and(|size| size > service.max_upload_bytes()) {
-            return Err(too_large(service.max_upload_bytes()));
+        let bound = plans::bound(&mut *cx.db().acquire().await?, cx.tenant, Each::UploadBytes).await?;
+        let most = bound.as_ref().map_or(u64::MAX, |bound| bound.most.unsigned_abs());
+        let too_large = |limit_bytes| match &bound {
+            Some(bound) if limit_bytes == most => beyond(bound),
+            _ => too_large(limit_bytes),
+        };
+        let limit_bytes = service.max_upload_bytes().min(most);
+        if fetched.size_bytes().is_some_and(|size| size > limit_bytes) {
+            return Err(too_large(limit_bytes));
         }
         let name = row.name.clone().or_else(|| fetched.name());
         cx.progress(0.1, "fetching");
-        let received = service.receive(cx.tenant, fetched.into_reader()).await;
-        let (arrived, probe) = received.map_err(not_received)?;
+        let received = service.receive(cx.tenant, fetched.into_reader(), most).await;
+        let (arrived, probe) = received.map_err(|error| match error {
+            UploadError::TooLarge { limit_bytes } => too_large(limit_bytes),
+            error => not_received(error),
+        })?;
         let name = upload::clean_name(name.as_deref(), arrived.kind);
         let kept = async {
             let mut tx = cx.db().begin().await?;
@@ -97,14 +108,14 @@ impl Import {
                 return Err(Stop::snooze(Duration::from_secs(1), "made_elsewhere", "another run has ended it"));
             }
             let taken = intake::take(&cx.engine, &mut tx, cx.tenant, &arrived, &probe, &name).await;
-            let taken = taken.map_err(enqueue_stop)?;
+            let taken = taken.map_err(not_taken)?;
             import_store::finish(&mut *tx, cx.tenant, self.import, Some(taken.row.id)).await?;
             tx.commit().await?;
             Ok(taken)
         }
         .await;
         if !kept.as_ref().is_ok_and(|taken| taken.uses_arrived) {
-            upload::discard(&service, arrived.object, &arrived.storage_key).await;
+            upload::discard(&service, cx.tenant, arrived.object, &arrived.storage_key).await;
         }
         let taken = kept?;
         cx.engine.ring(&taken.tickets).await;
@@ -137,6 +148,18 @@ fn is_passing(status: StatusCode) -> bool {
 
 fn too_large(limit_bytes: u64) -> Stop {
     Stop::failed("too_large", format!("the file has more than {limit_bytes} bytes"))
+}
+
+fn beyond(bound: &plans::Refused) -> Stop {
+    Stop::failed("plan_limit", bound.to_string())
+}
+
+fn not_taken(error: IntakeError) -> Stop {
+    match error {
+        IntakeError::Plan(PlanError::Refused(refused)) => beyond(&refused),
+        IntakeError::Plan(PlanError::Database(error)) | IntakeError::Database(error) => error.into(),
+        IntakeError::Enqueue(error) => enqueue_stop(error),
+    }
 }
 
 /// As an upload would be told, in the words of a job.

@@ -53,7 +53,7 @@ impl ImportApi {
     ) -> Result<Accepted<ImportAccepted>, Problem> {
         caller.require(Scope::Publish)?;
         let url = checked(&fetcher, &body.0.url)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, body.0.to_json()).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,

@@ -12,7 +12,18 @@ use super::{
 use crate::{
     ids::TenantId,
     jobs::{Engine, EnqueueError, Priority, Ticket},
+    plans::{self, Counted, Each, PlanError},
 };
+
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("its thumbnail's job could not be written")]
+    Enqueue(#[from] EnqueueError),
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
 
 /// An upload that is there once the caller has committed.
 pub struct Taken {
@@ -30,7 +41,7 @@ pub async fn take(
     arrived: &Arrived,
     probe: &Probe,
     name: &str,
-) -> Result<Taken, EnqueueError> {
+) -> Result<Taken, IntakeError> {
     let content = Content { sha256: &arrived.sha256, size_bytes: arrived.size_bytes, mime: arrived.kind.mime() };
     let object = store::keep(tx, tenant, arrived.object, content).await?;
     let (id, _) = store::insert_media(tx, tenant, object.id, name, arrived.kind, probe).await?;
@@ -42,8 +53,14 @@ pub async fn take(
             Ok(ringing) => tickets = ringing,
             // Of an equal upload, and therefore this one's as well.
             Err(EnqueueError::Duplicate { .. }) => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
+    if let Some(bound) = plans::bound(tx, tenant, Each::UploadSeconds).await?
+        && probe.video_duration_ms().is_some_and(|ms| ms > bound.most.unsigned_abs().saturating_mul(1000))
+    {
+        return Err(PlanError::from(bound).into());
+    }
+    plans::allow(tx, tenant, Counted::MediaBytes).await?;
     Ok(Taken { row, tickets, uses_arrived: object.id == arrived.object })
 }

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use sqlx::PgPool;
+use sqlx::{PgPool, Postgres, pool::PoolConnection};
 use tokio::{io::AsyncRead, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -23,13 +23,14 @@ use super::{
 };
 use crate::{
     config::Config,
+    db::{Tenancy, TenantDb},
     ids::{MediaId, TenantId},
 };
 
 /// Cheap to clone; one for each process.
 #[derive(Debug, Clone)]
 pub struct MediaService {
-    db: PgPool,
+    rows: Rows,
     storage: Storage,
     tools: Tools,
     effort: Effort,
@@ -38,6 +39,13 @@ pub struct MediaService {
     /// Looking at files takes processes: only so many at once, whoever uploads.
     probes: Arc<Semaphore>,
     max_upload_bytes: u64,
+}
+
+/// Who asks for rows: a worker, whose sessions see every tenant's, or calls.
+#[derive(Debug, Clone)]
+enum Rows {
+    All(PgPool),
+    Callers(TenantDb),
 }
 
 /// Bytes of something stored, on their way out.
@@ -66,10 +74,19 @@ pub enum OpenError {
 impl MediaService {
     /// Makes the storage folder if it is not there; touches neither the database nor the scratch folder.
     pub fn new(config: &Config, db: PgPool) -> Result<Self, StorageError> {
+        Self::with(config, Rows::All(db))
+    }
+
+    /// The same for the API, whose sessions see one tenant's rows at a time.
+    pub fn for_callers(config: &Config, db: TenantDb) -> Result<Self, StorageError> {
+        Self::with(config, Rows::Callers(db))
+    }
+
+    fn with(config: &Config, rows: Rows) -> Result<Self, StorageError> {
         let media = &config.media;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
-            db,
+            rows,
             storage: Storage::folder(&config.storage.folder)?,
             tools: Tools::find(&media.ffmpeg, &media.ffprobe),
             effort: Effort {
@@ -84,8 +101,12 @@ impl MediaService {
         })
     }
 
-    pub fn db(&self) -> &PgPool {
-        &self.db
+    /// A connection that sees this tenant's rows.
+    pub async fn rows_of(&self, tenant: TenantId) -> sqlx::Result<PoolConnection<Postgres>> {
+        match &self.rows {
+            Rows::All(db) => db.acquire().await,
+            Rows::Callers(db) => db.of(Tenancy::of_things(tenant)).await,
+        }
     }
 
     pub fn storage(&self) -> &Storage {
@@ -120,12 +141,17 @@ impl MediaService {
 
     /// Takes a file in and looks at it. It belongs to nobody until the caller keeps it with [`store::keep`]; a
     /// caller that does not must [`upload::discard`] it.
-    pub async fn receive(&self, tenant: TenantId, reader: impl AsyncRead) -> Result<(Arrived, Probe), UploadError> {
-        let arrived = upload::receive(self, tenant, reader).await?;
+    pub async fn receive(
+        &self,
+        tenant: TenantId,
+        reader: impl AsyncRead,
+        limit_bytes: u64,
+    ) -> Result<(Arrived, Probe), UploadError> {
+        let arrived = upload::receive(self, tenant, reader, limit_bytes.min(self.max_upload_bytes)).await?;
         match self.look(&arrived).await {
             Ok(probe) => Ok((arrived, probe)),
             Err(error) => {
-                upload::discard(self, arrived.object, &arrived.storage_key).await;
+                upload::discard(self, tenant, arrived.object, &arrived.storage_key).await;
                 Err(error)
             }
         }
@@ -175,8 +201,9 @@ impl MediaService {
         media: MediaId,
         preset: PresetName,
     ) -> Result<RenditionRow, OpenError> {
-        let row = store::get(&self.db, tenant, media).await?.ok_or(OpenError::NoSuchMedia)?;
-        let found = rendition_store::find(&self.db, tenant, row.object_id, preset).await?;
+        let mut db = self.rows_of(tenant).await?;
+        let row = store::get(&mut *db, tenant, media).await?.ok_or(OpenError::NoSuchMedia)?;
+        let found = rendition_store::find(&mut *db, tenant, row.object_id, preset).await?;
         match found {
             Some(row) if row.state == "ready" => Ok(row),
             Some(RenditionRow { refusal: Some(why), .. }) => Err(OpenError::Refused { preset, why }),

@@ -302,7 +302,7 @@ impl Run<'_> {
         let object = stored.await;
         // Not needed: the claim was lost, or the tenant has the very same bytes already.
         if !matches!(&object, Ok(object) if object.id == arrived) {
-            upload::discard(service, arrived, &storage_key).await;
+            upload::discard(service, cx.tenant, arrived, &storage_key).await;
         }
         object.map(|_| ())
     }

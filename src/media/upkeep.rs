@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
 
 use super::{service::MediaService, store};
 use crate::{
@@ -31,14 +32,13 @@ impl Job for MediaUpkeep {
     type Output = Removed;
 
     async fn run(&self, cx: &JobContext) -> Result<Removed, Stop> {
-        Ok(remove_unused(&cx.service::<MediaService>()).await?)
+        Ok(remove_unused(cx.db(), &cx.service::<MediaService>()).await?)
     }
 }
 
 /// One round, in batches, until nothing is due.
-pub async fn remove_unused(service: &MediaService) -> sqlx::Result<Removed> {
+pub async fn remove_unused(db: &PgPool, service: &MediaService) -> sqlx::Result<Removed> {
     const BATCH: i64 = 100;
-    let db = service.db();
     let mut removed = Removed::default();
     loop {
         let mut tx = db.begin().await?;

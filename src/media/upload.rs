@@ -70,33 +70,39 @@ impl UploadError {
 }
 
 /// Streams a file into storage. Its row exists before its first byte, and says what to do when we die meanwhile.
-pub async fn receive(service: &MediaService, tenant: TenantId, reader: impl AsyncRead) -> Result<Arrived, UploadError> {
+/// It may have so many bytes and no more.
+pub async fn receive(
+    service: &MediaService,
+    tenant: TenantId,
+    reader: impl AsyncRead,
+    limit_bytes: u64,
+) -> Result<Arrived, UploadError> {
     let object = Uuid::now_v7();
     let storage_key = format!("{}/{}", tenant.uuid().simple(), object.simple());
-    store::insert_arriving(service.db(), tenant, object, &storage_key).await?;
+    store::insert_arriving(&mut *service.rows_of(tenant).await?, tenant, object, &storage_key).await?;
     let mut upload = service.storage().create(&storage_key).await?;
-    match stream(&mut upload, reader, service.max_upload_bytes()).await {
+    match stream(&mut upload, reader, limit_bytes).await {
         Ok((kind, size_bytes, sha256)) => {
             upload.finish().await?;
             Ok(Arrived { object, storage_key, kind, size_bytes, sha256 })
         }
         Err(error) => {
             upload.abort().await;
-            discard(service, object, &storage_key).await;
+            discard(service, tenant, object, &storage_key).await;
             Err(error)
         }
     }
 }
 
 /// Takes back a file that came to nothing. What fails here is done by upkeep a day later.
-pub async fn discard(service: &MediaService, object: Uuid, storage_key: &str) {
+pub async fn discard(service: &MediaService, tenant: TenantId, object: Uuid, storage_key: &str) {
     let discarded = async {
         // A commit whose answer was lost may have kept it: only the row says whether the bytes may go.
-        if !store::start_removing(service.db(), object).await? {
+        if !store::start_removing(&mut *service.rows_of(tenant).await?, object).await? {
             return Ok(());
         }
         service.storage().remove(storage_key).await?;
-        store::forget_object(service.db(), object).await?;
+        store::forget_object(&mut *service.rows_of(tenant).await?, object).await?;
         Ok::<(), UploadError>(())
     };
     if let Err(error) = discarded.await {

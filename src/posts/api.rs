@@ -111,7 +111,7 @@ impl PostsApi {
         body: Input<PostInput>,
     ) -> Result<Created<PostView>, Problem> {
         caller.require(Scope::Publish)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let request = poem_openapi::types::ToJSON::to_json(&body.0);
         let claim = match key.claim(&mut tx, &caller, request).await? {
             Turn::Replay(answer) => return Ok(answer),
@@ -141,7 +141,7 @@ impl PostsApi {
         caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before = page::decode(LIST, cursor.0.as_deref())?;
-        let posts = store::list(&app.db, caller.tenant, before, i64::from(limit) + 1).await?;
+        let posts = store::list(&mut *app.db.of(&caller).await?, caller.tenant, before, i64::from(limit) + 1).await?;
         let views = posts.into_iter().map(PostView::from).collect();
         let Page { items, next_cursor } = Page::of(views, limit, LIST, |post: &PostView| post.id);
         Ok(Json(PostList { items, next_cursor }))
@@ -151,7 +151,7 @@ impl PostsApi {
     #[oai(path = "/posts/:id", method = "get", operation_id = "getPost")]
     async fn get(&self, app: Data<&Arc<App>>, caller: Caller, id: Path<PostId>) -> Result<Json<PostView>, Problem> {
         caller.require(Scope::Read)?;
-        let post = store::get(&app.db, caller.tenant, id.0).await?;
+        let post = store::get(&mut *app.db.of(&caller).await?, caller.tenant, id.0).await?;
         Ok(Json(post.ok_or_else(|| Problem::not_found("post"))?.into()))
     }
 
@@ -168,7 +168,7 @@ impl PostsApi {
         body: Input<PostChange>,
     ) -> Result<Json<PostView>, Problem> {
         caller.require(Scope::Publish)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let request = poem_openapi::types::ToJSON::to_json(&body.0);
         let claim = match key.claim::<Json<PostView>>(&mut tx, &caller, request).await? {
             Turn::Replay(answer) => return Ok(answer),
@@ -203,7 +203,7 @@ impl PostsApi {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Gone, Problem> {
         caller.require(Scope::Publish)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,

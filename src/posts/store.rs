@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::{FromRow, PgConnection, PgExecutor, PgPool, types::Json};
+use sqlx::{FromRow, PgConnection, PgExecutor, types::Json};
 
 use super::{Attached, Post};
 use crate::{
@@ -66,7 +66,12 @@ pub async fn get(db: impl PgExecutor<'_>, tenant: TenantId, id: PostId) -> sqlx:
 }
 
 /// Newest first.
-pub async fn list(db: &PgPool, tenant: TenantId, before: Option<PostId>, limit: i64) -> sqlx::Result<Vec<Post>> {
+pub async fn list(
+    db: impl PgExecutor<'_>,
+    tenant: TenantId,
+    before: Option<PostId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Post>> {
     let rows: Vec<Row> =
         sqlx::query_as(select!("p.removed_at is null and ($2::uuid is null or p.id < $2) order by p.id desc limit $3"))
             .bind(tenant)

@@ -25,7 +25,8 @@ use crate::{
     connections,
     http::{Accepted, App, Caller, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
     ids::{ConnectionId, JobId, PostId, PublicationId},
-    jobs::{EnqueueError, NewJob},
+    jobs::{EnqueueError, NewJob, ledger},
+    plans::{self, Counted},
     platforms::RemotePost,
     posts::{
         self,
@@ -118,7 +119,7 @@ impl PublishingApi {
     ) -> Result<Accepted<AcceptedView>, Problem> {
         caller.require(Scope::Publish)?;
         let request = body.0.to_json();
-        let post = posts::store::get(&app.db, caller.tenant, id.0).await?;
+        let post = posts::store::get(&mut *app.db.of(&caller).await?, caller.tenant, id.0).await?;
         let post = post.ok_or_else(|| Problem::not_found("post"))?;
         let content = NewOrStored::Stored(Examined::stored(post));
         put_on_its_way(&app, &publisher, &caller, key, request, content, body.0).await
@@ -142,13 +143,16 @@ impl PublishingApi {
         caller.require(Scope::Read)?;
         let limit = page::limit(limit.0)?;
         let before = page::decode(LIST, cursor.0.as_deref())?;
-        let rows = store::of_post(&app.db, caller.reach(), id.0, before, i64::from(limit) + 1).await?;
+        let rows =
+            store::of_post(&mut *app.db.of(&caller).await?, caller.reach(), id.0, before, i64::from(limit) + 1).await?;
         if rows.is_empty() {
-            posts::store::get(&app.db, caller.tenant, id.0).await?.ok_or_else(|| Problem::not_found("post"))?;
+            posts::store::get(&mut *app.db.of(&caller).await?, caller.tenant, id.0)
+                .await?
+                .ok_or_else(|| Problem::not_found("post"))?;
         }
         let mut views = Vec::with_capacity(rows.len());
         for row in rows {
-            views.push(view(&app, &publisher, row).await?);
+            views.push(view(&app, &publisher, &caller, row).await?);
         }
         let Page { items, next_cursor } = Page::of(views, limit, LIST, |publication: &PublicationView| publication.id);
         Ok(Json(PublicationList { items, next_cursor }))
@@ -164,7 +168,7 @@ impl PublishingApi {
         id: Path<PublicationId>,
     ) -> Result<Json<PublicationView>, Problem> {
         caller.require(Scope::Read)?;
-        Ok(Json(view(&app, &publisher, find(&app, &caller, id.0).await?).await?))
+        Ok(Json(view(&app, &publisher, &caller, find(&app, &caller, id.0).await?).await?))
     }
 
     /// Cancel a publication
@@ -180,7 +184,7 @@ impl PublishingApi {
     ) -> Result<Json<PublicationView>, Problem> {
         caller.require(Scope::Publish)?;
         let job = find(&app, &caller, id.0).await?.job;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -200,7 +204,8 @@ impl PublishingApi {
         let answer = claim.keep(&mut tx, Json(PublicationView::new(publication, None))).await?;
         tx.commit().await?;
         // The publication decides; its job only ends sooner for this.
-        app.engine.cancel(Some(caller.tenant), job).await?;
+        let outcome = ledger::cancel(&mut *app.db.of(&caller).await?, Some(caller.tenant), job).await?;
+        app.engine.cancelled(job, outcome).await?;
         Ok(answer)
     }
 
@@ -217,7 +222,7 @@ impl PublishingApi {
     ) -> Result<Json<PublicationView>, Problem> {
         caller.require(Scope::Publish)?;
         find(&app, &caller, id.0).await?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -255,8 +260,8 @@ impl PublishingApi {
     ) -> Result<Json<PublicationView>, Problem> {
         caller.require(Scope::Publish)?;
         let publication = find(&app, &caller, id.0).await?;
-        let post = named(&app, &publisher, &publication, body.0).await?;
-        let mut tx = app.db.begin().await?;
+        let post = named(&app, &publisher, &caller, &publication, body.0).await?;
+        let mut tx = app.db.begin(&caller).await?;
         match settle::settle(&mut tx, &publication, post.as_ref()).await? {
             Settled::Done => {
                 let details = json!({"exists": post.is_some(), "remote_id": post.map(|post| post.id)});
@@ -277,7 +282,7 @@ impl PublishingApi {
                 return Err(Problem::conflict("remote_post_taken", text));
             }
         }
-        Ok(Json(view(&app, &publisher, find(&app, &caller, id.0).await?).await?))
+        Ok(Json(view(&app, &publisher, &caller, find(&app, &caller, id.0).await?).await?))
     }
 
     /// Remove the post from its platform
@@ -299,7 +304,7 @@ impl PublishingApi {
             return Err(Problem::conflict("not_out", text));
         }
         let job = NewJob::of(&RemovePost { publication: id.0 }, caller.tenant).unique(id.0.uuid().to_string());
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let job_id = match app.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await {
             Ok(tickets) => {
                 let details = json!({"remote_id": publication.remote.map(|post| post.id)});
@@ -366,17 +371,19 @@ async fn put_on_its_way(
 ) -> Result<Accepted<AcceptedView>, Problem> {
     // A repeat is answered before anything is checked: what it asked for may have changed since.
     if key.is_given() {
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(caller).await?;
         if let Turn::Replay(answer) = key.clone().claim(&mut tx, caller, request.clone()).await? {
             return Ok(answer);
         }
+        // Waited for: a transaction that is only dropped may still hold the key's lock when we come for it again.
+        tx.rollback().await?;
     }
     let (content, is_new) = match content {
         NewOrStored::New(content) => (content, true),
         NewOrStored::Stored(content) => (content, false),
     };
     let mut wish = request::wish(app, publisher, caller, content, options).await?;
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.db.begin(caller).await?;
     let claim = match key.claim(&mut tx, caller, request).await? {
         Turn::Replay(answer) => return Ok(answer),
         Turn::New(claim) => claim,
@@ -389,6 +396,7 @@ async fn put_on_its_way(
     let details = json!({"group": planned.group, "connections": connections});
     audit::record(&mut tx, caller, Action::Published, wish.post.id, details).await?;
     let location = format!("/api/v1/groups/{}", planned.group);
+    plans::allow(&mut tx, caller.tenant, Counted::Posts).await?;
     let answer = claim.keep(&mut tx, Accepted::new(location, AcceptedView::new(wish.post.id, &planned))).await?;
     tx.commit().await?;
     app.engine.ring(&planned.tickets).await;
@@ -399,6 +407,7 @@ async fn put_on_its_way(
 async fn named(
     app: &App,
     publisher: &Publisher,
+    caller: &Caller,
     publication: &Publication,
     word: SettleInput,
 ) -> Result<Option<RemotePost>, Problem> {
@@ -411,7 +420,7 @@ async fn named(
             Err(Problem::invalid_field("remote_id", "is missing", "Send the post's id: it ends the post's address"))
         }
         (true, Some(id)) => {
-            let username = connections::store::username(&app.db, publication.connection).await?;
+            let username = connections::store::username(&mut *app.db.of(caller).await?, publication.connection).await?;
             let connector = publisher.accounts.connectors().get(publication.platform);
             let post = connector.and_then(|connector| connector.post_named(&username, &id));
             let remedy = "Send the post's id: it ends the post's address";
@@ -421,15 +430,22 @@ async fn named(
 }
 
 async fn find(app: &App, caller: &Caller, id: PublicationId) -> Result<Publication, Problem> {
-    store::get(&app.db, caller.reach(), id).await?.ok_or_else(|| Problem::not_found("publication"))
+    store::get(&mut *app.db.of(caller).await?, caller.reach(), id)
+        .await?
+        .ok_or_else(|| Problem::not_found("publication"))
 }
 
-async fn view(app: &App, publisher: &Publisher, publication: Publication) -> Result<PublicationView, Problem> {
+async fn view(
+    app: &App,
+    publisher: &Publisher,
+    caller: &Caller,
+    publication: Publication,
+) -> Result<PublicationView, Problem> {
     let mut look_at = None;
     if publication.phase.is_in_doubt()
         && let Some(connector) = publisher.accounts.connectors().get(publication.platform)
     {
-        let username = connections::store::username(&app.db, publication.connection).await?;
+        let username = connections::store::username(&mut *app.db.of(caller).await?, publication.connection).await?;
         look_at = Some(connector.profile(&username));
     }
     Ok(PublicationView::new(publication, look_at))

@@ -244,5 +244,6 @@ pub fn enqueue_stop(error: EnqueueError) -> Stop {
             Stop::snooze(Duration::from_secs(5), "under_way", format!("the same work is under way as {existing}"))
         }
         EnqueueError::Unstorable(why) => Stop::failed("unstorable", why),
+        error @ EnqueueError::Nobodys => Stop::failed("nobodys", error.to_string()),
     }
 }

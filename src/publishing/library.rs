@@ -21,12 +21,12 @@ use crate::{
 #[async_trait]
 impl MediaSource for MediaService {
     async fn facts(&self, tenant: TenantId, media: MediaId) -> Result<MediaFacts, MediaTrouble> {
-        let row = store::get(self.db(), tenant, media).await?.ok_or(MediaTrouble::Gone)?;
+        let row = store::get(&mut *self.rows_of(tenant).await?, tenant, media).await?.ok_or(MediaTrouble::Gone)?;
         facts(&row.probe, &row.mime, row.size_bytes)
     }
 
     async fn refusal(&self, tenant: TenantId, media: MediaId, preset: &str) -> Result<Option<String>, MediaTrouble> {
-        let row = store::get(self.db(), tenant, media).await?.ok_or(MediaTrouble::Gone)?;
+        let row = store::get(&mut *self.rows_of(tenant).await?, tenant, media).await?.ok_or(MediaTrouble::Gone)?;
         let plan = plan::plan(&row.probe, preset_of(preset)?.preset());
         Ok((plan.action == Action::Refuse).then_some(plan.summary))
     }
@@ -36,7 +36,8 @@ impl MediaSource for MediaService {
         match self.rendition(tenant, media, preset).await {
             Ok(_) => Ok(Making::Made),
             Err(OpenError::NotMade(_)) => {
-                let row = store::get(self.db(), tenant, media).await?.ok_or(MediaTrouble::Gone)?;
+                let row =
+                    store::get(&mut *self.rows_of(tenant).await?, tenant, media).await?.ok_or(MediaTrouble::Gone)?;
                 Ok(Making::Job(Box::new(Transcode { media, preset }.new_job(tenant, &row))))
             }
             Err(error) => Err(trouble(error)),
@@ -56,7 +57,8 @@ impl MediaSource for MediaService {
                 (key, facts(&probe, &mime, size)?)
             }
             None => {
-                let row = store::get(self.db(), tenant, media).await?.ok_or(MediaTrouble::Gone)?;
+                let row =
+                    store::get(&mut *self.rows_of(tenant).await?, tenant, media).await?.ok_or(MediaTrouble::Gone)?;
                 let facts = facts(&row.probe, &row.mime, row.size_bytes)?;
                 (row.storage_key, facts)
             }

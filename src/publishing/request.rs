@@ -124,8 +124,9 @@ async fn chosen(
     errors: &mut Vec<FieldError>,
 ) -> Result<Vec<Connection>, Problem> {
     let mut chosen: Vec<Connection> = Vec::new();
+    let mut db = app.db.of(caller).await?;
     for (index, id) in options.connections.iter().enumerate() {
-        match connections::store::get(&app.db, caller.reach(), *id).await? {
+        match connections::store::get(&mut *db, caller.reach(), *id).await? {
             Some(connection) => chosen.push(connection),
             None => {
                 let field = format!("connections[{index}]");
@@ -134,7 +135,7 @@ async fn chosen(
         }
     }
     let platforms: Vec<Platform> = options.platforms.iter().copied().map(Platform::from).collect();
-    let on_platforms = connections::store::on_platforms(&app.db, caller.reach(), &platforms).await?;
+    let on_platforms = connections::store::on_platforms(&mut *db, caller.reach(), &platforms).await?;
     for (index, platform) in platforms.iter().enumerate() {
         if !on_platforms.iter().any(|connection| connection.platform == *platform) {
             let message = format!("no account is connected on {}", platform.title());
@@ -177,7 +178,9 @@ pub fn plan_problem(error: PlanError) -> Problem {
         PlanError::Enqueue(EnqueueError::Unstorable(what)) => {
             Problem::invalid_field("text", format!("cannot be stored: {what}"), "Remove unusual characters")
         }
-        PlanError::Enqueue(error @ EnqueueError::Duplicate { .. }) => Problem::internal(&error),
+        PlanError::Enqueue(error @ (EnqueueError::Duplicate { .. } | EnqueueError::Nobodys)) => {
+            Problem::internal(&error)
+        }
         PlanError::Rival { platform, rival } if rival.phase == Phase::Sent => {
             let text = format!(
                 "The post is out on {} already, as {}. Send \"republish\": true to publish it there once more.",

@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 
 use super::{
     erase::Erase,
-    erasures::{self, Membership, Subject},
+    erasures::{self, Membership},
     export::Export,
     exports::{self, ExportRow},
 };
@@ -22,7 +22,7 @@ use crate::{
     audit::{self, Action},
     http::{Accepted, App, Caller, IdempotencyKey, Problem, Scope, Tag, Turn},
     identity::{self, Forbidden},
-    ids::{ExportId, JobId, TenantId},
+    ids::{ErasureId, ExportId, JobId, TenantId},
     jobs::{EnqueueError, NewJob, Ticket},
     media::MediaService,
 };
@@ -88,12 +88,12 @@ impl RightsApi {
             return Err(unconfirmed("the id of the user that calls (GET /api/v1/me)"));
         }
         identity::api::ensure(&app, &caller).await?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, Some(json!({"confirm": confirm.0}))).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let memberships = erasures::memberships(&mut tx, caller.user).await?;
+        let memberships = erasures::memberships(&mut *tx).await?;
         if let Some(needed) = memberships.iter().find(|one| one.is_owner && one.has_others && !one.has_other_owner) {
             let text = format!(
                 "You are the last owner of the workspace {:?} ({}), and others are in it. Make somebody else an owner, \
@@ -109,13 +109,14 @@ impl RightsApi {
         for tenant in &ending {
             begun.workspace(&app, &mut tx, *tenant).await?;
         }
-        begun.subject(&app, &mut tx, Subject::User(caller.user), hash).await?;
+        let erasure = erasures::end_user(&mut *tx, hash).await?;
+        begun.job(&app, &mut tx, erasure).await?;
         let left = memberships.iter().filter(|one| one.has_others).map(|one: &Membership| one.tenant_id);
         let details = json!({"workspaces": ending, "left": left.collect::<Vec<_>>()});
         audit::record(&mut tx, &caller, Action::UserErased, caller.user, details).await?;
         let answer = claim.keep(&mut tx, begun.answer(ending)).await?;
         // Last: memberships and keys go with it.
-        erasures::forget_user(&mut tx, caller.user).await?;
+        erasures::forget_user(&mut *tx).await?;
         tx.commit().await?;
         app.auth.forget();
         app.engine.ring(&begun.tickets).await;
@@ -139,7 +140,7 @@ impl RightsApi {
         in_person(&caller)?;
         caller.require(Scope::Manage)?;
         identity::api::inside(&app, &caller, id.0).await?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, Some(json!({"confirm": confirm.0}))).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -149,7 +150,7 @@ impl RightsApi {
         if confirm.0 != row.name {
             return Err(unconfirmed("the name of the workspace (GET /api/v1/workspaces)"));
         }
-        if erasures::is_personal(&mut *tx, id.0).await? {
+        if erasures::is_personal(&mut *tx).await? {
             let text = "It is where somebody is who names no workspace, and ends with them (DELETE /api/v1/me).";
             return Err(Problem::conflict("personal_workspace", text));
         }
@@ -233,27 +234,14 @@ struct Begun {
 
 impl Begun {
     async fn workspace(&mut self, app: &App, tx: &mut PgConnection, tenant: TenantId) -> Result<(), Problem> {
-        erasures::close(tx, tenant).await?;
-        self.subject(app, tx, Subject::Workspace(tenant), None).await
+        let erasure = erasures::end_workspace(&mut *tx, tenant).await?;
+        self.job(app, tx, erasure).await
     }
 
-    async fn subject(
-        &mut self,
-        app: &App,
-        tx: &mut PgConnection,
-        subject: Subject,
-        identity_hash: Option<[u8; 32]>,
-    ) -> Result<(), Problem> {
-        let erasure = erasures::insert(tx, subject, identity_hash).await?;
-        let job = Erase::new_job(erasure);
-        match app.engine.enqueue_in(tx, std::slice::from_ref(&job)).await {
-            Ok(tickets) => {
-                self.jobs.push(job.id);
-                self.tickets.extend(tickets);
-            }
-            Err(EnqueueError::Duplicate { existing }) => self.jobs.push(existing),
-            Err(error) => return Err(error.into()),
-        }
+    async fn job(&mut self, app: &App, tx: &mut PgConnection, erasure: ErasureId) -> Result<(), Problem> {
+        let tickets = app.engine.enqueue_own_in(tx, &Erase::new_job(erasure)).await?;
+        self.jobs.extend(tickets.iter().map(|ticket| ticket.job));
+        self.tickets.extend(tickets);
         Ok(())
     }
 
@@ -270,7 +258,7 @@ async fn export(
     kind: &'static str,
     action: Action,
 ) -> Result<Accepted<ExportAccepted>, Problem> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.db.begin(caller).await?;
     let claim = match key.claim(&mut tx, caller, None).await? {
         Turn::Replay(answer) => return Ok(answer),
         Turn::New(claim) => claim,
@@ -296,7 +284,7 @@ async fn export(
 async fn find(app: &App, caller: &Caller, id: ExportId) -> Result<ExportRow, Problem> {
     in_person(caller)?;
     caller.require(Scope::Read)?;
-    let row = exports::of_owner(&app.db, caller.tenant, caller.user, id).await?;
+    let row = exports::of_owner(&mut *app.db.of(caller).await?, caller.tenant, caller.user, id).await?;
     let row = row.ok_or_else(|| Problem::not_found("export"))?;
     // Whoever is no owner any more has no right to all that is in it.
     if row.kind == "workspace" {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     erasures::{self, Erasure, Subject},
     exports,
-    tables::ERASED,
+    tables::{ERASED, PEOPLE},
 };
 use crate::{
     connections::{Accounts, GivenBack},
@@ -105,7 +105,7 @@ impl Erase {
         ] {
             erased.rows += empty(cx, statement.to_owned(), tenant).await?;
         }
-        for table in ERASED {
+        for table in ERASED.iter().filter(|table| !PEOPLE.contains(table)) {
             let statement = format!(
                 "delete from {table} where ctid = any(array(select ctid from {table} where tenant_id = $1 limit $2))"
             );
@@ -113,8 +113,7 @@ impl Erase {
         }
         let budget = sqlx::query("delete from ai_budgets where subject = $1").bind(format!("tenant:{}", tenant.uuid()));
         erased.rows += budget.execute(cx.db()).await?.rows_affected();
-        let workspace = sqlx::query("delete from workspaces where id = $1").bind(tenant);
-        erased.rows += workspace.execute(cx.db()).await?.rows_affected();
+        erased.rows += erasures::erase_workspace(cx.db(), self.erasure).await?;
         Ok(erased)
     }
 

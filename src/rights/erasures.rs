@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
-use sqlx::{FromRow, PgConnection, PgExecutor};
+use sqlx::{FromRow, PgExecutor};
 use uuid::Uuid;
 
 use crate::ids::{ErasureId, TenantId, UserId};
@@ -14,41 +14,12 @@ pub enum Subject {
     User(UserId),
 }
 
-impl Subject {
-    const fn columns(self) -> (&'static str, Uuid) {
-        match self {
-            Self::Workspace(tenant) => ("workspace", tenant.uuid()),
-            Self::User(user) => ("user", user.uuid()),
-        }
-    }
-}
-
 #[derive(Debug, Clone, Copy)]
 pub struct Erasure {
     pub subject: Subject,
     pub requested_at: DateTime<Utc>,
     /// The server's time.
     pub now: DateTime<Utc>,
-}
-
-/// Writes one down; what was erased before and begun anew is erased again.
-pub async fn insert(
-    tx: &mut PgConnection,
-    subject: Subject,
-    identity_hash: Option<[u8; 32]>,
-) -> sqlx::Result<ErasureId> {
-    let (kind, id) = subject.columns();
-    sqlx::query_scalar(
-        "insert into erasures (id, kind, subject, identity_hash) values ($1, $2, $3, $4) \
-         on conflict (kind, subject) do update set requested_at = now(), finished_at = null, not_revoked = 0, \
-           identity_hash = excluded.identity_hash returning id",
-    )
-    .bind(ErasureId::new())
-    .bind(kind)
-    .bind(id)
-    .bind(identity_hash.map(|hash| hash.to_vec()))
-    .fetch_one(tx)
-    .await
 }
 
 #[derive(FromRow)]
@@ -82,6 +53,12 @@ pub async fn finish(db: impl PgExecutor<'_>, id: ErasureId) -> sqlx::Result<()> 
     Ok(())
 }
 
+/// The workspace itself and who was in it, which are closed to workers. Last; returns how many rows there were.
+pub async fn erase_workspace(db: impl PgExecutor<'_>, id: ErasureId) -> sqlx::Result<u64> {
+    let gone: i64 = sqlx::query_scalar("select app.erase_workspace($1)").bind(id).fetch_one(db).await?;
+    Ok(gone.unsigned_abs())
+}
+
 pub async fn note_not_revoked(db: impl PgExecutor<'_>, id: ErasureId) -> sqlx::Result<()> {
     sqlx::query("update erasures set not_revoked = not_revoked + 1 where id = $1").bind(id).execute(db).await?;
     Ok(())
@@ -90,17 +67,6 @@ pub async fn note_not_revoked(db: impl PgExecutor<'_>, id: ErasureId) -> sqlx::R
 /// What a provider calls a user, as it is kept after their end.
 pub fn identity_hash(provider: &str, subject: &str) -> [u8; 32] {
     Sha256::new().chain_update(provider).chain_update([0]).chain_update(subject).finalize().into()
-}
-
-/// Whether a token of this identity was issued before its user was erased. `issued_at`: seconds of the epoch.
-pub async fn outlives(db: impl PgExecutor<'_>, hash: [u8; 32], issued_at: u64) -> sqlx::Result<bool> {
-    sqlx::query_scalar(
-        "select exists (select from erasures where identity_hash = $1 and extract(epoch from requested_at) >= $2)",
-    )
-    .bind(hash.as_slice())
-    .bind(i64::try_from(issued_at).unwrap_or(i64::MAX))
-    .fetch_one(db)
-    .await
 }
 
 /// An erasure, for those who believe a token without asking the database for its user.
@@ -114,12 +80,7 @@ pub struct Gone {
 
 /// All of them: an operator may make a token that is good for as long as they like.
 pub async fn all(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Gone>> {
-    sqlx::query_as(
-        "select subject, ceil(extract(epoch from requested_at))::bigint as requested_at, \
-           finished_at is not null as is_finished from erasures",
-    )
-    .fetch_all(db)
-    .await
+    sqlx::query_as("select subject, requested_at, is_finished from app.erased()").fetch_all(db).await
 }
 
 /// A workspace and what its end would mean for others.
@@ -132,53 +93,36 @@ pub struct Membership {
     pub has_other_owner: bool,
 }
 
-/// Where a user is. Their rows stay as they are until the transaction ends.
-pub async fn memberships(tx: &mut PgConnection, user: UserId) -> sqlx::Result<Vec<Membership>> {
-    sqlx::query(
-        "select from workspaces w where w.id in (select tenant_id from workspace_members where user_id = $1) \
-         order by w.id for update",
-    )
-    .bind(user)
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query_as(
-        "select m.tenant_id, w.name, m.role = 'owner' as is_owner, \
-           exists (select from workspace_members o where o.tenant_id = m.tenant_id and o.user_id <> $1) as has_others, \
-           exists (select from workspace_members o where o.tenant_id = m.tenant_id and o.user_id <> $1 \
-             and o.role = 'owner') as has_other_owner \
-         from workspace_members m join workspaces w on w.id = m.tenant_id where m.user_id = $1 order by m.tenant_id",
-    )
-    .bind(user)
-    .fetch_all(tx)
-    .await
+/// Where the user of the call is. The workspaces stay as they are until the transaction ends.
+pub async fn memberships(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Membership>> {
+    sqlx::query_as("select tenant_id, name, is_owner, has_others, has_other_owner from app.own_memberships()")
+        .fetch_all(db)
+        .await
 }
 
-/// Whether the workspace is the one that somebody is in when they name none.
-pub async fn is_personal(db: impl PgExecutor<'_>, tenant: TenantId) -> sqlx::Result<bool> {
-    sqlx::query_scalar("select exists (select from users where personal_workspace_id = $1)")
-        .bind(tenant)
+/// Whether the workspace of the call is the one that somebody is in when they name none.
+pub async fn is_personal(db: impl PgExecutor<'_>) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select app.is_personal()").fetch_one(db).await
+}
+
+/// Writes the end of a workspace down, and closes it: from this commit on no credential opens it, and nothing of it
+/// goes out any more that has not left. What was erased before and begun anew is erased again.
+pub async fn end_workspace(db: impl PgExecutor<'_>, tenant: TenantId) -> sqlx::Result<ErasureId> {
+    sqlx::query_scalar("select app.end_workspace($1, $2)").bind(ErasureId::new()).bind(tenant).fetch_one(db).await
+}
+
+/// Writes the end of the user of the call down.
+pub async fn end_user(db: impl PgExecutor<'_>, identity_hash: Option<[u8; 32]>) -> sqlx::Result<ErasureId> {
+    sqlx::query_scalar("select app.end_user($1, $2)")
+        .bind(ErasureId::new())
+        .bind(identity_hash.map(|hash| hash.to_vec()))
         .fetch_one(db)
         .await
 }
 
-/// From this commit on no credential opens the workspace, and nothing of it goes out any more that has not left.
-pub async fn close(tx: &mut PgConnection, tenant: TenantId) -> sqlx::Result<()> {
-    for statement in [
-        "delete from api_keys where tenant_id = $1",
-        "delete from workspace_members where tenant_id = $1",
-        "delete from account_consents where tenant_id = $1",
-        "update publications set phase = 'cancelled', updated_at = now() \
-         where tenant_id = $1 and phase in ('planned', 'prepared', 'uploaded', 'needs_reconnect')",
-    ] {
-        sqlx::query(statement).bind(tenant).execute(&mut *tx).await?;
-    }
-    Ok(())
-}
-
-/// The person themselves: name, address and everything that goes with them.
-pub async fn forget_user(tx: &mut PgConnection, user: UserId) -> sqlx::Result<()> {
-    sqlx::query("delete from users where id = $1").bind(user).execute(tx).await?;
-    Ok(())
+/// The person themselves, whose end was written down: name, address and everything that goes with them.
+pub async fn forget_user(db: impl PgExecutor<'_>) -> sqlx::Result<()> {
+    sqlx::query("select app.forget_user()").execute(db).await.map(drop)
 }
 
 /// What a provider calls a user: the provider, and its name for them.

@@ -12,7 +12,7 @@ use tokio::io::{AsyncWriteExt, BufWriter};
 
 use super::{
     exports::{self, ExportRow},
-    tables::EXPORTED,
+    tables::{EXPORTED, PEOPLE},
 };
 use crate::{
     ids::{ExportId, TenantId, UserId},
@@ -73,18 +73,16 @@ async fn write(cx: &JobContext, export: &ExportRow, path: &Path) -> Result<u64, 
     let mut out = Lines { file: BufWriter::new(file), rows: 0 };
     let mut tx = cx.db().begin().await?;
     sqlx::query("set transaction isolation level repeatable read, read only").execute(&mut *tx).await?;
-    let tenants = if export.kind == "user" {
-        for (table, statement) in OF_USER {
-            out.table(&mut tx, table, (*statement).to_owned(), export.user_id.uuid()).await?;
-        }
-        alone_in(&mut tx, export.user_id).await?
-    } else {
-        vec![export.tenant_id]
-    };
-    for tenant in tenants {
-        let statement = "select to_jsonb(t) from workspaces t where t.id = $1".to_owned();
-        out.table(&mut tx, "workspaces", statement, tenant.uuid()).await?;
-        for exported in EXPORTED {
+    for table in OF_PEOPLE {
+        let statement = format!("select app.export_people($1, '{table}')");
+        out.table(&mut tx, table, statement, export.id.uuid()).await?;
+    }
+    if export.kind == "user" {
+        let statement = "select to_jsonb(t) from audit_log t where t.user_id = $1".to_owned();
+        out.table(&mut tx, "own_audit_lines", statement, export.user_id.uuid()).await?;
+    }
+    for tenant in exports::tenants(&mut *tx, export.id).await? {
+        for exported in EXPORTED.iter().filter(|exported| !PEOPLE.contains(&exported.table)) {
             let statement = format!(
                 "select to_jsonb(t) - '{{{}}}'::text[] from {} t where t.tenant_id = $1",
                 exported.without.join(","),
@@ -99,24 +97,9 @@ async fn write(cx: &JobContext, export: &ExportRow, path: &Path) -> Result<u64, 
     Ok(out.rows)
 }
 
-/// What is a person's and no workspace's, wherever they are.
-const OF_USER: &[(&str, &str)] = &[
-    ("users", "select to_jsonb(t) from users t where t.id = $1"),
-    ("memberships", "select to_jsonb(t) from workspace_members t where t.user_id = $1"),
-    ("own_api_keys", "select to_jsonb(t) - 'secret_hash' from api_keys t where t.created_by = $1"),
-    ("own_audit_lines", "select to_jsonb(t) from audit_log t where t.user_id = $1"),
-];
-
-/// The workspaces that are nobody else's: those that would end with them.
-async fn alone_in(tx: &mut PgConnection, user: UserId) -> sqlx::Result<Vec<TenantId>> {
-    sqlx::query_scalar(
-        "select m.tenant_id from workspace_members m where m.user_id = $1 and not exists ( \
-           select from workspace_members o where o.tenant_id = m.tenant_id and o.user_id <> $1) order by 1",
-    )
-    .bind(user)
-    .fetch_all(tx)
-    .await
-}
+/// What is closed to workers, by the function that gives it for an export that somebody asked for: what is a person's
+/// and no workspace's, and who and what opens the workspaces.
+const OF_PEOPLE: [&str; 6] = ["users", "memberships", "own_api_keys", "workspaces", "workspace_members", "api_keys"];
 
 struct Lines {
     file: BufWriter<tokio::fs::File>,

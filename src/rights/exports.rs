@@ -72,6 +72,11 @@ pub async fn get(db: impl PgExecutor<'_>, tenant: TenantId, id: ExportId) -> sql
     .await
 }
 
+/// The workspaces that it is of: of a person's, those that would end with them.
+pub async fn tenants(db: impl PgExecutor<'_>, id: ExportId) -> sqlx::Result<Vec<TenantId>> {
+    sqlx::query_scalar("select t from app.export_tenants($1) t order by t").bind(id).fetch_all(db).await
+}
+
 /// `false`: it was erased while it was made.
 pub async fn ready(db: impl PgExecutor<'_>, id: ExportId, size_bytes: u64) -> sqlx::Result<bool> {
     let done = sqlx::query("update exports set size_bytes = $2, ready_at = now() where id = $1")

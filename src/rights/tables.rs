@@ -17,7 +17,7 @@ const fn without(table: &'static str, without: &'static [&'static str]) -> Expor
 }
 
 /// What a copy of a workspace has, in this order.
-pub const EXPORTED: [Exported; 17] = [
+pub const EXPORTED: [Exported; 19] = [
     whole("workspace_members"),
     without("api_keys", &["secret_hash"]),
     without("connections", &["access_token", "refresh_token"]),
@@ -34,11 +34,13 @@ pub const EXPORTED: [Exported; 17] = [
     whole("job_groups"),
     whole("ai_usage"),
     without("exports", &["storage_key"]),
+    whole("workspace_plans"),
+    without("patreon_links", &["access_token", "refresh_token"]),
     whole("audit_log"),
 ];
 
 /// What a copy does not have: the product's own bookkeeping, which says nothing that is not elsewhere in it.
-pub const NOT_EXPORTED: [&str; 5] = [
+pub const NOT_EXPORTED: [&str; 6] = [
     // The answers to requests, for a week: what they tell of is exported.
     "idempotency_keys",
     "token_flights",
@@ -47,10 +49,15 @@ pub const NOT_EXPORTED: [&str; 5] = [
     "ai_cache",
     // Askings for an account, for ten minutes, made of secrets.
     "account_consents",
+    // Linkings under way, of the same kind.
+    "patreon_flows",
 ];
 
+/// Of these, what is closed to workers: functions of the schema `app` give and erase it.
+pub const PEOPLE: [&str; 2] = ["api_keys", "workspace_members"];
+
 /// What is erased row by row, dependants before what they depend on. Bytes in storage are removed before.
-pub const ERASED: [&str; 21] = [
+pub const ERASED: [&str; 24] = [
     "account_consents",
     "api_keys",
     "ai_cache",
@@ -68,6 +75,9 @@ pub const ERASED: [&str; 21] = [
     "media_objects",
     "exports",
     "connections",
+    "patreon_flows",
+    "patreon_links",
+    "workspace_plans",
     "idempotency_keys",
     "jobs",
     "job_groups",

@@ -1,4 +1,4 @@
-//! Removes exports whose week is over.
+//! Removes exports whose week is over, and askings for accounts that nobody brings an answer to any more.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::exports::{self, ExportError, Of};
 use crate::{
+    connections::consent,
     jobs::{Job, JobContext, Lane, Queue, Stop},
     media::MediaService,
     telemetry::chain,
@@ -26,6 +27,7 @@ impl Job for RightsUpkeep {
     type Output = u64;
 
     async fn run(&self, cx: &JobContext) -> Result<u64, Stop> {
+        consent::forget_old(cx.db()).await?;
         let removed = exports::remove(cx.db(), cx.service::<MediaService>().storage(), Of::Past).await;
         removed.map_err(|error| match error {
             ExportError::Database(error) => error.into(),

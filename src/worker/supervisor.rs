@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::Context;
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::{
     config::Config,
-    db,
+    db::{Session, pooler},
     jobs::{
         Queue,
         ledger::{self, Death},
@@ -77,6 +77,16 @@ pub fn is_there(parent: Option<u32>) -> io::Result<()> {
 
 async fn supervise(config: &Config, queue: Queue) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
+    let session = Session::worker(&config.database, "multivio-supervisor")?;
+    let sessions = tokio::spawn(pooler::watch(session, stop.clone()));
+    let outcome = restart(config, queue, &stop).await;
+    stop.cancel();
+    // What it was stopped for comes before how it stopped.
+    sessions.await??;
+    outcome
+}
+
+async fn restart(config: &Config, queue: Queue, stop: &CancellationToken) -> anyhow::Result<()> {
     // Once: after a deploy the file of this process may be another's, or have no name any more.
     let program = std::env::current_exe().context("the path of this program is not known")?;
     let mut pause = FIRST_PAUSE;
@@ -88,14 +98,14 @@ async fn supervise(config: &Config, queue: Queue) -> anyhow::Result<()> {
             // No memory or no more processes, or a deploy is under way: it passes, as a crash does.
             Err(error) => {
                 error!(%queue, error = %chain(&error), program = %program.display(), "the worker could not be started");
-                if !rest(&mut pause, Duration::ZERO, &stop).await {
+                if !rest(&mut pause, Duration::ZERO, stop).await {
                     return Ok(());
                 }
                 continue;
             }
         };
         let last_lines = forward_stderr(&mut child);
-        let status = wait(&mut child, &stop, config.worker.grace + ENDS_AFTER_GRACE).await?;
+        let status = wait(&mut child, stop, config.worker.grace + ENDS_AFTER_GRACE).await?;
         if status.success() {
             return Ok(());
         }
@@ -112,7 +122,7 @@ async fn supervise(config: &Config, queue: Queue) -> anyhow::Result<()> {
             let _ended = record.await;
             anyhow::bail!("the worker did not stop in order: {status}");
         }
-        if !rest(&mut pause, started.elapsed(), &stop).await {
+        if !rest(&mut pause, started.elapsed(), stop).await {
             let _ended = record.await;
             return Ok(());
         }
@@ -208,8 +218,7 @@ async fn record(config: Config, process: Uuid, death: Death, cause: String) {
     let until = Instant::now() + RECORD_WITHIN;
     loop {
         let attempt = async {
-            let options = db::connect_options(&config.database, "multivio-supervisor")?;
-            let mut db = PgConnection::connect_with(&options).await?;
+            let mut db = Session::worker(&config.database, "multivio-supervisor")?.connect().await?;
             ledger::report_death(&mut db, process, death, &cause).await?;
             db.close().await
         };

@@ -17,7 +17,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 fn engine(app: &App) -> Engine {
     let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
-    Engine::new(app.pool.clone(), belt)
+    Engine::new(app.pool.clone(), app.session(), belt)
 }
 
 fn noop(app: &App) -> NewJob {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use multivio::{
     config::ApiConfig,
+    db::TenantDb,
     http::{
         Caller, Input, Problem,
         gate::Paths,
@@ -70,10 +71,10 @@ impl Calls {
     #[oai(path = "/database", method = "get")]
     async fn database(
         &self,
-        _caller: Caller,
+        caller: Caller,
         app: poem::web::Data<&Arc<multivio::http::App>>,
     ) -> Result<Json<i32>, Problem> {
-        Ok(Json(sqlx::query_scalar("select 1").fetch_one(&app.db).await?))
+        Ok(Json(sqlx::query_scalar("select 1").fetch_one(&mut *app.db.of(&caller).await?).await?))
     }
 }
 
@@ -89,10 +90,11 @@ impl Served {
     async fn new(app: &App) -> Self {
         let config = app.config();
         let stop = CancellationToken::new();
-        let db = multivio::db::pool(&config.database, "test").unwrap();
-        let belt = Belt::new(&config.redis.url, db.clone()).unwrap();
+        let own_db = multivio::db::pool(&config.database, "test").unwrap();
+        let db = TenantDb::new(&config.database, "test").unwrap();
+        let belt = Belt::new(&config.redis.url, own_db.clone()).unwrap();
         let limiter = Arc::new(RateLimiter::new(&config.api, Some(Shared::new(belt.clone()))));
-        let engine = Engine::new(db.clone(), belt);
+        let engine = Engine::for_callers(own_db, db.clone(), belt);
         let state = multivio::http::App::new(config, db, engine, stop.clone()).unwrap();
         let calls = OpenApiService::new(Calls, "test", "1");
         let metrics = router::metrics_of(calls.spec().as_bytes());

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use multivio::{
+    db::TenantDb,
     http::{
         Accepted, App as State, Caller, IdempotencyKey, Input, Problem, Turn, gate::Paths, idempotency,
         limits::RateLimiter, router, server,
@@ -44,7 +45,7 @@ impl Writes {
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         wish: Input<Wish>,
     ) -> Result<Accepted<Made>, Problem> {
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let request = json!({ "name": wish.0.name, "slow": wish.0.slow });
         let claim = match key.claim::<Accepted<Made>>(&mut tx, &caller, Some(request)).await? {
             Turn::Replay(answer) => return Ok(answer),
@@ -74,7 +75,9 @@ impl Served {
         let (config, stop, db) = (app.config(), CancellationToken::new(), app.pool.clone());
         let belt = Belt::new(&config.redis.url, db.clone()).unwrap();
         let limiter = Arc::new(RateLimiter::new(&config.api, None));
-        let state = State::new(config, db.clone(), Engine::new(db, belt), stop.clone()).unwrap();
+        let callers = TenantDb::new(&config.database, "test").unwrap();
+        let engine = Engine::for_callers(db, callers.clone(), belt);
+        let state = State::new(config, callers, engine, stop.clone()).unwrap();
         let calls = OpenApiService::new(Writes, "test", "1");
         let metrics = router::metrics_of(calls.spec().as_bytes());
         let calls = poem::Route::new().nest("/", calls);

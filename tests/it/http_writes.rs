@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::{media_clips::Clips, publish::Stage};
 
 /// Writes whose repetition is the same deed (a state that is set, a thing that is gone), or whose answer must not be
-/// kept (a new API key's secret): the key is taken and nothing is replayed.
-const THE_SAME_DEED: [&str; 8] = [
+/// kept (a new API key's secret, the state of a linking): the key is taken and nothing is replayed.
+const THE_SAME_DEED: [&str; 9] = [
     "settlePublication",
     "removeRemotePost",
     "changeJob",
@@ -22,10 +22,20 @@ const THE_SAME_DEED: [&str; 8] = [
     "changeMember",
     "revokeApiKey",
     "createApiKey",
+    "beginPatreonLink",
 ];
-/// Tried with the rest of their area, in `identity::teams` and `rights`. After an end nobody is there to repeat it.
-const TRIED_ELSEWHERE: [&str; 6] =
-    ["createWorkspace", "addMember", "removeMember", "exportWorkspace", "deleteWorkspace", "deleteMe"];
+/// Tried with the rest of their area, in `identity::teams`, `patreon` and `rights`. After an end nobody is there to
+/// repeat it.
+const TRIED_ELSEWHERE: [&str; 8] = [
+    "createWorkspace",
+    "addMember",
+    "removeMember",
+    "finishPatreonLink",
+    "removePatreonLink",
+    "exportWorkspace",
+    "deleteWorkspace",
+    "deleteMe",
+];
 
 /// A write, and the same call with other content where it has any.
 struct Write {
@@ -102,6 +112,7 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
     assert_eq!(status, 201, "{media}");
     let (_, deleted) = crate::media_api::upload(&stage.api, "deleted.mp4", clip.clone()).await;
     let answers = [crate::connecting::answer(&stage.api).await, crate::connecting::answer(&stage.api).await];
+    let key = id(&made(stage, "/api/v1/api-keys", json!({ "name": "limited", "scopes": ["read"] })).await);
     let write = |operation, method: &Method, path: String, body, other| Write {
         operation,
         method: method.clone(),
@@ -109,7 +120,7 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
         body,
         other,
     };
-    let (post, put, delete) = (Method::POST, Method::PUT, Method::DELETE);
+    let (post, put, patch, delete) = (Method::POST, Method::PUT, Method::PATCH, Method::DELETE);
     let json = |body: Value| Body::Json(body);
     let text = |text: &str| Body::Json(json!({ "universal_content": text }));
     let publish = |text: &str| Body::Json(json!({ "text": text, "platforms": ["x"], "scheduled_at": later }));
@@ -163,6 +174,13 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
         write("aiTransform", &post, "/ai/transform".into(), json(transform), json(more)),
         write("cancelJob", &post, format!("/jobs/{job}/cancel"), Body::None, Body::None),
         write("retryJob", &post, format!("/jobs/{retried}/retry"), Body::None, Body::None),
+        write(
+            "changeApiKey",
+            &patch,
+            format!("/api-keys/{key}"),
+            json(json!({ "rate_limit": 5 })),
+            json(json!({ "rate_limit": null })),
+        ),
         // Last: it cancels what was to go out there.
         write("removeConnection", &delete, format!("/connections/{}", stage.connection), Body::None, Body::None),
     ]

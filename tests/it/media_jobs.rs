@@ -224,20 +224,20 @@ async fn bytes_stay_while_any_upload_has_them_and_go_a_day_after_the_last() {
 
     assert_eq!(api.delete(&format!("/api/v1/media/{first}")).await.0, 204);
     a_day_later(&app.pool).await;
-    assert_eq!(upkeep::remove_unused(&service).await.unwrap().objects, 0);
+    assert_eq!(upkeep::remove_unused(&app.pool, &service).await.unwrap().objects, 0);
     assert!(readable(second).await);
 
     // The last goes, and the content comes back within its day.
     api.delete(&format!("/api/v1/media/{second}")).await;
-    assert_eq!(upkeep::remove_unused(&service).await.unwrap().objects, 0, "a day has not passed");
+    assert_eq!(upkeep::remove_unused(&app.pool, &service).await.unwrap().objects, 0, "a day has not passed");
     let third = id(&upload(&api, "c.mp4", bytes).await.1);
     a_day_later(&app.pool).await;
-    assert_eq!(upkeep::remove_unused(&service).await.unwrap().objects, 0);
+    assert_eq!(upkeep::remove_unused(&app.pool, &service).await.unwrap().objects, 0);
     assert!(readable(third).await);
 
     api.delete(&format!("/api/v1/media/{third}")).await;
     a_day_later(&app.pool).await;
-    assert_eq!(upkeep::remove_unused(&service).await.unwrap().objects, 1);
+    assert_eq!(upkeep::remove_unused(&app.pool, &service).await.unwrap().objects, 1);
     assert_eq!(walk(&app.folder().join("media")), Vec::<std::path::PathBuf>::new());
 }
 

@@ -103,6 +103,30 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
     stage.sandbox.clear_faults().await;
     let transformed = job(&stage, "/api/v1/ai/transform", other, "succeeded").await;
 
+    // A membership is linked, and its tokens are refreshed after a hint.
+    let upkeep = stage.app.worker(Queue::Ops).await;
+    let hook = format!("{}/webhooks/patreon", stage.api.url);
+    stage.sandbox.settings(json!({ "patreon": { "webhook_uri": hook } })).await;
+    let patron = stage.sandbox.post("/_sandbox/patreon/patrons", json!({ "tiers": ["7001"] })).await;
+    let patron = patron["id"].as_str().unwrap().to_owned();
+    let (code, state) = crate::patreon::allowed(&crate::patreon::begin(&stage.api).await, &patron).await;
+    let finish = json!({ "code": code, "state": state, "code_verifier": crate::patreon::VERIFIER });
+    let request = stage.api.request(Method::POST, "/api/v1/patreon/link/finish").header("Idempotency-Key", "link");
+    let linked = request.json(&finish).send().await.unwrap();
+    assert_eq!(linked.status(), 200, "{}", linked.text().await.unwrap());
+    let membership = async || -> (uuid::Uuid, Vec<u8>, Vec<u8>, i32) {
+        sqlx::query_as("select id, access_token, refresh_token, generation from patreon_links")
+            .fetch_one(&stage.app.pool)
+            .await
+            .unwrap()
+    };
+    let first_pair = membership().await;
+    sqlx::query("update patreon_links set access_expires_at = now()").execute(&stage.app.pool).await.unwrap();
+    let change = format!("{}/_sandbox/patreon/patrons/{patron}", stage.sandbox.url());
+    stage.api.client.patch(change).json(&json!({ "tiers": ["7002"] })).send().await.unwrap();
+    eventually(SOON, "the second pair", || async { (membership().await.3 == 2).then_some(()) }).await;
+    let second_pair = membership().await;
+
     // Tokens as they are now, out of the database.
     let env = |name: &str| stage.app.env().iter().find(|(key, _)| key == name).unwrap().1.clone();
     let config = stage.app.config();
@@ -117,7 +141,20 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
         keyring.decrypt(place, stored).unwrap().expose_secret().to_owned()
     };
     let token = |name: &str| first[name].as_str().unwrap().to_owned();
+    let of_patreon = |column, stored: &[u8]| {
+        let place = multivio::crypto::Place::new("patreon_links", column, first_pair.0);
+        keyring.decrypt(place, stored).unwrap().expose_secret().to_owned()
+    };
     let secrets: Vec<Secret> = [
+        ("Patreon's first access token", of_patreon("access_token", &first_pair.1)),
+        ("Patreon's first refresh token", of_patreon("refresh_token", &first_pair.2)),
+        ("Patreon's second access token", of_patreon("access_token", &second_pair.1)),
+        ("Patreon's second refresh token", of_patreon("refresh_token", &second_pair.2)),
+        ("Patreon's code", code),
+        ("the state of a linking", state),
+        ("the secret of a linking", crate::patreon::VERIFIER.to_owned()),
+        ("Patreon's client secret", env("PATREON_CLIENT_SECRET")),
+        ("Patreon's webhook secret", env("PATREON_WEBHOOK_SECRET")),
         ("the first access token", token("access_token")),
         ("the first refresh token", token("refresh_token")),
         ("the second access token", open("access_token", &access)),
@@ -135,7 +172,9 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
     ]
     .map(|(name, secret)| (name.to_owned(), secret))
     .into();
-    assert_ne!(secrets[0].1, secrets[2].1, "the token was refreshed");
+    let secret = |name: &str| secrets.iter().find(|(known, _)| known == name).unwrap().1.clone();
+    assert_ne!(secret("the first access token"), secret("the second access token"), "the token was refreshed");
+    assert_ne!(secret("Patreon's first access token"), secret("Patreon's second access token"));
 
     // What the API tells, events among it.
     let mut paths = vec![
@@ -148,6 +187,9 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
         "/api/v1/ai/usage".to_owned(),
         "/api/v1/ai/models".to_owned(),
         "/api/v1/ai/health".to_owned(),
+        "/api/v1/plan".to_owned(),
+        "/api/v1/patreon/link".to_owned(),
+        "/api/v1/audit".to_owned(),
     ];
     paths.extend([&published, &refused, &waiting].map(|id| format!("/api/v1/publications/{id}")));
     let (_, jobs) = stage.api.get("/api/v1/jobs?limit=100").await;
@@ -180,6 +222,7 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
         ("the API's log", stage.api.program.log()),
         ("the publisher's log", publisher.program.log()),
         ("the models' log", models.program.log()),
+        ("the upkeep's log", upkeep.program.log()),
     ] {
         assert!(log.contains("TRACE"), "{name} is not at its most talkative");
         assert_clean(name, &log, &secrets);

@@ -119,6 +119,9 @@ fn keys_of_services_are_given_to_all_programs() {
         "OPENAI_API_KEY",
         "TWITTER_CLIENT_ID",
         "TWITTER_CLIENT_SECRET",
+        "PATREON_CLIENT_ID",
+        "PATREON_CLIENT_SECRET",
+        "PATREON_WEBHOOK_SECRET",
         "ENCRYPTION_KEY",
         "JWT_SECRET_KEY",
     ] {

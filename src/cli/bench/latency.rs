@@ -88,7 +88,7 @@ async fn measure(ground: &Ground, sizes: &Sizes, stop: &CancellationToken) -> Re
     tokio::spawn(async move { worker::run(&config, registry, options, stopping).await });
     let belt =
         Belt::new(&ground.config.redis.url, ground.db.clone()).map_err(|error| Failure::failed(chain(&error)))?;
-    let engine = Engine::new(ground.db.clone(), belt);
+    let engine = Engine::new(ground.db.clone(), ground.session()?, belt);
 
     let broken = |error: &dyn std::fmt::Display| Failure::failed(format!("latency: {error}"));
     // With bounds: one that grows by itself cuts what is recorded at the little that it begins with.

@@ -10,7 +10,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{PgPool, postgres::PgPoolOptions};
+use sqlx::PgPool;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -19,7 +19,7 @@ use tokio::{
 use crate::{
     cli::Failure,
     config::Config,
-    db::{self, MIGRATIONS},
+    db::{MIGRATIONS, Session},
     local::{Durability, LocalError, Persistence, Process, ServerFolder, ServerOptions, Servers, Spawning},
     telemetry::chain,
 };
@@ -40,6 +40,13 @@ pub struct Ground {
     pub db: PgPool,
     pub redis: SecretString,
     database: String,
+}
+
+impl Ground {
+    /// How an engine in this process opens its own sessions.
+    pub fn session(&self) -> sqlx::Result<Session> {
+        Session::worker(&self.config.database, "multivio bench")
+    }
 }
 
 impl Stage {
@@ -86,9 +93,9 @@ impl Stage {
         // Of this run's own settings alone: the shell's must not change what is measured.
         let lookup = |name: &str| env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         let config = Config::load(&lookup)?;
-        let options = db::connect_options(&config.database, "multivio bench")?;
-        let options = options.options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-        let db = PgPoolOptions::new().max_connections(8).connect_with(options).await?;
+        let session = Session::login(&config.database, "multivio bench")?;
+        let session = session.set("statement_timeout", "0").set("lock_timeout", "0");
+        let db = session.pool(config.database.acquire_timeout, 8);
         MIGRATIONS.run(&db).await.map_err(|error| Failure::failed(chain(&error)))?;
         Ok(Ground { env, config, db, redis, database: name.to_owned() })
     }

@@ -1,14 +1,14 @@
-//! Postgres: does it answer, is it new enough, is the schema up to date, is what it calls committed on disk, and is
-//! every connection one session.
+//! Postgres: does it answer, is it new enough, is the schema up to date, is what it calls committed on disk, is
+//! every connection one session, and can it become what the programs are.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, io, time::Duration};
 
-use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::PgConnection;
 
-use super::Line;
+use super::{Line, Verdict};
 use crate::{
     config::DatabaseConfig,
-    db::{self, MIGRATIONS},
+    db::{MIGRATIONS, Session, SessionRole, pooler},
     telemetry::chain,
 };
 
@@ -16,8 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const OLDEST: i32 = 15;
 
 pub async fn look(config: &DatabaseConfig) -> Vec<Line> {
-    let options = match db::connect_options(config, "multivio check") {
-        Ok(options) => options,
+    let session = match Session::login(config, "multivio check") {
+        Ok(session) => session,
         Err(error) => {
             return vec![Line::problem(
                 "database",
@@ -26,45 +26,67 @@ pub async fn look(config: &DatabaseConfig) -> Vec<Line> {
             )];
         }
     };
-    let mut connection = match connect(&options).await {
+    let mut connection = match connect(&session).await {
         Ok(connection) => connection,
         Err(line) => return vec![line],
     };
-    match tokio::time::timeout(2 * PATIENCE, questions(&mut connection, &options)).await {
+    match tokio::time::timeout(3 * PATIENCE, questions(&mut connection, &session)).await {
         Ok(Ok(lines)) => lines,
         Ok(Err(error)) => vec![Line::problem("database", chain(&error), "See the database's own log")],
         Err(_elapsed) => vec![Line::problem("database", "stopped answering", "See the database's own log")],
     }
 }
 
-async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Line> {
-    let error = match tokio::time::timeout(PATIENCE, options.connect()).await {
+async fn connect(session: &Session) -> Result<PgConnection, Line> {
+    let error = match tokio::time::timeout(PATIENCE, session.connect()).await {
         Ok(Ok(connection)) => return Ok(connection),
-        Ok(Err(error)) => chain(&error),
-        Err(_elapsed) => format!("no answer within {} s", PATIENCE.as_secs()),
+        Ok(Err(error)) => error,
+        Err(_elapsed) => {
+            let text = format!("no answer within {} s", PATIENCE.as_secs());
+            return Err(Line::problem("database", text, START));
+        }
     };
-    let remedy = if error.contains("startup parameter") {
-        "This pooler refuses session settings: connect to the server itself, or let the pooler pass `options` \
-         (pgbouncer: ignore_startup_parameters = options) in session mode"
-    } else {
-        "Start the server, or correct DATABASE_URL (`multivio up` starts a private one)"
+    let text = chain(&error);
+    let remedy = match &error {
+        sqlx::Error::Tls(_) => TLS,
+        _ if text.contains("certificate") || text.contains("does not support TLS") => TLS,
+        sqlx::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+            "A file that DATABASE_URL names is not there: sslrootcert, sslcert, sslkey, or the folder of a socket"
+        }
+        _ if text.contains("no pg_hba.conf entry") && text.contains("no encryption") => {
+            "The server takes encrypted connections only: add sslmode=verify-full to DATABASE_URL"
+        }
+        _ => START,
     };
-    Err(Line::problem("database", error, remedy))
+    Err(Line::problem("database", text, remedy))
 }
 
-async fn questions(connection: &mut PgConnection, options: &PgConnectOptions) -> sqlx::Result<Vec<Line>> {
-    let (number, version): (i32, String) =
-        sqlx::query_as("select current_setting('server_version_num')::integer, current_setting('server_version')")
-            .fetch_one(&mut *connection)
-            .await?;
+const START: &str = "Start the server, or correct DATABASE_URL (`multivio up` starts a private one)";
+const TLS: &str = "Name the authority that signed the server's certificate, and the host as the certificate has it: \
+    ?sslmode=verify-full&sslrootcert=/path/to/ca.crt in DATABASE_URL";
+
+async fn questions(connection: &mut PgConnection, session: &Session) -> sqlx::Result<Vec<Line>> {
+    // Behind a pooler it is the pooler's connection that this tells of.
+    let (number, version, tls): (i32, String, Option<String>) = sqlx::query_as(
+        "select current_setting('server_version_num')::integer, current_setting('server_version'), \
+           (select version from pg_stat_ssl where pid = pg_backend_pid())",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let version = format!("PostgreSQL {version}, {}", tls.as_deref().unwrap_or("not encrypted"));
     let mut lines = vec![if number / 10_000 >= OLDEST {
-        Line::ok("database", format!("PostgreSQL {version}"))
+        Line::ok("database", version)
     } else {
-        Line::problem("database", format!("PostgreSQL {version}"), format!("Upgrade it to {OLDEST} or newer"))
+        Line::problem("database", version, format!("Upgrade it to {OLDEST} or newer"))
     }];
-    lines.push(schema(connection).await?);
+    let schema = schema(connection).await?;
+    let has_roles = schema.verdict == Verdict::Ok;
+    lines.push(schema);
     lines.push(durability(connection).await?);
-    lines.push(sessions(connection, options).await?);
+    lines.push(sessions(session).await?);
+    if has_roles {
+        lines.push(roles(connection).await?);
+    }
     Ok(lines)
 }
 
@@ -136,39 +158,50 @@ async fn durability(connection: &mut PgConnection) -> sqlx::Result<Line> {
     })
 }
 
-/// Behind a pooler in transaction mode, connections that are open at the same time share one backend; then session
-/// settings, prepared statements and locks go astray.
-async fn sessions(connection: &mut PgConnection, options: &PgConnectOptions) -> sqlx::Result<Line> {
-    const OTHERS: usize = 3;
-    let backend = "select pg_backend_pid()";
-    let mut others = Vec::new();
-    for _ in 0..OTHERS {
-        others.push(options.connect().await?);
-    }
-    let mut backends = vec![sqlx::query_scalar::<_, i32>(backend).fetch_one(&mut *connection).await?];
-    for other in &mut others {
-        backends.push(sqlx::query_scalar(backend).fetch_one(other).await?);
-    }
-    for other in others {
-        other.close().await?;
-    }
-    backends.sort_unstable();
-    backends.dedup();
-    let settings_arrive: bool =
-        sqlx::query_scalar("select current_setting('statement_timeout') <> '0'").fetch_one(connection).await?;
-    Ok(match backends.len() {
-        count if count == OTHERS + 1 && settings_arrive => {
-            Line::ok("sessions", "each connection is a session of its own")
-        }
-        count if count == OTHERS + 1 => Line::problem(
+/// A pooler in transaction mode is refused.
+async fn sessions(session: &Session) -> sqlx::Result<Line> {
+    match pooler::prove(session).await {
+        Ok(()) => Ok(Line::ok("sessions", "each connection is a session of its own")),
+        Err(error) if pooler::is_shared(&error) => Ok(Line::problem(
             "sessions",
-            "session settings do not arrive at the server",
-            "Let the pooler pass `options`, or connect to the server itself",
-        ),
-        _ => Line::problem(
-            "sessions",
-            "connections share a backend: a pooler in transaction mode stands between",
+            "connections share sessions: a pooler in transaction mode stands between",
             "Use its session mode (Supabase: port 5432) or connect to the server itself",
-        ),
+        )),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether this login can become what the programs are, and is bound by row level security when it forgets to.
+async fn roles(connection: &mut PgConnection) -> sqlx::Result<Line> {
+    let missing: Vec<String> = sqlx::query_scalar(
+        "select r.name from unnest($1::text[]) as r (name) left join pg_roles p on p.rolname = r.name \
+         where p.oid is null or not pg_has_role(current_user, p.oid, case when \
+           current_setting('server_version_num')::integer >= 160000 then 'SET' else 'MEMBER' end)",
+    )
+    .bind([SessionRole::Api, SessionRole::Worker].map(|role| role.to_string()))
+    .fetch_all(&mut *connection)
+    .await?;
+    let (login, is_free, inherits): (String, bool, bool) = sqlx::query_as(
+        "select rolname::text, rolsuper or rolbypassrls, exists ( \
+           select from pg_roles r where r.rolname = $1 and pg_has_role(current_user, r.oid, 'USAGE')) \
+         from pg_roles where rolname = current_user",
+    )
+    .bind(SessionRole::Worker.as_str())
+    .fetch_one(connection)
+    .await?;
+    Ok(if !missing.is_empty() {
+        let names = missing.join(", ");
+        let grant = format!("As an administrator: grant {names} to \"{login}\"");
+        Line::problem("roles", format!("{login} cannot become {names}"), grant)
+    } else if is_free {
+        Line::ok("roles", format!("{login} is above row level security; its sessions take roles that are not"))
+    } else if inherits {
+        Line::warning(
+            "roles",
+            format!("{login} has the rights of its roles also where it has not taken one"),
+            format!("alter role \"{login}\" noinherit (PostgreSQL 15), or grant the roles with inherit false"),
+        )
+    } else {
+        Line::ok("roles", format!("{login} takes the roles of the API and the workers, and is nobody without them"))
     })
 }

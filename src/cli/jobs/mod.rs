@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Failure, Screen};
 use crate::{
-    db,
+    db::{Session, pooler},
     ids::{GroupId, JobId, TenantId},
     jobs::{
         Engine, Priority, Queue, State,
@@ -127,9 +127,11 @@ struct RetryArguments {
 
 pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
     let config = super::config()?;
-    let db = db::pool(&config.database, "multivio jobs")?;
+    let session = Session::worker(&config.database, "multivio jobs")?;
+    pooler::prove(&session).await?;
+    let db = session.pool(config.database.acquire_timeout, config.database.max_connections);
     let belt = Belt::new(&config.redis.url, db.clone()).map_err(|error| Failure::usage(chain(&error)))?;
-    let engine = Engine::new(db, belt);
+    let engine = Engine::new(db, session, belt);
     match arguments.command {
         Command::List(wish) => show::list(&engine, wish, screen).await,
         Command::Show { job, follow } => show::show(&engine, job, follow, screen).await,

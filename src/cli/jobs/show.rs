@@ -21,7 +21,7 @@ pub async fn list(engine: &Engine, wish: ListArguments, screen: Screen) -> Resul
     let filter =
         JobFilter { tenant: wish.tenant, state: wish.state, queue: wish.queue, kind: wish.kind, group: wish.group };
     let rows = engine.jobs(&filter, wish.before, i64::from(wish.limit)).await?;
-    let context = ViewContext::of(engine.db(), &rows).await?;
+    let context = ViewContext::of(&mut *engine.db().acquire().await?, &rows).await?;
     let views: Vec<_> = rows.iter().map(|row| JobView::new(row, &context)).collect();
     screen.show(&views.to_json(), || if views.is_empty() { "No such jobs.".into() } else { table(&views) })
 }
@@ -67,7 +67,7 @@ pub async fn show(engine: &Engine, job: JobId, follow: bool, screen: Screen) -> 
     if follow && !row.state.is_final() {
         row = until_end(engine, row).await?;
     }
-    let context = ViewContext::of(engine.db(), std::slice::from_ref(&row)).await?;
+    let context = ViewContext::of(&mut *engine.db().acquire().await?, std::slice::from_ref(&row)).await?;
     let mut view = JobView::new(&row, &context);
     if row.state == State::Running {
         view.progress = engine.progress(job).await.and_then(progress_of);

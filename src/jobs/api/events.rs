@@ -15,9 +15,12 @@ use serde_json::Value;
 
 use super::{LOOK_ANYWAY, view, view_of};
 use crate::{
-    http::{App, Problem},
-    ids::{JobId, TenantId},
-    jobs::belt::{EVENTS_AT_ONCE, Event},
+    http::{App, Caller, Problem},
+    ids::JobId,
+    jobs::{
+        belt::{EVENTS_AT_ONCE, Event},
+        ledger,
+    },
 };
 
 /// Proxies close what is silent for long.
@@ -84,10 +87,10 @@ fn place(id: &str) -> Option<String> {
     ((time, count) != (u64::MAX, u64::MAX)).then(|| format!("{time}-{count}"))
 }
 
-pub fn stream(app: Arc<App>, tenant: TenantId, job: JobId, after: String) -> EventStream<JobEvents> {
+pub fn stream(app: Arc<App>, caller: Caller, job: JobId, after: String) -> EventStream<JobEvents> {
     let following = Following {
         app,
-        tenant,
+        caller,
         job,
         after,
         ready: VecDeque::new(),
@@ -109,7 +112,7 @@ pub fn stream(app: Arc<App>, tenant: TenantId, job: JobId, after: String) -> Eve
 
 struct Following {
     app: Arc<App>,
-    tenant: TenantId,
+    caller: Caller,
     job: JobId,
     /// The last event's id.
     after: String,
@@ -170,7 +173,8 @@ impl Following {
     /// How the ledger sees it, when that is news.
     async fn look(&mut self) -> Result<(), Problem> {
         self.looked = Some(Instant::now());
-        let Some(row) = self.app.engine.job(Some(self.tenant), self.job).await? else {
+        let mut db = self.app.db.of(&self.caller).await?;
+        let Some(row) = ledger::get(&mut *db, Some(self.caller.tenant), self.job).await? else {
             self.over = true;
             return Ok(());
         };
@@ -178,7 +182,7 @@ impl Following {
         if self.shown.as_ref() == Some(&tag) {
             return Ok(());
         }
-        let data = view_of(&self.app, &row).await?.to_json().unwrap_or_default();
+        let data = view_of(&self.app, db, &row).await?.to_json().unwrap_or_default();
         self.shown = Some(tag);
         let mut id = String::new();
         if row.state.is_final() {

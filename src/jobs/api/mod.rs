@@ -16,6 +16,7 @@ use poem_openapi::{
     payload::{EventStream, Json},
 };
 use serde_json::json;
+use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 
 pub use self::view::{
     Context as ViewContext, GroupView, JobError, JobLinks, JobList, JobPriority, JobState, JobView, QueueName,
@@ -26,7 +27,7 @@ use self::{
     view::Context,
 };
 use super::{
-    Engine, EnqueueError, State,
+    EnqueueError, State,
     ledger::{self, CancelOutcome, GroupStatus, JobFilter, JobRow},
 };
 use crate::{
@@ -37,7 +38,7 @@ use crate::{
         page,
     },
     identity::Forbidden,
-    ids::{GroupId, JobId, TenantId},
+    ids::{GroupId, JobId},
 };
 
 /// Longest a status call may wait for news.
@@ -163,8 +164,9 @@ impl JobsApi {
             kind: kind.0,
             group: group.0,
         };
-        let rows = app.engine.jobs(&filter, before, i64::from(limit) + 1).await?;
-        let context = Context::of(&app.db, &rows).await?;
+        let mut db = app.db.of(&caller).await?;
+        let rows = ledger::list(&mut *db, &filter, before, i64::from(limit) + 1).await?;
+        let context = Context::of(&mut db, &rows).await?;
         let views = rows.iter().map(|row| JobView::new(row, &context)).collect();
         let Page { items, next_cursor } = Page::of(views, limit, LIST, |job: &JobView| job.id);
         Ok(Json(JobList { items, next_cursor }))
@@ -192,7 +194,8 @@ impl JobsApi {
         loop {
             let mut news = std::pin::pin!(follower.news());
             news.as_mut().enable();
-            let row = find(&app.engine, caller.tenant, id.0).await?;
+            let mut db = app.db.of(&caller).await?;
+            let row = find(&mut db, &caller, id.0).await?;
             let tag = view::etag(&row);
             let has_news = match &known.0 {
                 Some(known) => *known != tag,
@@ -201,9 +204,10 @@ impl JobsApi {
             if has_news || row.state.is_final() || Instant::now() >= until || app.stop.is_cancelled() {
                 return Ok(match known.0 {
                     Some(known) if known == tag => Status::Unchanged(tag),
-                    _ => Status::Now(Json(view_of(&app, &row).await?), tag),
+                    _ => Status::Now(Json(view_of(&app, db, &row).await?), tag),
                 });
             }
+            drop(db);
             pause(until, &app, news).await;
         }
     }
@@ -223,12 +227,12 @@ impl JobsApi {
     ) -> Result<Events, Problem> {
         caller.require(Scope::Read)?;
         let resume = events::resume_point(last.0.as_deref())?;
-        let row = find(&app.engine, caller.tenant, id.0).await?;
+        let row = find(&mut *app.db.of(&caller).await?, &caller, id.0).await?;
         let after = match resume {
             Resume::Ended { run, .. } if row.state.is_final() && row.run == run => return Ok(Events::Over),
             Resume::Ended { after, .. } | Resume::After(after) => after,
         };
-        Ok(Events::Stream(events::stream(Arc::clone(&app), caller.tenant, id.0, after)))
+        Ok(Events::Stream(events::stream(Arc::clone(&app), caller, id.0, after)))
     }
 
     /// Get a job's timeline
@@ -242,9 +246,10 @@ impl JobsApi {
         id: Path<JobId>,
     ) -> Result<Json<TimelineView>, Problem> {
         caller.require(Scope::Read)?;
-        let row = find(&app.engine, caller.tenant, id.0).await?;
-        let entries = app.engine.timeline(&row).await?;
-        Ok(Json(TimelineView::new(&view_of(&app, &row).await?, entries)))
+        let mut db = app.db.of(&caller).await?;
+        let row = find(&mut db, &caller, id.0).await?;
+        let entries = ledger::timeline(&mut db, &row).await?;
+        Ok(Json(TimelineView::new(&view_of(&app, db, &row).await?, entries)))
     }
 
     /// Cancel a job
@@ -260,7 +265,7 @@ impl JobsApi {
     ) -> Result<Cancelled, Problem> {
         caller.require(Scope::Publish)?;
         unlimited(&caller)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -302,12 +307,15 @@ impl JobsApi {
     ) -> Result<Json<JobView>, Problem> {
         caller.require(Scope::Publish)?;
         unlimited(&caller)?;
-        let changed = app.engine.set_priority(Some(caller.tenant), id.0, change.priority.into()).await?;
-        let row = find(&app.engine, caller.tenant, id.0).await?;
-        if !changed {
+        let mut db = app.db.of(&caller).await?;
+        let changed = ledger::set_priority(&mut *db, Some(caller.tenant), id.0, change.priority.into()).await?;
+        let row = find(&mut db, &caller, id.0).await?;
+        if changed.is_none() {
             return Err(Problem::too_late(format!("The job has already {}; nothing of it is left to run.", row.state)));
         }
-        Ok(Json(view_of(&app, &row).await?))
+        let view = view_of(&app, db, &row).await?;
+        app.engine.moved(id.0).await;
+        Ok(Json(view))
     }
 
     /// Retry failed jobs
@@ -333,7 +341,7 @@ impl JobsApi {
         }
         // Written down first: it is done in many transactions, and any of them may be the last.
         let details = json!({"queue": super::Queue::from(wish.queue), "kind": wish.kind, "limit": limit});
-        audit::record(&mut *app.db.acquire().await?, &caller, Action::FailedJobsRetried, "jobs", details).await?;
+        audit::record(&mut *app.db.of(&caller).await?, &caller, Action::FailedJobsRetried, "jobs", details).await?;
         let retried = app.engine.retry_failed(wish.queue.into(), wish.kind.as_deref(), limit.into()).await?;
         Ok(Json(Retried { retried }))
     }
@@ -351,7 +359,7 @@ impl JobsApi {
     ) -> Result<Json<JobView>, Problem> {
         caller.require(Scope::Publish)?;
         unlimited(&caller)?;
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim::<Json<JobView>>(&mut tx, &caller, None).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
@@ -392,7 +400,7 @@ impl JobsApi {
         caller.require(Scope::Read)?;
         let until = Instant::now() + wait_of(wait.0)?;
         let find = || async {
-            let group = app.engine.group(caller.tenant, id.0).await?;
+            let group = ledger::group(&mut *app.db.of(&caller).await?, caller.tenant, id.0).await?;
             group.ok_or_else(|| Problem::not_found("group"))
         };
         let mut group = find().await?;
@@ -415,7 +423,7 @@ impl JobsApi {
             }
             group = find().await?;
         }
-        let context = Context::of(&app.db, &group.jobs).await?;
+        let context = Context::of(&mut *app.db.of(&caller).await?, &group.jobs).await?;
         Ok(Json(GroupView::new(&group, &context)))
     }
 }
@@ -451,13 +459,15 @@ async fn pause(until: Instant, app: &App, news: impl Future) {
     }
 }
 
-async fn find(engine: &Engine, tenant: TenantId, id: JobId) -> Result<JobRow, Problem> {
-    engine.job(Some(tenant), id).await?.ok_or_else(|| Problem::not_found("job"))
+async fn find(db: &mut PgConnection, caller: &Caller, id: JobId) -> Result<JobRow, Problem> {
+    ledger::get(db, Some(caller.tenant), id).await?.ok_or_else(|| Problem::not_found("job"))
 }
 
 /// A job with all that takes a second look: progress, paused queues, the class of its last error.
-async fn view_of(app: &App, row: &JobRow) -> Result<JobView, Problem> {
-    let context = Context::of(&app.db, std::slice::from_ref(row)).await?;
+async fn view_of(app: &App, mut db: PoolConnection<Postgres>, row: &JobRow) -> Result<JobView, Problem> {
+    let context = Context::of(&mut db, std::slice::from_ref(row)).await?;
+    // Redis may keep us waiting.
+    drop(db);
     let mut view = JobView::new(row, &context);
     if row.state == State::Running {
         view.progress = app.engine.progress(row.id).await.and_then(view::progress);
@@ -484,6 +494,7 @@ impl From<EnqueueError> for Problem {
             ),
             EnqueueError::Ledger(error) => error.into(),
             EnqueueError::Stopping => Self::unavailable(),
+            EnqueueError::Nobodys => Self::internal(&error),
         }
     }
 }

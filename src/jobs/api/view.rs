@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use poem_openapi::{Enum, Object};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use sqlx::PgPool;
+use sqlx::PgConnection;
 
 use crate::{
     ids::{GroupId, JobId},
@@ -162,10 +162,10 @@ pub struct Context {
 }
 
 impl Context {
-    pub async fn of(db: &PgPool, rows: &[JobRow]) -> sqlx::Result<Self> {
+    pub async fn of(db: &mut PgConnection, rows: &[JobRow]) -> sqlx::Result<Self> {
         let mut context = Self::default();
         if rows.iter().any(|row| row.state == State::Queued) {
-            let paused = ledger::paused(db).await?;
+            let paused = ledger::paused(&mut *db).await?;
             context.paused = paused.into_iter().map(|paused| paused.queue).collect();
         }
         let troubled: Vec<_> = rows.iter().filter(|row| has_error(row)).map(|row| row.id).collect();

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use sqlx::{PgExecutor, Row, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
-use super::{Locked, millis, stored_priority};
+use super::{millis, stored_priority};
 use crate::{
     ids::{GroupId, JobId, TenantId, WorkerId},
     jobs::job::{Lane, Priority, Queue},
@@ -41,24 +41,17 @@ pub struct Claim {
 /// How long past its time limit a run may still be settling before it is taken from its worker.
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(10);
 
+/// The rows are locked in order first, then written where they stand: by `ctid`, which saves finding each again.
 macro_rules! claiming {
-    (with $head:literal $which:literal) => {
-        concat!(
-            $head,
-            "update jobs j set state = 'running', run = j.run + 1, worker_id = $1, claimed_at = now(), why = null, \
-                    deadline_at = now() + (j.timeout_ms + $2) * interval '1 millisecond', pushed = false ",
-            $which,
-            " returning j.id, j.run, j.tenant_id, j.group_id, j.kind, j.attempt, j.max_attempts, j.timeout_ms, \
-                       j.args, j.checkpoint, j.suspect, j.created_at, j.due_at, j.claimed_at, j.retries"
-        )
-    };
-    // The rows are locked in order first, then written where they stand: by `ctid`, which saves finding each again.
-    (picked $candidates:literal) => {
+    ($candidates:literal) => {
         concat!(
             "with picked as (",
             $candidates,
-            ") ",
-            claiming!(with "" "from picked where j.ctid = picked.place")
+            ") update jobs j set state = 'running', run = j.run + 1, worker_id = $1, claimed_at = now(), why = null, \
+                    deadline_at = now() + (j.timeout_ms + $2) * interval '1 millisecond', pushed = false \
+             from picked where j.ctid = picked.place \
+             returning j.id, j.run, j.tenant_id, j.group_id, j.kind, j.attempt, j.max_attempts, j.timeout_ms, \
+                       j.args, j.checkpoint, j.suspect, j.created_at, j.due_at, j.claimed_at, j.retries"
         )
     };
 }
@@ -72,29 +65,20 @@ pub async fn claim(
     kinds: &[&str],
     ids: &[JobId],
     suspects: bool,
-    locked: Locked,
 ) -> sqlx::Result<Vec<Claim>> {
-    let query = match locked {
-        Locked::Skip => sqlx::query(claiming!(picked
-            "select ctid as place from jobs where id = any($3) and state = 'queued' and suspect = $4 \
-             and kind = any($5) \
-             and not exists (select from queue_controls where queue = $6 and paused_at is not null) order by id \
-             for no key update skip locked"
-        )),
-        Locked::Wait => sqlx::query(claiming!(with ""
-            "where j.id = any($3) and j.state = 'queued' and j.suspect = $4 and j.kind = any($5) \
-             and not exists (select from queue_controls where queue = $6 and paused_at is not null)"
-        )),
-    };
-    let rows = query
-        .bind(worker)
-        .bind(millis(DEADLINE_GRACE))
-        .bind(ids.iter().map(|id| id.uuid()).collect::<Vec<Uuid>>())
-        .bind(suspects)
-        .bind(kinds)
-        .bind(queue.as_str())
-        .fetch_all(db)
-        .await?;
+    let rows = sqlx::query(claiming!(
+        "select ctid as place from jobs where id = any($3) and state = 'queued' and suspect = $4 and kind = any($5) \
+         and not exists (select from queue_controls where queue = $6 and paused_at is not null) order by id \
+         for no key update skip locked"
+    ))
+    .bind(worker)
+    .bind(millis(DEADLINE_GRACE))
+    .bind(ids.iter().map(|id| id.uuid()).collect::<Vec<Uuid>>())
+    .bind(suspects)
+    .bind(kinds)
+    .bind(queue.as_str())
+    .fetch_all(db)
+    .await?;
     rows.iter().map(|row| decode(row, worker)).collect()
 }
 
@@ -114,13 +98,13 @@ pub async fn claim_from_ledger(
 ) -> sqlx::Result<Vec<Claim>> {
     let start = Uuid::new_v4();
     let query = if suspects {
-        sqlx::query(claiming!(picked
+        sqlx::query(claiming!(
             "select ctid as place from jobs where state = 'queued' and suspect and queue = $4 and lane = $6 \
              and kind = any($5) and not exists (select from queue_controls where queue = $4 and paused_at is not null) \
              order by seq limit $3 for no key update skip locked"
         ))
     } else {
-        sqlx::query(claiming!(picked
+        sqlx::query(claiming!(
             "with recursive arcs as ( \
                 select p.priority, p.place, a.part, a.low, a.high \
                 from unnest($7::smallint[]) with ordinality as p (priority, place) \

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{super::job::NewJob, millis, stored_priority};
 use crate::{
-    ids::JobId,
+    ids::{JobId, TenantId},
     jobs::{OnParent, State},
 };
 
@@ -23,51 +23,76 @@ pub struct Insert<'a> {
 /// Writes the jobs and returns each one's state; a job whose unique key is taken is missing from the answer.
 /// `insert` must be sorted by [`NewJob::unique_key`], so that two batches never wait for each other in a circle.
 pub async fn insert(db: &mut PgConnection, insert: &[Insert<'_>]) -> sqlx::Result<Vec<(JobId, State)>> {
+    let tenants: Vec<_> = insert.iter().map(|row| Some(row.job.tenant)).collect();
+    write(db, INSERT, insert, &tenants).await
+}
+
+/// The same for many callers at once, by the owner function of the migrations: `tenants` says whose each row is, which
+/// its verified caller says and not the job. Rows are refused whose group is another tenant's.
+pub async fn insert_for(
+    db: &mut PgConnection,
+    insert: &[Insert<'_>],
+    tenants: &[Option<TenantId>],
+) -> sqlx::Result<Vec<(JobId, State)>> {
+    write(db, ENQUEUE, insert, tenants).await
+}
+
+/// What `app.enqueue` does as well, which stands in the migrations: a test compares what the two write. They are two,
+/// because a plan is kept for one role.
+const INSERT: &str = "insert into jobs (id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, \
+                       run_at, due_at, serial_until, state, queued_at, pushed, unique_key, serial_key, \
+                       open_parents) \
+     select n.id, n.tenant_id, n.group_id, n.queue, n.lane, n.kind, n.priority, n.args::jsonb, n.max_attempts, \
+            n.timeout_ms, coalesce(n.run_at, now()), coalesce(n.run_at, now()), \
+            coalesce(n.run_at, now()) + n.patience_ms * interval '1 millisecond', s.state, \
+            case when s.state = 'queued' then now() end, \
+            n.pushed and s.state = 'queued' and not exists ( \
+                select from queue_controls c where c.queue = n.queue and c.paused_at is not null), n.unique_key, \
+            n.serial_key, n.open_parents \
+     from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], \
+                 $8::text[], $9::smallint[], $10::integer[], $11::timestamptz[], $12::boolean[], $13::text[], \
+                 $14::text[], $15::smallint[], $16::bigint[]) \
+          as n (id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, run_at, \
+                pushed, unique_key, serial_key, open_parents, patience_ms), \
+          lateral (select case when n.open_parents > 0 then 'waiting' \
+                               when n.serial_key is not null or n.run_at > now() then 'scheduled' \
+                               else 'queued' end::job_state as state) as s \
+     on conflict (tenant_id, kind, unique_key) where unique_key is not null and finished_at is null do nothing \
+     returning id, state::text";
+
+const ENQUEUE: &str = "select id, state from app.enqueue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
+     $15, $16)";
+
+async fn write(
+    db: &mut PgConnection,
+    statement: &'static str,
+    insert: &[Insert<'_>],
+    tenants: &[Option<TenantId>],
+) -> sqlx::Result<Vec<(JobId, State)>> {
     macro_rules! column {
         ($type:ty, $value:expr) => {
             insert.iter().map($value).collect::<Vec<$type>>()
         };
     }
-    let rows: Vec<(Uuid, String)> = sqlx::query_as(
-        "insert into jobs (id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, \
-                           run_at, due_at, serial_until, state, queued_at, pushed, unique_key, serial_key, \
-                           open_parents) \
-         select n.id, n.tenant_id, n.group_id, n.queue, n.lane, n.kind, n.priority, n.args::jsonb, n.max_attempts, \
-                n.timeout_ms, coalesce(n.run_at, now()), coalesce(n.run_at, now()), \
-                coalesce(n.run_at, now()) + n.patience_ms * interval '1 millisecond', s.state, \
-                case when s.state = 'queued' then now() end, \
-                n.pushed and s.state = 'queued' and not exists ( \
-                    select from queue_controls c where c.queue = n.queue and c.paused_at is not null), n.unique_key, \
-                n.serial_key, n.open_parents \
-         from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], \
-                     $8::text[], $9::smallint[], $10::integer[], $11::timestamptz[], $12::boolean[], $13::text[], \
-                     $14::text[], $15::smallint[], $16::bigint[]) \
-              as n (id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, run_at, \
-                    pushed, unique_key, serial_key, open_parents, patience_ms), \
-              lateral (select case when n.open_parents > 0 then 'waiting' \
-                                   when n.serial_key is not null or n.run_at > now() then 'scheduled' \
-                                   else 'queued' end::job_state as state) as s \
-         on conflict (tenant_id, kind, unique_key) where unique_key is not null and finished_at is null do nothing \
-         returning id, state::text",
-    )
-    .bind(column!(Uuid, |row| row.job.id.uuid()))
-    .bind(column!(Uuid, |row| row.job.tenant.uuid()))
-    .bind(column!(Option<Uuid>, |row| row.job.group.map(|group| group.uuid())))
-    .bind(column!(&str, |row| row.job.queue.as_str()))
-    .bind(column!(&str, |row| row.job.lane.as_str()))
-    .bind(column!(&str, |row| &*row.job.kind))
-    .bind(column!(i16, |row| stored_priority(row.job.priority)))
-    .bind(column!(&str, |row| row.job.args.get()))
-    .bind(column!(i16, |row| i16::try_from(row.job.max_attempts).unwrap_or(i16::MAX)))
-    .bind(column!(i32, |row| i32::try_from(row.job.timeout.as_millis()).unwrap_or(i32::MAX)))
-    .bind(column!(Option<DateTime<Utc>>, |row| row.job.run_at))
-    .bind(column!(bool, |row| row.pushed))
-    .bind(column!(Option<&str>, |row| row.job.unique_key.as_deref()))
-    .bind(column!(Option<&str>, |row| row.job.serial_key.as_deref()))
-    .bind(column!(i16, |row| row.open_parents))
-    .bind(column!(Option<i64>, |row| row.job.serial_patience.map(millis)))
-    .fetch_all(db)
-    .await?;
+    let rows: Vec<(Uuid, String)> = sqlx::query_as(statement)
+        .bind(column!(Uuid, |row| row.job.id.uuid()))
+        .bind(tenants.iter().map(|tenant| tenant.map(|tenant| tenant.uuid())).collect::<Vec<_>>())
+        .bind(column!(Option<Uuid>, |row| row.job.group.map(|group| group.uuid())))
+        .bind(column!(&str, |row| row.job.queue.as_str()))
+        .bind(column!(&str, |row| row.job.lane.as_str()))
+        .bind(column!(&str, |row| &*row.job.kind))
+        .bind(column!(i16, |row| stored_priority(row.job.priority)))
+        .bind(column!(&str, |row| row.job.args.get()))
+        .bind(column!(i16, |row| i16::try_from(row.job.max_attempts).unwrap_or(i16::MAX)))
+        .bind(column!(i32, |row| i32::try_from(row.job.timeout.as_millis()).unwrap_or(i32::MAX)))
+        .bind(column!(Option<DateTime<Utc>>, |row| row.job.run_at))
+        .bind(column!(bool, |row| row.pushed))
+        .bind(column!(Option<&str>, |row| row.job.unique_key.as_deref()))
+        .bind(column!(Option<&str>, |row| row.job.serial_key.as_deref()))
+        .bind(column!(i16, |row| row.open_parents))
+        .bind(column!(Option<i64>, |row| row.job.serial_patience.map(millis)))
+        .fetch_all(db)
+        .await?;
     rows.into_iter()
         .map(|(id, state)| {
             let state = state.parse().map_err(|error: String| sqlx::Error::Decode(error.into()))?;

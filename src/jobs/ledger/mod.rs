@@ -1,8 +1,7 @@
 //! The ledger: every change of a job's state, and nothing else changes one.
 //!
 //! Each transition is a single guarded statement that commits by itself: it names the state it leaves, locks rows
-//! in id order and skips what another holds, or waits for it a moment, so a process stopped in the middle holds nobody
-//! up (E4). Time is
+//! in id order and skips what another holds, so a process stopped in the middle holds nobody up (E4). Time is
 //! Postgres's `now()`, never a worker's clock. Locks are taken, and an answer that never came is survived, by the
 //! fence: every claim raises `run`, every completion names it (E2).
 
@@ -24,7 +23,7 @@ pub use control::{
     CancelOutcome, Paused, cancel, cancel_of_tenant, commit, commit_unstarted, is_at_work_for, is_committed,
     leave_to_relay, pause, paused, request_retry, resume, retry_failed, set_priority, uncommit, wake,
 };
-pub use enqueue::{Insert, insert, insert_with_parents};
+pub use enqueue::{Insert, insert, insert_for, insert_with_parents};
 pub use promote::{
     Due, Group, promote_due, promote_due_by_turns, promote_serial, promote_serial_orders, sweep_waiting, sweep_wakes,
 };
@@ -53,22 +52,6 @@ use crate::ids::JobId;
 pub struct Runnable {
     pub job: JobId,
     pub list: List,
-}
-
-/// What a statement does about a row that another session holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Locked {
-    /// Leaves it as it is.
-    Skip,
-    /// Waits, at most the session's `lock_timeout`, and then does nothing at all. Where nobody holds any, it costs
-    /// half: nothing has to be locked before it is written.
-    Wait,
-}
-
-impl Locked {
-    /// For sessions that try [`Self::Wait`] first. Long enough for every statement of ours, and short of what anybody
-    /// notices.
-    pub const PATIENCE_MS: &str = "250";
 }
 
 /// Reads what the columns `queue`, `lane`, `priority` and `suspect` say; `None` for names of a newer version.

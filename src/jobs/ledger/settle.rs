@@ -8,7 +8,7 @@ use serde_json::Value;
 use sqlx::{PgExecutor, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Locked, Runnable, list_of, millis};
+use super::{Runnable, list_of, millis};
 use crate::{
     ids::{JobId, WorkerId},
     jobs::job::{State, Why},
@@ -128,14 +128,9 @@ macro_rules! releasing {
 ///
 /// A run is under way while its row names a worker. Saying `state = 'running'` instead would offer the planner the
 /// index of running jobs, and while it believes that few run it compares each of them with each of the batch.
-pub async fn settle_succeeded(
-    db: impl PgExecutor<'_>,
-    batch: &[(JobId, i32, &Value)],
-    locked: Locked,
-) -> sqlx::Result<Freed> {
-    let query = match locked {
-        Locked::Skip => sqlx::query(releasing!(
-            "with ended as ( \
+pub async fn settle_succeeded(db: impl PgExecutor<'_>, batch: &[(JobId, i32, &Value)]) -> sqlx::Result<Freed> {
+    let rows = sqlx::query(releasing!(
+        "with ended as ( \
             select j.ctid as place, s.result \
             from unnest($1::uuid[], $2::integer[], $3::text[]) as s (id, run, result) \
             join jobs j on j.id = s.id and j.run = s.run \
@@ -145,22 +140,12 @@ pub async fn settle_succeeded(
                    worker_id = null, suspect = false, checkpoint = null, wake_key = null, parked = false \
             from ended where j.ctid = ended.place returning j.id, j.state, j.has_children \
         )"
-        )),
-        Locked::Wait => sqlx::query(releasing!(
-            "with moved as ( \
-            update jobs j set state = 'succeeded', result = s.result::jsonb, finished_at = now(), \
-                   worker_id = null, suspect = false, checkpoint = null, wake_key = null, parked = false \
-            from unnest($1::uuid[], $2::integer[], $3::text[]) as s (id, run, result) \
-            where j.id = s.id and j.run = s.run and j.worker_id is not null returning j.id, j.state, j.has_children \
-        )"
-        )),
-    };
-    let rows = query
-        .bind(batch.iter().map(|(id, ..)| id.uuid()).collect::<Vec<Uuid>>())
-        .bind(batch.iter().map(|(_, run, _)| *run).collect::<Vec<_>>())
-        .bind(batch.iter().map(|(.., result)| result.to_string()).collect::<Vec<_>>())
-        .fetch_all(db)
-        .await?;
+    ))
+    .bind(batch.iter().map(|(id, ..)| id.uuid()).collect::<Vec<Uuid>>())
+    .bind(batch.iter().map(|(_, run, _)| *run).collect::<Vec<_>>())
+    .bind(batch.iter().map(|(.., result)| result.to_string()).collect::<Vec<_>>())
+    .fetch_all(db)
+    .await?;
     freed(&rows)
 }
 

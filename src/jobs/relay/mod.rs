@@ -24,7 +24,11 @@ use super::{
     heart::LEASE,
     ledger::{self, Due, Group, Leadership},
 };
-use crate::{ids::JobId, telemetry::chain};
+use crate::{
+    db::{OwnConnection, Session},
+    ids::JobId,
+    telemetry::chain,
+};
 
 /// How long a leader leads without renewing; another leads at most this and a round later.
 const LEADS_FOR: Duration = Duration::from_secs(4);
@@ -33,11 +37,9 @@ const RENEW_EVERY: Duration = Duration::from_secs(1);
 const ROUND: Duration = Duration::from_millis(100);
 /// Shortest time from the start of one round to the next that a bell asks for: while jobs are enqueued by the
 /// thousand, each batch of them rings.
-const BETWEEN_BELLS: Duration = Duration::from_millis(10);
+const BETWEEN_BELLS: Duration = Duration::from_millis(25);
 /// A round while more waits than fits on the belt.
 const BUSY_ROUND: Duration = Duration::from_millis(25);
-/// A round that takes longer than this met a server that is not well.
-const ROUND_DEADLINE: Duration = Duration::from_secs(10);
 const AUDIT_EVERY: Duration = Duration::from_secs(2);
 /// Rows one statement moves.
 const BATCH: i64 = 1_000;
@@ -48,21 +50,19 @@ const SERIAL: i64 = 250;
 /// Waiting jobs looked after each second.
 const SWEEP: i64 = 2_000;
 
-/// Runs until `stop`; outages are waited out.
-pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
+/// Runs until `stop`; outages are waited out. Its rounds have a connection of this `session` to themselves, what is
+/// beside them one of `db`.
+pub async fn run(engine: Engine, session: Session, db: PgPool, stop: CancellationToken) {
     let (leads, is_leading) = watch::channel(false);
     let forgetting = tokio::spawn(forget::run(db.clone(), is_leading, stop.clone()));
-    let mut relay = Relay::new(engine, db.clone());
+    let own = OwnConnection::new(session);
+    let mut relay = Relay::new(engine);
     while !stop.is_cancelled() {
         let began = Instant::now();
-        let pause = match tokio::time::timeout(ROUND_DEADLINE, relay.round()).await {
-            Ok(Ok(pause)) => pause,
-            Ok(Err(error)) => {
+        let pause = match own.run(async |db: &mut PgConnection| relay.round(db).await).await {
+            Ok(pause) => pause,
+            Err(error) => {
                 warn!(error = %chain(&error), "a round of the relay failed");
-                RENEW_EVERY
-            }
-            Err(_) => {
-                warn!("a round of the relay had no answer in time");
                 RENEW_EVERY
             }
         };
@@ -85,8 +85,9 @@ pub async fn run(engine: Engine, db: PgPool, stop: CancellationToken) {
 struct Relay {
     me: Uuid,
     engine: Engine,
-    db: PgPool,
     leading: Option<Leadership>,
+    /// It has just begun to lead: each queue gets a canary now.
+    owes_canaries: bool,
     windows: Windows,
     audit: Audit,
     /// More is due than one batch: the tenants take turns.
@@ -109,13 +110,13 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(engine: Engine, db: PgPool) -> Self {
+    fn new(engine: Engine) -> Self {
         let now = Instant::now();
         Self {
             me: Uuid::new_v4(),
             engine,
-            db,
             leading: None,
+            owes_canaries: false,
             windows: Windows::default(),
             audit: Audit::default(),
             crowd: false,
@@ -132,12 +133,11 @@ impl Relay {
     }
 
     /// One round; returns how long to wait for the next.
-    async fn round(&mut self) -> sqlx::Result<Duration> {
-        let mut db = self.db.acquire().await?;
+    async fn round(&mut self, db: &mut PgConnection) -> sqlx::Result<Duration> {
         let slow = self.renewed_at.is_none_or(|at| at.elapsed() >= RENEW_EVERY);
         if slow {
             self.renewed_at = Some(Instant::now());
-            self.lead(&mut db).await?;
+            self.lead(db).await?;
         }
         if self.leading.is_none() {
             return Ok(RENEW_EVERY);
@@ -146,18 +146,24 @@ impl Relay {
             self.grant_a_lease("the database was away");
         }
         self.is_troubled = false;
-        let belt_is_there = self.keep_the_belt(&mut db).await?;
-        self.promote(&mut db, slow, belt_is_there).await?;
-        let filled = if belt_is_there { self.windows.fill(&mut db, self.engine.belt()).await } else { Ok(false) };
+        let belt_is_there = self.keep_the_belt(db).await?;
+        // On a belt that is not built anew a moment later.
+        if std::mem::take(&mut self.owes_canaries)
+            && let Err(error) = canary::send_all(&self.engine).await
+        {
+            debug!(error = %chain(&error), "the first canaries come with the schedule");
+        }
+        self.promote(db, slow, belt_is_there).await?;
+        let filled = if belt_is_there { self.windows.fill(db, self.engine.belt()).await } else { Ok(false) };
         let more_waits = self.step("filling the belt", filled)?.unwrap_or(false);
         if slow {
-            self.rescue(&mut db).await?;
-            let fired = cron::fire_due(&mut db, &self.engine).await;
+            self.rescue(db).await?;
+            let fired = cron::fire_due(db, &self.engine).await;
             self.step("firing schedules", fired)?;
         }
         if belt_is_there && self.audited_at.elapsed() >= AUDIT_EVERY {
             self.audited_at = Instant::now();
-            let audited = self.audit.run(&mut db, self.engine.belt(), &self.windows).await;
+            let audited = self.audit.run(db, self.engine.belt(), &self.windows).await;
             self.step("the audit", audited)?;
         }
         self.healthy_at = Instant::now();
@@ -197,9 +203,7 @@ impl Relay {
                 if let Err(error) = canary::schedule_all(db).await {
                     warn!(error = %chain(&error), "the canaries have no schedule");
                 }
-                if let Err(error) = canary::send_all(&self.engine).await {
-                    debug!(error = %chain(&error), "the first canaries come with the schedule");
-                }
+                self.owes_canaries = true;
                 self.healthy_at = Instant::now();
                 // The former leader was heard a moment ago, so the database was there for heartbeats too.
                 if leadership.vacant + LEADS_FOR > LEASE.saturating_sub(RENEW_EVERY * 2) {

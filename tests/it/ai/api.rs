@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use multivio::{
     ai::{Transformer, api::AiApi, models::ModelLists},
+    db::TenantDb,
     http::{self, Caller, Scope},
     identity::Scopes,
     jobs::{Engine, belt::Belt},
@@ -19,9 +20,10 @@ use crate::harness::App;
 async fn client(app: &App) -> TestClient<impl Endpoint> {
     let config = app.config();
     let belt = Belt::new(&config.redis.url, app.pool.clone()).unwrap();
-    let engine = Engine::new(app.pool.clone(), belt);
+    let db = TenantDb::new(&config.database, "test").unwrap();
+    let engine = Engine::for_callers(app.pool.clone(), db.clone(), belt);
     let models = Arc::new(ModelLists::new(Arc::new(Transformer::new(&config.ai).unwrap())));
-    let shared = Arc::new(http::App::new(config, app.pool.clone(), engine, CancellationToken::new()).unwrap());
+    let shared = Arc::new(http::App::new(config, db, engine, CancellationToken::new()).unwrap());
     let caller = Caller::new(app.tenant, app.user, Scopes::of([Scope::Workspace]));
     let service = OpenApiService::new(AiApi, "ai", "1");
     TestClient::new(service.data(models).data(shared).before(move |mut request: Request| {

@@ -82,8 +82,7 @@ async fn die_with(stage: &Stage, job: JobId, death: Death) {
     let row = ledger::WorkerRow { id, process, queue: "ops".into(), host: "paper".into(), pid: 0 };
     ledger::register(&mut *db, &row, SOON).await.unwrap();
     let suspect = stage.row(job).await.suspect;
-    let claims =
-        ledger::claim(&mut *db, id, Queue::Ops, &["act"], &[job], suspect, ledger::Locked::Skip).await.unwrap();
+    let claims = ledger::claim(&mut *db, id, Queue::Ops, &["act"], &[job], suspect).await.unwrap();
     assert_eq!(claims.len(), 1);
     ledger::report_death(&mut *db, process, death, "a test").await.unwrap();
     ledger::reap(&mut *db, 10).await.unwrap();
@@ -96,10 +95,7 @@ async fn a_poison_that_snoozes_between_its_crashes_is_still_found() {
     let job = stage.enqueue(stage.job(Act::default())).await;
     let claim = async |suspects: bool| {
         let worker = super::stage::paper_worker(&mut *stage.db().await, LONG).await;
-        let claims =
-            ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], suspects, ledger::Locked::Skip)
-                .await
-                .unwrap();
+        let claims = ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], suspects).await.unwrap();
         (worker, claims.first().map(|claim| claim.run).expect("it is claimed"))
     };
     let dies = async |worker: WorkerId| {

@@ -86,7 +86,7 @@ async fn two_processes_that_enqueue_the_same_keys_in_other_orders_never_deadlock
     let stage = Stage::new().await;
     let other = {
         let belt = multivio::jobs::belt::Belt::new(&stage.app.config().redis.url, stage.app.pool.clone()).unwrap();
-        multivio::jobs::Engine::new(stage.app.pool.clone(), belt)
+        multivio::jobs::Engine::new(stage.app.pool.clone(), stage.app.session(), belt)
     };
     for _ in 0..5 {
         let job = |key: i32| noop(stage.app.tenant).unique(key.to_string());

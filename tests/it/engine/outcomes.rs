@@ -93,9 +93,7 @@ async fn a_completion_names_its_run_and_an_old_one_changes_nothing() {
     let worker = super::stage::paper_worker(&mut db, Duration::from_secs(60)).await;
     let job = stage.enqueue(stage.job(Act::default())).await;
     let claim = async |job: JobId| {
-        ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], false, ledger::Locked::Skip).await.unwrap()
-            [0]
-        .run
+        ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], false).await.unwrap()[0].run
     };
     let first = claim(job).await;
     // It snoozes; the answer is lost; it is promoted; the same worker claims it again.
@@ -115,7 +113,7 @@ async fn a_completion_names_its_run_and_an_old_one_changes_nothing() {
     // Told again, it may not snooze the run that is under way, nor end it.
     assert!(ledger::settle(&mut *db, &[snooze]).await.unwrap().settled.is_empty());
     let late = [(job, first, &json!("late"))];
-    assert!(ledger::settle_succeeded(&mut *db, &late, ledger::Locked::Skip).await.unwrap().settled.is_empty());
+    assert!(ledger::settle_succeeded(&mut *db, &late).await.unwrap().settled.is_empty());
     let row = stage.row(job).await;
     assert_eq!((row.state, row.run, row.result), (State::Running, second, None));
 }

@@ -12,7 +12,7 @@ use multivio::{
         ledger::{self, JobFilter, Pruning, Retention},
     },
 };
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{Connection, PgConnection};
 
 use super::{Act, Stage, stage::paper_worker};
 use crate::harness::full_size;
@@ -48,8 +48,8 @@ macro_rules! reads_little {
 async fn no_statement_reads_more_of_a_large_ledger_than_it_answers_with() {
     let stage = Stage::new().await;
     fill(&stage, if full_size() { 100 } else { 12 }).await;
-    let options = db::engine_options(&stage.app.config().database, "scale").expect("the address is well formed");
-    let mut db = options.connect().await.unwrap();
+    let session = db::Session::engine(&stage.app.config().database, "scale").expect("the address is well formed");
+    let mut db = session.connect().await.unwrap();
     // In one transaction, within which Postgres counts for itself what was read.
     sqlx::raw_sql("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; begin")
         .execute(&mut db)

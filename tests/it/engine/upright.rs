@@ -47,7 +47,8 @@ async fn after_a_failover_without_a_farewell_worker_and_api_are_back_within_seco
 async fn a_job_that_meets_a_database_which_shuts_down_uses_no_attempt() {
     let stage = Stage::new().await;
     let _worker = stage.worker(2).await;
-    let ended = Step::Statement("select pg_terminate_backend(pg_backend_pid())".into());
+    let ended =
+        Step::Statement("select set_config('role', 'none', false), pg_terminate_backend(pg_backend_pid())".into());
     let job = stage.enqueue(stage.job(Act { first: Some(vec![ended]), ..Act::default() })).await;
     stage.all_succeed(&[job], SOON).await;
     let row = stage.row(job).await;

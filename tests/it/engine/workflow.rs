@@ -19,9 +19,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// Claims on paper, so that the test decides when each ends.
 async fn claimed(stage: &Stage, worker: WorkerId, jobs: &[JobId]) -> Vec<(JobId, i32)> {
-    let claims = ledger::claim(&mut *stage.db().await, worker, Queue::Ops, &["act"], jobs, false, ledger::Locked::Skip)
-        .await
-        .unwrap();
+    let claims = ledger::claim(&mut *stage.db().await, worker, Queue::Ops, &["act"], jobs, false).await.unwrap();
     assert_eq!(claims.len(), jobs.len());
     claims.iter().map(|claim| (claim.job, claim.run)).collect()
 }
@@ -62,10 +60,7 @@ async fn two_parents_that_finish_in_two_workers_at_once_free_their_child_once() 
         let pairs = claimed(&stage, worker, &[parents[0].id, parents[1].id]).await;
         let (one, other) = ([success(pairs[0])], [success(pairs[1])]);
         let pool = &stage.app.pool;
-        let (one, other) = tokio::join!(
-            ledger::settle_succeeded(pool, &one, ledger::Locked::Wait),
-            ledger::settle_succeeded(pool, &other, ledger::Locked::Wait)
-        );
+        let (one, other) = tokio::join!(ledger::settle_succeeded(pool, &one), ledger::settle_succeeded(pool, &other));
         let (one, other) = (one.unwrap(), other.unwrap());
         // One that met the child in the other's hand says so, and is asked again.
         let held_up = [one.held_up, other.held_up].concat();
@@ -91,7 +86,7 @@ async fn a_session_that_holds_one_waiting_child_holds_up_no_other_end() {
     sqlx::query("select from jobs where id = $1 for update").bind(held.id).execute(&mut *holder).await.unwrap();
 
     let batch = [success(pairs[0]), success(pairs[1])];
-    let settling = ledger::settle_succeeded(&mut *db, &batch, ledger::Locked::Wait);
+    let settling = ledger::settle_succeeded(&mut *db, &batch);
     let freed = tokio::time::timeout(Duration::from_secs(2), settling).await.expect("it waits for no lock").unwrap();
     assert_eq!((freed.settled.len(), freed.runnable.len()), (2, 1));
     assert_eq!(freed.held_up, [parent.id]);
@@ -118,7 +113,7 @@ async fn a_retried_child_waits_again_for_the_parents_that_have_not_ended() {
     assert!(stage.engine.retry(None, child.id).await.unwrap());
     let row = stage.row(child.id).await;
     assert_eq!((row.state, row.open_parents), (State::Waiting, 1));
-    let freed = ledger::settle_succeeded(&mut *db, &[success(pairs[1])], ledger::Locked::Skip).await.unwrap();
+    let freed = ledger::settle_succeeded(&mut *db, &[success(pairs[1])]).await.unwrap();
     assert_eq!(freed.runnable.len(), 1, "and runs after them, whatever the one that failed has come to");
     // With none left to wait for it is on its way at once.
     stage.engine.cancel(None, child.id).await.unwrap();
@@ -158,7 +153,7 @@ async fn parents_that_finish_in_one_batch_lower_their_child_by_their_number() {
     stage.enqueue(child.clone()).await;
     let ids: Vec<JobId> = parents.iter().map(|parent| parent.id).collect();
     let pairs = claimed(&stage, worker, &ids).await;
-    ledger::settle_succeeded(&mut *db, &[success(pairs[0]), success(pairs[1])], ledger::Locked::Skip).await.unwrap();
+    ledger::settle_succeeded(&mut *db, &[success(pairs[0]), success(pairs[1])]).await.unwrap();
     assert_eq!(stage.row(child.id).await.open_parents, 3);
     // The rest in one batch of mixed ends; the same end told twice counts once.
     let failed = |pair: (JobId, i32)| {
@@ -168,9 +163,7 @@ async fn parents_that_finish_in_one_batch_lower_their_child_by_their_number() {
     ledger::settle(&mut *db, &[failed(pairs[2])]).await.unwrap();
     ledger::settle(&mut *db, &[failed(pairs[2])]).await.unwrap();
     assert_eq!(stage.row(child.id).await.open_parents, 2);
-    let freed = ledger::settle_succeeded(&mut *db, &[success(pairs[3]), success(pairs[4])], ledger::Locked::Skip)
-        .await
-        .unwrap();
+    let freed = ledger::settle_succeeded(&mut *db, &[success(pairs[3]), success(pairs[4])]).await.unwrap();
     assert_eq!(freed.runnable.len(), 1);
     assert_eq!(stage.state(child.id).await, State::Queued);
 }
@@ -186,12 +179,7 @@ async fn a_child_added_while_its_parent_finishes_is_never_left_waiting() {
         let child = stage.job(Act::default()).after(parent, OnParent::Cancel);
         let end = async {
             // What the completion does with a row that somebody else holds: it tries again.
-            while ledger::settle_succeeded(&stage.app.pool, &[success(pairs[0])], ledger::Locked::Skip)
-                .await
-                .unwrap()
-                .settled
-                .is_empty()
-            {}
+            while ledger::settle_succeeded(&stage.app.pool, &[success(pairs[0])]).await.unwrap().settled.is_empty() {}
         };
         let (added, ()) = tokio::join!(stage.engine.enqueue(child.clone()), end);
         added.unwrap();

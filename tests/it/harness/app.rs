@@ -4,6 +4,7 @@ use std::{sync::Once, time::Duration};
 
 use multivio::{
     config::Config,
+    db::Session,
     identity::{Caller, LocalTokens, Scope, Scopes},
     ids::{TenantId, UserId, WorkerId},
     jobs::Queue,
@@ -85,6 +86,11 @@ impl App {
     /// The settings the programs get, for tests that use the library directly.
     pub fn config(&self) -> Config {
         config_of(&self.env)
+    }
+
+    /// As workers open theirs, for engines that a test has in its own process.
+    pub fn session(&self) -> Session {
+        Session::worker(&self.config().database, "test").expect("the address is well formed")
     }
 
     pub fn env(&self) -> &[(String, String)] {

@@ -4,6 +4,7 @@
 //! kernel ends them when the run itself is killed.
 
 mod app;
+mod pgbouncer;
 mod program;
 mod proxy;
 mod sandbox;
@@ -12,6 +13,7 @@ mod tripwire;
 mod wait;
 
 pub use app::{Api, App, Worker, worker_path};
+pub use pgbouncer::PgBouncer;
 pub use program::Program;
 pub use proxy::Proxy;
 pub use sandbox::Sandbox;

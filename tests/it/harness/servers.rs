@@ -155,9 +155,9 @@ impl TestDb {
         &self.config.url
     }
 
-    /// As the product's own programs connect: the same limits on every session.
+    /// The tests' own eyes, above row level security, with the limits of the product's sessions.
     pub fn pool(&self) -> PgPool {
-        multivio::db::pool(&self.config, "test").expect("the address is well formed")
+        multivio::db::login_pool(&self.config, "test").expect("the address is well formed")
     }
 }
 

@@ -220,7 +220,7 @@ async fn whoever_guesses_keys_is_stopped_before_the_guesses_are_looked_up() {
 async fn a_known_and_an_unknown_prefix_cost_the_same_statements() {
     let servers = Servers::shared();
     let mut app = App::on(servers).await;
-    let tripwire = Arc::new(Tripwire::new(|statement| statement.contains("api_keys")));
+    let tripwire = Arc::new(Tripwire::new(|statement| statement.contains("app.find_key")));
     let proxy = Proxy::hung_with(servers.postgres_port(), &tripwire).await;
     app.set(
         "DATABASE_URL",

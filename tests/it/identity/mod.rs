@@ -2,6 +2,7 @@
 
 mod audit;
 mod firebase;
+mod key_limits;
 mod keys;
 mod roles;
 mod teams;

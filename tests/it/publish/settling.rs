@@ -12,7 +12,7 @@ use crate::harness::eventually;
 
 fn engine(stage: &Stage) -> Engine {
     let belt = Belt::new(&stage.app.config().redis.url, stage.app.pool.clone()).expect("a belt");
-    Engine::new(stage.app.pool.clone(), belt)
+    Engine::new(stage.app.pool.clone(), stage.app.session(), belt)
 }
 
 /// As if the jobs of this kind had ended without doing their work.

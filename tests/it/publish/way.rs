@@ -260,7 +260,7 @@ async fn upload_picture(stage: &Stage) -> String {
     assert!(made.success());
     let service = MediaService::new(&stage.app.config(), stage.app.pool.clone()).expect("the storage folder is made");
     let file = tokio::fs::File::open(&path).await.expect("the picture is there");
-    let (arrived, probe) = service.receive(stage.app.tenant, file).await.expect("it is a picture");
+    let (arrived, probe) = service.receive(stage.app.tenant, file, u64::MAX).await.expect("it is a picture");
     let mut tx = stage.app.pool.begin().await.expect("the database answers");
     let id = keep(&mut tx, stage, &arrived, &probe).await;
     tx.commit().await.expect("it is kept");

@@ -79,6 +79,18 @@ impl Life {
             let answer = request.send().await.unwrap();
             assert!(answer.status().is_success(), "{path}: {}", answer.text().await.unwrap());
         }
+        // As a membership leaves them.
+        let given =
+            "insert into workspace_plans (tenant_id, source, plan) select $1, 'patreon', name from plans limit 1";
+        let flow = "insert into patreon_flows (state_hash, tenant_id, user_id, challenge, expires_at) \
+             values (sha256('s'), $1, $2, sha256('c'), now())";
+        let link = "insert into patreon_links (id, tenant_id, linked_by, patreon_user_id, access_token, refresh_token, \
+               access_expires_at) values (gen_random_uuid(), $1, $2, '7', 'a', 'r', now())";
+        let pool = &stage.app.pool;
+        sqlx::query(given).bind(stage.app.tenant).execute(pool).await.unwrap();
+        for statement in [flow, link] {
+            sqlx::query(statement).bind(stage.app.tenant).bind(stage.app.user).execute(pool).await.unwrap();
+        }
         let (neighbour, of_neighbour) = neighbour(&stage.app, &stage.api).await;
         Self { stage, neighbour, of_neighbour, _publish: publish }
     }

@@ -1,0 +1,268 @@
+//! `/api/v1/patreon/link`: a workspace's plan by its owner's membership on Patreon.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use poem::{http::StatusCode, web::Data};
+use poem_openapi::{Object, OpenApi, payload::Json, types::Password};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+
+use super::{
+    Patreon, PatreonError,
+    client::{Identity, Tokens},
+    link, membership,
+    store::{self, LinkRow},
+};
+use crate::{
+    audit::{self, Action},
+    http::{App, Caller, FieldError, Gone, IdempotencyKey, Input, Problem, Scope, Tag, Turn},
+    identity::api::ensure,
+    ids::{PatreonLinkId, UserId},
+    plans::{self, Source},
+};
+
+/// Needs `Arc<Option<Patreon>>` as `Data`.
+#[derive(Debug, Clone, Copy)]
+pub struct PatreonApi;
+
+#[derive(Debug, Object)]
+#[oai(deny_unknown_fields)]
+struct BeginInput {
+    /// SHA-256 of a random `code_verifier` (43 to 128 characters) in base64url without padding, as RFC 7636 has it.
+    #[oai(validator(min_length = 43, max_length = 43))]
+    code_challenge: String,
+}
+
+/// Where to send the user.
+#[derive(Debug, Clone, PartialEq, Eq, Object)]
+struct LinkBegun {
+    /// Patreon's own page; it comes back to the redirect URI of this installation with `code` and `state`, or with
+    /// `error=access_denied`.
+    authorize_url: String,
+    /// Until then it has to be finished.
+    expires_at: DateTime<Utc>,
+}
+
+#[derive(Object)]
+#[oai(deny_unknown_fields)]
+struct FinishInput {
+    /// As Patreon gave it back.
+    #[oai(validator(min_length = 1, max_length = 200))]
+    state: String,
+    /// As Patreon gave it.
+    #[oai(validator(min_length = 1, max_length = 2000))]
+    code: Password,
+    /// The one whose challenge the linking began with.
+    #[oai(validator(min_length = 43, max_length = 128))]
+    code_verifier: Password,
+}
+
+/// The account whose membership gives the workspace a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Object)]
+#[oai(rename = "PatreonLink", skip_serializing_if_is_none)]
+struct LinkView {
+    /// `active`, or `broken`: Patreon refuses our access, and it has to be linked again.
+    state: String,
+    /// Patreon's own id of the account.
+    patreon_user_id: String,
+    /// `active_patron`, `declined_patron`, `former_patron`; absent for who never paid.
+    patron_status: Option<String>,
+    /// Ids of the tiers that the account is entitled to.
+    tiers: Vec<String>,
+    /// When that was read.
+    read_at: DateTime<Utc>,
+    linked_by: UserId,
+    created_at: DateTime<Utc>,
+}
+
+#[OpenApi(prefix_path = "/api/v1/patreon", tag = "Tag::Identity")]
+impl PatreonApi {
+    /// Begin to link Patreon
+    ///
+    /// For owners. Keep `code_verifier` where only this browser finds it; a linking that was begun before ends.
+    #[oai(path = "/link", method = "post", operation_id = "beginPatreonLink")]
+    async fn begin(
+        &self,
+        app: Data<&Arc<App>>,
+        patreon: Data<&Arc<Option<Patreon>>>,
+        caller: Caller,
+        // Beginning again is another beginning: there is nothing to keep.
+        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        body: Input<BeginInput>,
+    ) -> Result<Json<LinkBegun>, Problem> {
+        caller.require(Scope::Manage)?;
+        let patreon = on(&patreon)?;
+        let challenge = link::challenge(&body.0.code_challenge).ok_or_else(|| {
+            let remedy = "Send base64url(SHA-256(code_verifier)) without padding";
+            Problem::invalid_field("code_challenge", "is no SHA-256 in base64url", remedy)
+        })?;
+        ensure(&app, &caller).await?;
+        let (state, hash) = link::new_state();
+        let mut tx = app.db.begin(&caller).await?;
+        let expires_at = store::begin(&mut tx, hash, caller.tenant, caller.user, challenge).await?;
+        tx.commit().await?;
+        let authorize_url = patreon.client.authorize_url(state.expose_secret()).into();
+        Ok(Json(LinkBegun { authorize_url, expires_at }))
+    }
+
+    /// Finish to link Patreon
+    ///
+    /// By the user, and in the workspace, that began it. The plan that the membership gives holds at once; a link that
+    /// the workspace had is replaced.
+    #[oai(path = "/link/finish", method = "post", operation_id = "finishPatreonLink")]
+    async fn finish(
+        &self,
+        app: Data<&Arc<App>>,
+        patreon: Data<&Arc<Option<Patreon>>>,
+        caller: Caller,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+        body: Input<FinishInput>,
+    ) -> Result<Json<LinkView>, Problem> {
+        caller.require(Scope::Manage)?;
+        let patreon = on(&patreon)?;
+        let FinishInput { state, code, code_verifier } = body.0;
+        let request = Some(json!({ "state": state, "code": code.0, "verifier": code_verifier.0 }));
+        // A repeat is answered before the code is spent a second time.
+        if key.is_given() {
+            let mut tx = app.db.begin(&caller).await?;
+            if let Turn::Replay(answer) = key.clone().claim(&mut tx, &caller, request.clone()).await? {
+                return Ok(answer);
+            }
+            tx.rollback().await?;
+        }
+        // Over with the first try, however that ends.
+        let challenge =
+            store::take_flow(&mut *app.db.of(&caller).await?, link::hash(&state), caller.tenant, caller.user).await?;
+        let verifier = SecretString::from(code_verifier.0);
+        if !challenge.is_some_and(|challenge| link::fits(&verifier, &challenge)) {
+            return Err(not_begun());
+        }
+        let (tokens, identity) = patreon.learn(&SecretString::from(code.0)).await.map_err(not_linked)?;
+        let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, request).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let id = PatreonLinkId::new();
+        let sealed = patreon.seal(id, &tokens);
+        let before = store::put(&mut tx, id, caller.tenant, caller.user, &identity, &sealed).await.map_err(taken)?;
+        if before.is_some_and(|before| before != identity.user_id) {
+            plans::store::take_back(&mut tx, caller.tenant, Source::Patreon).await?;
+        }
+        let plan = membership::give(&mut tx, caller.tenant, &identity, patreon.config.grace).await?;
+        let details = json!({"patreon_user_id": identity.user_id, "plan": plan});
+        audit::record(&mut tx, &caller, Action::PatreonLinked, caller.tenant, details).await?;
+        let row = store::get(&mut *tx, caller.tenant).await?.ok_or_else(no_link)?;
+        let answer = claim.keep(&mut tx, Json(LinkView::from(row))).await?;
+        tx.commit().await?;
+        Ok(answer)
+    }
+
+    /// Get the link to Patreon
+    #[oai(path = "/link", method = "get", operation_id = "getPatreonLink")]
+    async fn get(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<LinkView>, Problem> {
+        caller.require(Scope::Read)?;
+        Ok(Json(store::get(&mut *app.db.of(&caller).await?, caller.tenant).await?.ok_or_else(no_link)?.into()))
+    }
+
+    /// Unlink Patreon
+    ///
+    /// Our access is forgotten at once, and the plan that it gave is taken back.
+    #[oai(path = "/link", method = "delete", operation_id = "removePatreonLink")]
+    async fn remove(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+    ) -> Result<Gone, Problem> {
+        caller.require(Scope::Manage)?;
+        let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        // Otherwise one membership could serve one workspace after the other, each for the time of grace.
+        let account = store::remove(&mut tx, caller.tenant).await?.ok_or_else(no_link)?;
+        plans::store::take_back(&mut tx, caller.tenant, Source::Patreon).await?;
+        let details = json!({"patreon_user_id": account});
+        audit::record(&mut tx, &caller, Action::PatreonUnlinked, caller.tenant, details).await?;
+        let answer = claim.keep(&mut tx, Gone::default()).await?;
+        tx.commit().await?;
+        Ok(answer)
+    }
+}
+
+impl Patreon {
+    async fn learn(&self, code: &SecretString) -> Result<(Tokens, Identity), PatreonError> {
+        let tokens = self.client.exchange(code).await?;
+        let identity = self.client.identity(&tokens.access).await?;
+        Ok((tokens, identity))
+    }
+}
+
+impl From<LinkRow> for LinkView {
+    fn from(row: LinkRow) -> Self {
+        let LinkRow { state, patreon_user_id, patron_status, tiers, read_at, linked_by, created_at } = row;
+        Self { state, patreon_user_id, patron_status, tiers, read_at, linked_by, created_at }
+    }
+}
+
+fn on(patreon: &Option<Patreon>) -> Result<&Patreon, Problem> {
+    patreon.as_ref().ok_or_else(|| {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "patreon_off",
+            "Patreon is off",
+            "This installation gives no plans for memberships: its operator sets PATREON_CLIENT_ID.",
+        )
+    })
+}
+
+fn no_link() -> Problem {
+    Problem::not_found("link to Patreon")
+}
+
+/// One answer for a linking that nobody began, that somebody else began, that is over, or whose secret is another.
+fn not_begun() -> Problem {
+    let text = "There is no such linking of yours in this workspace, or it is over. Begin again: POST \
+                /api/v1/patreon/link";
+    Problem::conflict("link_not_begun", text)
+}
+
+fn not_linked(error: PatreonError) -> Problem {
+    match error {
+        PatreonError::Ended => {
+            Problem::invalid_field("code", "is not accepted by Patreon", "Begin again: POST /api/v1/patreon/link")
+        }
+        PatreonError::Throttled { after } => Problem::unavailable().with_retry_after(after),
+        error => {
+            tracing::warn!(cause = crate::telemetry::chain(&error), "an account at Patreon was not linked");
+            Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "patreon_failed",
+                "Patreon did not answer as it should",
+                "Nothing was linked. Begin again in a moment: POST /api/v1/patreon/link",
+            )
+        }
+    }
+}
+
+fn taken(error: sqlx::Error) -> Problem {
+    let constraint = error.as_database_error().and_then(|error| error.constraint());
+    match constraint {
+        Some("patreon_links_account_key") => Problem::conflict(
+            "patreon_account_taken",
+            "That account on Patreon gives another workspace its plan. Unlink it there first.",
+        )
+        .with_errors(vec![FieldError::new(
+            "code",
+            "is of an account that is linked elsewhere",
+            "Unlink it there first",
+        )]),
+        Some("patreon_links_tenant_key") => {
+            Problem::conflict("linked_meanwhile", "The workspace was linked by another request. Look at it first.")
+        }
+        _ => error.into(),
+    }
+}

@@ -1,0 +1,395 @@
+//! Plans by membership: linking an account, hints that are signed, forged, repeated or lost, tiers that change, and
+//! memberships that end.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
+use md5::Md5;
+use multivio::{
+    http::Scope,
+    ids::{TenantId, UserId},
+    jobs::{Engine, NewJob, Queue, belt::Belt},
+    patreon::PatreonUpkeep,
+};
+use reqwest::{Method, redirect};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use url::Url;
+
+use crate::{
+    harness::{Api, App, Sandbox, wait_until},
+    identity::{SOON, call},
+};
+
+pub const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+const REDIRECT: &str = "http://127.0.0.1:5173/patreon";
+
+struct Stage {
+    app: App,
+    sandbox: Sandbox,
+    api: Api,
+}
+
+impl Stage {
+    /// Two tiers that are worth something, and one that is not.
+    async fn new() -> Self {
+        let mut app = App::new().await;
+        let sandbox = app.sandbox().await;
+        let api = app.api().await;
+        for arguments in [
+            &["plans", "define", "free", "--connections", "1"][..],
+            &["plans", "default", "free"],
+            &["plans", "define", "supporter", "--rank", "1", "--connections", "5"],
+            &["plans", "define", "patron", "--rank", "2", "--connections", "50"],
+            &["plans", "tier", "7001", "supporter"],
+            &["plans", "tier", "7002", "patron"],
+        ] {
+            let (done, said) = app.cli(arguments).await;
+            assert!(done, "{arguments:?}: {said}");
+        }
+        sandbox.settings(json!({"patreon": {"webhook_uri": format!("{}/webhooks/patreon", api.url)}})).await;
+        Self { app, sandbox, api }
+    }
+
+    async fn patron(&self, tiers: &[&str]) -> String {
+        let made = self.sandbox.post("/_sandbox/patreon/patrons", json!({ "tiers": tiers })).await;
+        made["id"].as_str().unwrap().to_owned()
+    }
+
+    async fn change(&self, patron: &str, change: Value) {
+        let url = format!("{}/_sandbox/patreon/patrons/{patron}", self.sandbox.url());
+        let answer = self.api.client.patch(url).json(&change).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    }
+
+    async fn begin(&self) -> Url {
+        begin(&self.api).await
+    }
+
+    async fn link(&self, patron: &str) -> (u16, Value) {
+        let (code, state) = allowed(&self.begin().await, patron).await;
+        self.finish(&code, &state, VERIFIER).await
+    }
+
+    async fn finish(&self, code: &str, state: &str, verifier: &str) -> (u16, Value) {
+        let body = json!({ "code": code, "state": state, "code_verifier": verifier });
+        self.api.post("/api/v1/patreon/link/finish", body).await
+    }
+
+    async fn plan(&self) -> Value {
+        let (status, plan) = self.api.get("/api/v1/plan").await;
+        assert_eq!(status, 200, "{plan}");
+        plan
+    }
+
+    async fn until_plan(&self, name: &str) {
+        wait_until(SOON, &format!("the plan to be {name}"), || async { self.plan().await["name"] == name }).await;
+    }
+
+    /// What the workers did with one kind of job.
+    async fn jobs(&self, state: &str) -> i64 {
+        let sql = "select count(*) from jobs where kind = 'read_membership' and state::text = $1";
+        sqlx::query_scalar(sql).bind(state).fetch_one(&self.app.pool).await.unwrap()
+    }
+
+    async fn hint(&self, body: &str, signature: &str) -> u16 {
+        let request = self.api.client.post(format!("{}/webhooks/patreon", self.api.url)).body(body.to_owned());
+        let request = request.header("X-Patreon-Event", "members:update").header("X-Patreon-Signature", signature);
+        request.send().await.unwrap().status().as_u16()
+    }
+}
+
+/// Where the user is to be sent.
+pub async fn begin(api: &Api) -> Url {
+    let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(VERIFIER));
+    let (status, begun) = api.post("/api/v1/patreon/link", json!({ "code_challenge": challenge })).await;
+    assert_eq!(status, 200, "{begun}");
+    Url::parse(begun["authorize_url"].as_str().unwrap()).unwrap()
+}
+
+/// The user says yes: the code and the state that come back.
+pub async fn allowed(page: &Url, patron: &str) -> (String, String) {
+    let back = answer(page, &[("sandbox_approve", patron)]).await;
+    (query(&back, "code").unwrap(), query(&back, "state").unwrap())
+}
+
+async fn answer(page: &Url, word: &[(&str, &str)]) -> Url {
+    let client = reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none()).build().unwrap();
+    let mut page = page.clone();
+    page.query_pairs_mut().extend_pairs(word);
+    let answer = client.get(page).send().await.unwrap();
+    assert_eq!(answer.status(), 302);
+    let back = answer.headers()["location"].to_str().unwrap();
+    assert!(back.starts_with(&format!("{REDIRECT}?")), "{back}");
+    Url::parse(back).unwrap()
+}
+
+fn query(url: &Url, name: &str) -> Option<String> {
+    url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+}
+
+fn signed(secret: &str, body: &str) -> String {
+    let mut mac = Hmac::<Md5>::new_from_slice(secret.as_bytes()).unwrap();
+    mac.update(body.as_bytes());
+    hex::encode(mac.finalize().into_bytes())
+}
+
+const SECRET: &str = "patreon-sandbox-webhook-secret";
+
+fn member_of(patron: &str) -> String {
+    json!({"data": {"type": "member", "id": "m", "relationships": {"user": {"data": {"id": patron, "type": "user"}}}}})
+        .to_string()
+}
+
+#[tokio::test]
+async fn a_membership_gives_its_tiers_plan_and_follows_its_changes() {
+    let stage = Stage::new().await;
+    let _worker = stage.app.worker(Queue::Ops).await;
+    assert_eq!(stage.plan().await["name"], "free");
+    assert_eq!(stage.api.get("/api/v1/patreon/link").await.0, 404);
+    let patron = stage.patron(&["7001"]).await;
+    let (status, link) = stage.link(&patron).await;
+    assert_eq!((status, &link["state"], &link["tiers"]), (200, &json!("active"), &json!(["7001"])), "{link}");
+    assert_eq!((&link["patreon_user_id"], &link["patron_status"]), (&json!(patron), &json!("active_patron")));
+    let plan = stage.plan().await;
+    assert_eq!((&plan["name"], &plan["source"]), (&json!("supporter"), &json!("patreon")));
+    assert!(plan["until"].is_string(), "{plan}");
+
+    // Of several tiers, the plan of the highest rank; one that is worth nothing gives nothing.
+    stage.change(&patron, json!({"tiers": ["7001", "7002", "7003"]})).await;
+    stage.until_plan("patron").await;
+    stage.change(&patron, json!({"tiers": ["7001"]})).await;
+    stage.until_plan("supporter").await;
+    // The operator's word counts before a membership's.
+    let workspace = stage.app.tenant.to_string();
+    assert!(stage.app.cli(&["plans", "set", &workspace, "patron"]).await.0);
+    assert_eq!(stage.plan().await["source"], "operator");
+    assert!(stage.app.cli(&["plans", "unset", &workspace]).await.0);
+
+    // Unlinked, the plan is taken back at once, and the account may serve another workspace.
+    let remove = stage.api.request(Method::DELETE, "/api/v1/patreon/link").header("Idempotency-Key", "once");
+    let (first, again) = (remove.try_clone().unwrap().send().await.unwrap(), remove.send().await.unwrap());
+    assert_eq!((first.status().as_u16(), again.status().as_u16()), (204, 204));
+    assert!(again.headers().contains_key("idempotent-replayed"));
+    assert_eq!(stage.plan().await["name"], "free");
+    let kept: i64 = sqlx::query_scalar("select count(*) from patreon_links").fetch_one(&stage.app.pool).await.unwrap();
+    assert_eq!(kept, 0);
+    let (_, lines) = stage.api.get("/api/v1/audit").await;
+    let done: Vec<_> = lines["items"].as_array().unwrap().iter().map(|line| line["action"].clone()).collect();
+    assert!(done.contains(&json!("patreon.linked")) && done.contains(&json!("patreon.unlinked")), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_stolen_state_links_nothing_and_each_is_good_once() {
+    let stage = Stage::new().await;
+    let patron = stage.patron(&["7002"]).await;
+    let (code, state) = allowed(&stage.begin().await, &patron).await;
+    let body = json!({ "code": code, "state": state, "code_verifier": VERIFIER });
+    let finish = "/api/v1/patreon/link/finish";
+    // Another user, another owner of the same workspace, the same user in another workspace: all know all of it.
+    let (thief, of_thief) = stage.app.token_of_another();
+    assert_eq!(call(&stage.api, &of_thief, None, Method::GET, "/api/v1/me", None).await.0, 200);
+    let (_, team) = stage.api.post("/api/v1/workspaces", json!({"name": "Team"})).await;
+    let member = json!({"user_id": thief, "role": "owner"});
+    wait_until(SOON, "the other user to be known", || async {
+        let path = format!("/api/v1/workspaces/{}/members", stage.app.tenant);
+        let (status, _) = stage.api.post(&path, member.clone()).await;
+        matches!(status, 201 | 409)
+    })
+    .await;
+    let own = stage.app.tenant.to_string();
+    for (credential, workspace) in
+        [(&of_thief, None), (&of_thief, Some(own.as_str())), (&stage.api.token, team["id"].as_str())]
+    {
+        let (status, problem) = call(&stage.api, credential, workspace, Method::POST, finish, Some(&body)).await;
+        assert_eq!((status, &problem["code"]), (409, &json!("link_not_begun")), "{problem}");
+    }
+    // A key never manages, whoever's it is.
+    let (_, key) = crate::identity::new_key(&stage.api, json!({})).await;
+    assert_eq!(call(&stage.api, &key, None, Method::POST, finish, Some(&body)).await.0, 403);
+    // None of that spent it: whoever began finishes, once.
+    assert_eq!(stage.sandbox.count("service=patreon&operation=oauth.token").await, 0);
+    let (status, link) = stage.finish(&code, &state, VERIFIER).await;
+    assert_eq!(status, 200, "{link}");
+    assert_eq!(stage.finish(&code, &state, VERIFIER).await.1["code"], "link_not_begun");
+
+    // Without the secret of whoever began it is over, for the right one too.
+    let (code, state) = allowed(&stage.begin().await, &patron).await;
+    let wrong = VERIFIER.replace('d', "e");
+    assert_eq!(stage.finish(&code, &state, &wrong).await.1["code"], "link_not_begun");
+    assert_eq!(stage.finish(&code, &state, VERIFIER).await.1["code"], "link_not_begun");
+    // So is one that is too old, and one before the newest.
+    let (code, state) = allowed(&stage.begin().await, &patron).await;
+    sqlx::query("update patreon_flows set expires_at = now()").execute(&stage.app.pool).await.unwrap();
+    assert_eq!(stage.finish(&code, &state, VERIFIER).await.1["code"], "link_not_begun");
+    let (code, state) = allowed(&stage.begin().await, &patron).await;
+    let newest = stage.begin().await;
+    assert_eq!(stage.finish(&code, &state, VERIFIER).await.1["code"], "link_not_begun");
+
+    // A code that Patreon does not know, and a user who says no.
+    let state = query(&newest, "state").unwrap();
+    let (status, problem) = stage.finish("made-up", &state, VERIFIER).await;
+    assert_eq!((status, &problem["field"]), (422, &json!("code")), "{problem}");
+    let back = answer(&stage.begin().await, &[("sandbox_deny", "1")]).await;
+    assert_eq!((query(&back, "error").as_deref(), query(&back, "code")), (Some("access_denied"), None));
+}
+
+#[tokio::test]
+async fn one_membership_serves_one_workspace_and_a_repeat_is_answered_alike() {
+    let stage = Stage::new().await;
+    let patron = stage.patron(&["7001"]).await;
+    let (code, state) = allowed(&stage.begin().await, &patron).await;
+    let body = json!({ "code": code, "state": state, "code_verifier": VERIFIER });
+    let finish =
+        stage.api.request(Method::POST, "/api/v1/patreon/link/finish").header("Idempotency-Key", "k").json(&body);
+    let mut answers = Vec::new();
+    for request in [finish.try_clone().unwrap(), finish] {
+        let response = request.send().await.unwrap();
+        answers.push((response.status().as_u16(), response.json::<Value>().await.unwrap()));
+    }
+    assert_eq!((answers[0].0, &answers[0]), (200, &answers[1]));
+    assert_eq!(stage.sandbox.count("service=patreon&operation=oauth.token").await, 1);
+
+    let (_, other) = stage.api.post("/api/v1/workspaces", json!({"name": "Other"})).await;
+    let other = other["id"].as_str();
+    let challenge = json!({ "code_challenge": URL_SAFE_NO_PAD.encode(Sha256::digest(VERIFIER)) });
+    let (_, begun) =
+        call(&stage.api, &stage.api.token, other, Method::POST, "/api/v1/patreon/link", Some(&challenge)).await;
+    let (code, state) = allowed(&Url::parse(begun["authorize_url"].as_str().unwrap()).unwrap(), &patron).await;
+    let body = json!({ "code": code, "state": state, "code_verifier": VERIFIER });
+    let (status, problem) =
+        call(&stage.api, &stage.api.token, other, Method::POST, "/api/v1/patreon/link/finish", Some(&body)).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("patreon_account_taken")), "{problem}");
+    assert_eq!(call(&stage.api, &stage.api.token, other, Method::GET, "/api/v1/plan", None).await.1["name"], "free");
+    // Another account in its place: what the first one gave goes with it.
+    let (status, _) = stage.link(&stage.patron(&[]).await).await;
+    assert_eq!((status, &stage.plan().await["name"]), (200, &json!("free")));
+}
+
+#[tokio::test]
+async fn a_hint_that_is_forged_or_repeated_changes_nothing() {
+    let stage = Stage::new().await;
+    let _worker = stage.app.worker(Queue::Ops).await;
+    let patron = stage.patron(&["7001"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    let body = member_of(&patron);
+    let good = signed(SECRET, &body);
+    for forged in ["", "00", &good[..31], &signed("another secret", &body), &signed(SECRET, &format!("{body} "))] {
+        assert_eq!(stage.hint(&body, forged).await, 403, "{forged}");
+    }
+    let unsigned = stage.api.client.post(format!("{}/webhooks/patreon", stage.api.url)).body(body.clone()).send().await;
+    assert_eq!(unsigned.unwrap().status(), 403);
+    assert_eq!(stage.jobs("succeeded").await, 0);
+    // The right one, a crowd of times: it is read once, and read is what Patreon says, not what the hint says.
+    let crowd = futures::future::join_all((0..10).map(|_| stage.hint(&body, &good))).await;
+    assert!(crowd.iter().all(|status| *status == 204), "{crowd:?}");
+    wait_until(SOON, "one look", || async { stage.jobs("succeeded").await == 1 }).await;
+    assert_eq!(stage.plan().await["name"], "supporter");
+    // Of a stranger, of nobody, of nothing.
+    let strange = member_of("12345");
+    assert_eq!(stage.hint(&strange, &signed(SECRET, &strange)).await, 204);
+    for (body, status) in [("{}", 400), ("no json", 400)] {
+        assert_eq!(stage.hint(body, &signed(SECRET, body)).await, status);
+    }
+    let jobs: i64 = sqlx::query_scalar("select count(*) from jobs where kind = 'read_membership'")
+        .fetch_one(&stage.app.pool)
+        .await
+        .unwrap();
+    assert_eq!(jobs, 1);
+    let get = stage.api.client.get(format!("{}/webhooks/patreon", stage.api.url)).send().await.unwrap();
+    assert_eq!(get.status(), 405);
+}
+
+#[tokio::test]
+async fn a_membership_that_lapses_takes_its_plan_back_after_the_grace() {
+    let stage = Stage::new().await;
+    let _worker = stage.app.worker(Queue::Ops).await;
+    let patron = stage.patron(&["7002"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    let until = stage.plan().await["until"].clone();
+    stage.change(&patron, json!({"tiers": []})).await;
+    wait_until(SOON, "the look", || async {
+        stage.api.get("/api/v1/patreon/link").await.1["patron_status"] == "former_patron"
+    })
+    .await;
+    // Within the grace nothing is taken, and nothing is renewed.
+    assert_eq!((&stage.plan().await["name"], &stage.plan().await["until"]), (&json!("patron"), &until));
+    let sql = "update workspace_plans set until = now() where source = 'patreon'";
+    sqlx::query(sql).execute(&stage.app.pool).await.unwrap();
+    assert_eq!(stage.plan().await["name"], "free");
+    // Whoever comes back has it back.
+    stage.change(&patron, json!({"tiers": ["7002"]})).await;
+    stage.until_plan("patron").await;
+}
+
+#[tokio::test]
+async fn hints_that_were_lost_are_made_up_for_by_the_clock() {
+    let stage = Stage::new().await;
+    let _worker = stage.app.worker(Queue::Ops).await;
+    let patron = stage.patron(&["7001"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    stage.change(&patron, json!({"tiers": ["7002"], "fires": false})).await;
+    sqlx::query("update patreon_links set read_at = now() - interval '13 hours'")
+        .execute(&stage.app.pool)
+        .await
+        .unwrap();
+    let config = stage.app.config();
+    let belt = Belt::new(&config.redis.url, stage.app.pool.clone()).unwrap();
+    let engine = Engine::new(stage.app.pool.clone(), stage.app.session(), belt);
+    engine.enqueue(NewJob::of(&PatreonUpkeep {}, TenantId::SYSTEM)).await.unwrap();
+    stage.until_plan("patron").await;
+}
+
+#[tokio::test]
+async fn tokens_are_refreshed_kept_and_given_up_when_patreon_refuses_them() {
+    let stage = Stage::new().await;
+    let _worker = stage.app.worker(Queue::Ops).await;
+    let patron = stage.patron(&["7001"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    let generation = async || {
+        let sql = "select generation from patreon_links";
+        sqlx::query_scalar::<_, i32>(sql).fetch_one(&stage.app.pool).await.unwrap()
+    };
+    // Ended by the clock, and ended before its time: each costs one refresh, whose pair is the one that is used next.
+    sqlx::query("update patreon_links set access_expires_at = now()").execute(&stage.app.pool).await.unwrap();
+    stage.change(&patron, json!({"tiers": ["7002"]})).await;
+    stage.until_plan("patron").await;
+    assert_eq!(generation().await, 2);
+    stage.sandbox.post(&format!("/_sandbox/patreon/patrons/{patron}/expire"), json!({})).await;
+    stage.change(&patron, json!({"tiers": ["7001"]})).await;
+    stage.until_plan("supporter").await;
+    assert_eq!(generation().await, 3);
+    assert_eq!(stage.sandbox.count("service=patreon&operation=oauth.refresh").await, 2);
+    // Patreon away, or asking to be left alone, ends nothing.
+    let fault = |effect: Value| json!({"service": "patreon", "operation": "identity", "times": 1, "effect": effect});
+    stage.sandbox.fault(fault(json!({"refuse": "unavailable"}))).await;
+    stage.change(&patron, json!({"tiers": ["7002"]})).await;
+    stage.until_plan("patron").await;
+    stage.sandbox.fault(fault(json!({"rate_limited": {"reset_in_s": 1}}))).await;
+    stage.change(&patron, json!({"tiers": ["7001"]})).await;
+    stage.until_plan("supporter").await;
+    // Taken back by its owner: said, and the plan runs out by itself.
+    stage.sandbox.post(&format!("/_sandbox/patreon/patrons/{patron}/revoke"), json!({})).await;
+    stage.change(&patron, json!({"tiers": ["7002"]})).await;
+    wait_until(SOON, "the link to be broken", || async {
+        stage.api.get("/api/v1/patreon/link").await.1["state"] == "broken"
+    })
+    .await;
+    assert_eq!(stage.plan().await["name"], "supporter");
+    assert_eq!(stage.link(&patron).await.1["state"], "active");
+    assert_eq!(stage.plan().await["name"], "patron");
+}
+
+#[tokio::test]
+async fn without_patreon_nothing_of_it_is_open() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(VERIFIER));
+    let (status, problem) = api.post("/api/v1/patreon/link", json!({ "code_challenge": challenge })).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("patreon_off")));
+    let hint = api.client.post(format!("{}/webhooks/patreon", api.url)).body("{}").send().await.unwrap();
+    assert_eq!(hint.status(), 404);
+    // Who may not manage may not link either.
+    let reader = app.token_of(app.tenant, UserId::new(), &[Scope::Read]);
+    let body = json!({ "code_challenge": challenge });
+    assert_eq!(call(&api, &reader, None, Method::POST, "/api/v1/patreon/link", Some(&body)).await.0, 403);
+}
