@@ -217,7 +217,6 @@ async fn the_api_cannot_read_tokens_or_hashes_nor_raise_anybody() {
         "update exports set ready_at = now()",
         "select * from erasures",
         "select app.end_workspace(gen_random_uuid(), gen_random_uuid())",
-        "select app.end_user(gen_random_uuid(), null)",
         "select app.erase_workspace(gen_random_uuid())",
         "select app.export_people(gen_random_uuid(), 'users')",
         "set role multivio_definer",
