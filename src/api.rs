@@ -11,7 +11,7 @@ use poem_openapi::{LicenseObject, OpenApi, OpenApiService};
 use crate::{
     ai::{api::AiApi, models::ModelLists},
     audit::api::AuditApi,
-    connections::api::ConnectionsApi,
+    connections::{api::ConnectionsApi, consent_api::ConsentApi},
     http::{
         App,
         docs::{DocsEndpoint, Document, SpecEndpoint},
@@ -23,16 +23,18 @@ use crate::{
     },
     identity::{api::IdentityApi, key_api::KeysApi},
     jobs::api::JobsApi,
-    media::{MediaApi, MediaService},
+    media::{ImportApi, MediaApi, MediaService},
+    outbound::fetch::Fetcher,
     patreon::{Patreon, WebhookEndpoint, api::PatreonApi},
     plans::api::PlansApi,
     posts::api::PostsApi,
     publishing::{Publisher, api::PublishingApi},
+    rights::RightsApi,
 };
 
 fn calls() -> impl OpenApi + Clone {
-    let work = (PostsApi, PublishingApi, ConnectionsApi, MediaApi, AiApi, JobsApi);
-    (work, (IdentityApi, KeysApi, AuditApi, PlansApi, PatreonApi), HealthApi)
+    let work = (PostsApi, PublishingApi, ConnectionsApi, ConsentApi, MediaApi, ImportApi, AiApi, JobsApi);
+    (work, (IdentityApi, KeysApi, AuditApi, RightsApi, PlansApi, PatreonApi), HealthApi)
 }
 
 /// What the routes need beyond [`App`].
@@ -44,6 +46,7 @@ pub struct Services {
     pub publisher: Publisher,
     pub models: Arc<ModelLists>,
     pub media: Arc<MediaService>,
+    pub fetcher: Fetcher,
     pub patreon: Arc<Option<Patreon>>,
 }
 
@@ -65,12 +68,13 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures))
         .at("/webhooks/patreon", webhook)
         .nest("/", service());
-    let Services { app, limiter, health, publisher, models, media, patreon, .. } = services;
+    let Services { app, limiter, health, publisher, models, media, fetcher, patreon, .. } = services;
     let calls = Give(calls, move |extensions: &mut Extensions| {
         extensions.insert(Arc::clone(&health));
         extensions.insert(publisher.clone());
         extensions.insert(Arc::clone(&models));
         extensions.insert(Arc::clone(&media));
+        extensions.insert(fetcher.clone());
         extensions.insert(Arc::clone(&patreon));
     });
     router::guarded(calls, app, limiter, metrics, paths)
@@ -93,8 +97,9 @@ impl<E: Endpoint, F: Fn(&mut Extensions) + Send + Sync> Endpoint for Give<E, F> 
 fn cost(method: &Method, path: &str) -> u32 {
     match path {
         "/api/v1/ai/transform" if method == Method::POST => 10,
-        "/api/v1/media" if method == Method::POST => 5,
+        "/api/v1/media" | "/api/v1/media/import" if method == Method::POST => 5,
         path if method == Method::POST && path.ends_with("/transcode") => 10,
+        path if method == Method::POST && path.ends_with("/callback") => 5,
         _ => 1,
     }
 }
@@ -120,6 +125,6 @@ Slow or fragile work is a job: a call that starts one answers `202` with the `Lo
 - **Repeating a write** is safe with an `Idempotency-Key`: the same key and body give the first answer again for 7 days.
 - **Lists** are newest first; pass `next_cursor` as `cursor` for the next page.
 - **Limits** are told in `RateLimit` and `RateLimit-Policy`; beyond them `429` says when in `Retry-After`. A transform
-  and a transcode count for 10 requests, an upload for 5.
+  and a transcode count for 10 requests, an upload, an import and a callback for 5.
 - **Plans** bound what a workspace has and does (`GET /api/v1/plan`); beyond that it is a `403` with the code
   `plan_limit`.";

@@ -137,6 +137,10 @@ pub struct XConfig {
     pub api_base: Url,
     pub client_id: Option<String>,
     pub client_secret: Option<SecretString>,
+    /// X's page where an account's owner allows us to act for them.
+    pub authorize_page: Url,
+    /// Where X sends them back to, exactly as the app has it there; `None`: accounts come with their tokens only.
+    pub callback: Option<Url>,
     /// The longest a request that creates a post may take.
     pub create_deadline: Duration,
     /// How long after a post was accepted it may still be missing from its author's list.
@@ -171,6 +175,8 @@ pub struct MediaConfig {
     /// Where a running transcode keeps its files.
     pub scratch: PathBuf,
     pub max_upload_bytes: u64,
+    /// For development: files may also be imported from this port of this machine.
+    pub import_loopback_port: Option<u16>,
     /// How hard x264 works: "medium" where there is time, "veryfast" under load.
     pub x264_preset: String,
     /// Threads of one ffmpeg; `None`: as many as there are processors.
@@ -282,6 +288,8 @@ impl Config {
                 api_base: read.url("TWITTER_API_BASE_URL", "https://api.x.com"),
                 client_id: read.text("TWITTER_CLIENT_ID").or_else(|| read.text("TWITTER_API_KEY")),
                 client_secret: read.secret("TWITTER_CLIENT_SECRET").or_else(|| read.secret("TWITTER_API_SECRET")),
+                authorize_page: read.url("TWITTER_AUTHORIZE_URL", "https://x.com/i/oauth2/authorize"),
+                callback: read.optional("TWITTER_CALLBACK_URL", CALLBACK_NEEDS, is_callback),
                 create_deadline: read.seconds("TWITTER_CREATE_DEADLINE_SECONDS", 1, 20),
                 visibility: read.seconds("TWITTER_VISIBILITY_SECONDS", 0, 60),
                 stall: read.seconds("TWITTER_STALL_SECONDS", 0, LEASE.as_secs()),
@@ -293,6 +301,7 @@ impl Config {
                 ffprobe: read.path("FFPROBE", "ffprobe"),
                 scratch: read.path("MEDIA_SCRATCH_FOLDER", ".multivio/scratch"),
                 max_upload_bytes: read.number("MEDIA_MAX_UPLOAD_BYTES", 1..=1 << 50, 8 << 30),
+                import_loopback_port: read.optional("MEDIA_IMPORT_LOOPBACK_PORT", "a port number", |port| *port > 0),
                 x264_preset: read
                     .optional("MEDIA_X264_PRESET", "an x264 preset, from ultrafast to veryslow", is_x264_preset)
                     .unwrap_or_else(|| "medium".to_owned()),
@@ -326,6 +335,14 @@ fn is_header_name(name: &String) -> bool {
 fn is_origin(text: &str) -> bool {
     let is_exact = |url: Url| url.origin().is_tuple() && url.origin().ascii_serialization() == text;
     text == "*" || (!text.contains('*') && Url::parse(text).is_ok_and(is_exact))
+}
+
+const CALLBACK_NEEDS: &str = "the https address of a page, without # (on this machine http://127.0.0.1 will do)";
+
+/// A page of the frontend: what comes back there is worth a connection.
+fn is_callback(url: &Url) -> bool {
+    let here = url.scheme() == "http" && url.host_str() == Some("127.0.0.1");
+    (url.scheme() == "https" || here) && url.fragment().is_none() && url.username().is_empty()
 }
 
 fn is_redirect(text: &str) -> bool {
@@ -542,6 +559,9 @@ mod tests {
             ("ALLOWED_ORIGINS", "app.example"),
             ("ALLOWED_ORIGINS", "null"),
             ("MEDIA_MAX_UPLOAD_BYTES", "0"),
+            ("TWITTER_CALLBACK_URL", "http://app.example/connected"),
+            ("TWITTER_CALLBACK_URL", "https://app.example/#connected"),
+            ("TWITTER_CALLBACK_URL", "/connected"),
             ("JWT_ACCESS_TOKEN_EXPIRE_MINUTES", &most),
             ("WORKER_GRACE_SECONDS", &most),
         ] {

@@ -165,14 +165,22 @@ ids! {
     PostId = "a" "post";
     /// A user's authorised account on a platform.
     ConnectionId = "a" "conn";
+    /// One time that an account's owner is asked for it.
+    ConsentId = "a" "cns";
     /// One post on one connection.
     PublicationId = "a" "pub";
     /// An uploaded file.
     MediaId = "a" "med";
+    /// A file that is to be fetched from an address.
+    ImportId = "an" "imp";
     /// Media transcoded to one preset.
     RenditionId = "a" "rend";
     /// A key with which a program calls the API.
     ApiKeyId = "an" "key";
+    /// A copy of somebody's data.
+    ExportId = "an" "exp";
+    /// The end of a workspace, or of a user.
+    ErasureId = "an" "era";
     /// A workspace's link to an account on Patreon.
     PatreonLinkId = "a" "plink";
     /// One line of the audit log.

@@ -45,6 +45,8 @@ pub mod platforms;
 pub mod posts;
 /// Publications: phases, reconcile, the publish job.
 pub mod publishing;
+/// A copy of somebody's data, and its end.
+pub mod rights;
 /// Everything that is encrypted, moved from one key to the next.
 pub mod rotation;
 /// How long a text is to each platform, and what else they refuse.

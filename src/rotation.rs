@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::{
     connections, crypto,
     crypto::{CryptoError, Keyring, Place, Standing},
-    db, patreon, publishing,
+    db, media, patreon, publishing,
 };
 
 /// A column of secrets, and how each of them is bound to its place.
@@ -27,10 +27,12 @@ pub struct SealedColumn {
 }
 
 /// Every column that holds secrets. A test compares it with the schema.
-pub const SEALED: [SealedColumn; 5] = [
+pub const SEALED: [SealedColumn; 7] = [
     connections::accounts::SEALED[0],
     connections::accounts::SEALED[1],
+    connections::consent::SEALED,
     publishing::stage::SEALED,
+    media::import_store::SEALED,
     patreon::SEALED[0],
     patreon::SEALED[1],
 ];

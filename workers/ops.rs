@@ -8,10 +8,11 @@ use multivio::{
     connections::{Accounts, RefreshToken},
     crypto::Keyring,
     jobs::{Queue, Registry},
-    media::{MediaService, MediaUpkeep},
-    outbound,
+    media::{Import, MediaService, MediaUpkeep},
+    outbound::{self, fetch::Fetcher},
     patreon::{Patreon, PatreonUpkeep, ReadMembership},
     platforms::Connectors,
+    rights::{Erase, Export, RightsUpkeep},
     worker,
 };
 
@@ -23,13 +24,18 @@ fn main() -> ExitCode {
         let patreon = config.patreon.as_ref().map(|patreon| Patreon::new(patreon, client, keyring));
         Ok(Registry::of(Queue::Ops)
             .job::<RefreshToken>()
+            .job::<Import>()
+            .job::<Erase>()
+            .job::<Export>()
             .job::<ReadMembership>()
             .service(Arc::new(accounts))
             .service(Arc::new(patreon))
             .service(Arc::new(Transformer::new(&config.ai)?))
+            .service(Arc::new(Fetcher::new(config.media.import_loopback_port)?))
             .service(Arc::new(MediaService::new(config, db)?))
             .upkeep("ai-upkeep", "*/5 * * * *", &AiUpkeep {})
             .upkeep("media-upkeep", "7 * * * *", &MediaUpkeep {})
+            .upkeep("rights-upkeep", "27 * * * *", &RightsUpkeep {})
             .upkeep("patreon-upkeep", "*/15 * * * *", &PatreonUpkeep {})
             .upkeep("audit-retention", "17 * * * *", &AuditRetention {}))
     })

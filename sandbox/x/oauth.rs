@@ -174,10 +174,14 @@ fn token_answer(pair: &Pair) -> Answer {
 }
 
 fn verifier_fits(code: &Code, verifier: &str) -> bool {
-    match code.method {
-        Challenge::Plain => code.challenge == verifier,
-        Challenge::S256 => code.challenge == general_purpose::URL_SAFE_NO_PAD.encode(Sha256::digest(verifier)),
-    }
+    // RFC 7636, 4.1: so short a one could be guessed.
+    let is_one = (43..=128).contains(&verifier.len())
+        && verifier.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
+    is_one
+        && match code.method {
+            Challenge::Plain => code.challenge == verifier,
+            Challenge::S256 => code.challenge == general_purpose::URL_SAFE_NO_PAD.encode(Sha256::digest(verifier)),
+        }
 }
 
 /// A1: a confidential client shows its secret in the Basic header, a public one its id in the body.
@@ -252,8 +256,10 @@ mod tests {
         let s256 = code(Challenge::S256, "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
         assert!(verifier_fits(&s256, "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"));
         assert!(!verifier_fits(&s256, "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXl"));
-        assert!(verifier_fits(&code(Challenge::Plain, "abc"), "abc"));
-        assert!(!verifier_fits(&code(Challenge::Plain, "abc"), ""));
+        let plain = "v".repeat(43);
+        assert!(verifier_fits(&code(Challenge::Plain, &plain), &plain));
+        assert!(!verifier_fits(&code(Challenge::Plain, &plain), ""));
+        assert!(!verifier_fits(&code(Challenge::Plain, "short"), "short"));
     }
 
     #[test]

@@ -21,6 +21,9 @@ stored_names! {
     /// What was done. Stored: never rename, only add.
     Action {
         ConnectionAdded = "connection.added",
+        ConsentAsked = "connection.consent_asked",
+        ConsentDenied = "connection.consent_denied",
+        ConnectionRefreshed = "connection.refresh_asked",
         ConnectionRemoved = "connection.removed",
         KeyCreated = "api_key.created",
         KeyChanged = "api_key.changed",
@@ -31,6 +34,10 @@ stored_names! {
         MemberRemoved = "member.removed",
         SignedOutEverywhere = "user.signed_out_everywhere",
         UserChanged = "user.changed",
+        UserExported = "user.exported",
+        UserErased = "user.erased",
+        WorkspaceExported = "workspace.exported",
+        WorkspaceErased = "workspace.erased",
         PlanDefined = "plan.defined",
         PlanGiven = "plan.given",
         PlanTakenBack = "plan.taken_back",

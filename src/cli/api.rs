@@ -25,7 +25,7 @@ use crate::{
         relay,
     },
     media::{self, MediaService, storage},
-    outbound,
+    outbound::{self, fetch::Fetcher},
     patreon::Patreon,
     platforms::Platform,
     publishing::{Publisher, health::PlatformProbe},
@@ -74,6 +74,8 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let client = outbound::client().map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let publisher = Publisher::new(&app.config, &client, Arc::clone(&media) as _);
     let publisher = publisher.map_err(|error| Failure::usage(error.to_string()))?;
+    let fetcher = Fetcher::new(app.config.media.import_loopback_port);
+    let fetcher = fetcher.map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let patreon = app.config.patreon.as_ref();
     let patreon = patreon.map(|config| Patreon::new(config, client, publisher.accounts.keyring().clone()));
     warn_of_unshared_media(&app.config);
@@ -90,6 +92,7 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
         publisher,
         models,
         media,
+        fetcher,
         patreon: Arc::new(patreon),
     });
     let relay = tokio::spawn(relay::run(engine, relay_session, relay_db, stop.clone()));

@@ -31,6 +31,9 @@ pub(super) fn unfit(config: &Config) -> Vec<String> {
             unfit.push(format!("ALLOWED_ORIGINS allows {origin}, which anybody on the way can alter: use https"));
         }
     }
+    if config.media.import_loopback_port.is_some() {
+        unfit.push("MEDIA_IMPORT_LOOPBACK_PORT lets users read from this machine: leave it out".to_owned());
+    }
     let is_debug = |part: &str| part.trim().parse::<LevelFilter>().is_ok_and(|level| level > LevelFilter::INFO);
     if config.log_level.split(',').any(is_debug) {
         let remedy = "use info, and name the part to look into: info,multivio::jobs=debug";
@@ -82,6 +85,8 @@ fn addresses(config: &Config, unfit: &mut Vec<String>) {
     let provider = |provider: &Option<super::AiProviderConfig>| provider.as_ref().map(|it| it.base_url.clone());
     let addresses = [
         ("TWITTER_API_BASE_URL", Some(config.x.api_base.clone())),
+        ("TWITTER_AUTHORIZE_URL", Some(config.x.authorize_page.clone())),
+        ("TWITTER_CALLBACK_URL", config.x.callback.clone()),
         ("GROK_BASE_URL", provider(&config.ai.grok)),
         ("TOGETHER_BASE_URL", provider(&config.ai.together)),
         ("OPENAI_BASE_URL", provider(&config.ai.openai)),
@@ -181,11 +186,14 @@ mod tests {
             ("PATREON_REDIRECT_URI", ""),
             ("TWITTER_API_BASE_URL", "http://api.x.com"),
             ("TWITTER_API_BASE_URL", "https://127.0.0.1:9/x"),
+            ("TWITTER_AUTHORIZE_URL", "http://127.0.0.1:9/x/i/oauth2/authorize"),
+            ("TWITTER_CALLBACK_URL", "http://127.0.0.1:3000/connected"),
             ("GROK_BASE_URL", "https://localhost/xai"),
             ("GROK_BASE_URL", "https://sandbox:9000/xai"),
             ("GROK_BASE_URL", "https://[::ffff:10.0.0.1]/xai"),
             ("ALLOWED_ORIGINS", "https://a.multivio.dev,*"),
             ("ALLOWED_ORIGINS", "http://a.multivio.dev"),
+            ("MEDIA_IMPORT_LOOPBACK_PORT", "4000"),
             ("LOG_LEVEL", "debug"),
             ("LOG_LEVEL", "multivio=info,TRACE"),
         ] {

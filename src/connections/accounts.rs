@@ -410,15 +410,15 @@ pub const SEALED: [SealedColumn; 2] = [
     },
 ];
 
-fn access_place(id: ConnectionId) -> Place {
+pub(super) fn access_place(id: ConnectionId) -> Place {
     Place::new("connections", "access_token", id.uuid())
 }
 
-fn refresh_place(id: ConnectionId) -> Place {
+pub(super) fn refresh_place(id: ConnectionId) -> Place {
     Place::new("connections", "refresh_token", id.uuid())
 }
 
-fn platform_of(row: &SealedConnection) -> sqlx::Result<Platform> {
+pub(super) fn platform_of(row: &SealedConnection) -> sqlx::Result<Platform> {
     store::stored(&row.platform)
 }
 

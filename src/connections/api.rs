@@ -14,17 +14,19 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use super::{
-    Connection, ConnectionState,
+    Connection, ConnectionState, RefreshToken,
     accounts::{ConnectError, NewAccount},
     store::{self, Expires},
     wake_key,
 };
 use crate::{
     audit::{self, Action},
-    http::{App, Caller, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
+    http::{
+        Accepted, App, Caller, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page,
+    },
     identity::Forbidden,
-    ids::ConnectionId,
-    jobs::EnqueueError,
+    ids::{ConnectionId, JobId},
+    jobs::{EnqueueError, NewJob},
     platforms::{Explanation, Platform},
     posts::input::PlatformName,
     publishing::{self, Publisher},
@@ -36,7 +38,7 @@ pub struct ConnectionsApi;
 /// How an account is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
 #[oai(rename = "ConnectionState", rename_all = "snake_case")]
-enum StateName {
+pub enum StateName {
     Active,
     /// Its owner has to authorise it again.
     NeedsReconnect,
@@ -62,7 +64,7 @@ impl From<Explanation> for ExplanationView {
 /// An account on a platform.
 #[derive(Debug, Clone, PartialEq, Eq, Object)]
 #[oai(rename = "Connection", skip_serializing_if_is_none)]
-struct ConnectionView {
+pub struct ConnectionView {
     id: ConnectionId,
     platform: PlatformName,
     /// The platform's own id of the account.
@@ -221,6 +223,51 @@ impl ConnectionsApi {
         tx.commit().await?;
         Ok(answer)
     }
+
+    /// Refresh an account's access now
+    ///
+    /// It is refreshed by itself before it ends; this is for whoever wants to see that it works. A job does it.
+    #[oai(path = "/connections/:id/refresh", method = "post", operation_id = "refreshConnection")]
+    async fn refresh(
+        &self,
+        app: Data<&Arc<App>>,
+        caller: Caller,
+        id: Path<ConnectionId>,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+    ) -> Result<Accepted<RefreshAccepted>, Problem> {
+        caller.require(Scope::Connections)?;
+        let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let row = store::get(&mut *tx, caller.reach(), id.0).await?.ok_or_else(|| Problem::not_found("connection"))?;
+        let pair = store::refreshable(&mut *tx, id.0).await?;
+        let (ConnectionState::Active, Some(generation)) = (row.state, pair) else {
+            let text = "There is nothing to refresh it with. Connect the account again.";
+            return Err(Problem::conflict("needs_reconnect", text));
+        };
+        // Apart from the one that waits for the end of the present access.
+        let job = NewJob::of(&RefreshToken { connection: id.0, generation }, caller.tenant)
+            .unique(format!("{}:{generation}:now", id.0));
+        let (job_id, tickets) = match app.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await {
+            Ok(tickets) => (job.id, tickets),
+            Err(EnqueueError::Duplicate { existing }) => (existing, Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        audit::record(&mut tx, &caller, Action::ConnectionRefreshed, id.0, json!({})).await?;
+        let answer = Accepted::new(format!("/api/v1/jobs/{job_id}"), RefreshAccepted { job_id });
+        let answer = claim.keep(&mut tx, answer).await?;
+        tx.commit().await?;
+        app.engine.ring(&tickets).await;
+        Ok(answer)
+    }
+}
+
+/// Where to follow the refresh.
+#[derive(Debug, Clone, PartialEq, Eq, Object)]
+struct RefreshAccepted {
+    job_id: JobId,
 }
 
 impl From<Connection> for ConnectionView {
@@ -277,7 +324,7 @@ fn fingerprint(input: &ConnectionInput) -> Option<serde_json::Value> {
     }))
 }
 
-fn not_connected(error: ConnectError) -> Problem {
+pub fn not_connected(error: ConnectError) -> Problem {
     match error {
         ConnectError::Database(sqlx::Error::Database(error))
             if error.constraint() == Some("connections_account_key") =>

@@ -5,8 +5,11 @@
 
 pub mod accounts;
 pub mod api;
-
+mod arrival;
+pub mod consent;
+pub mod consent_api;
 pub mod flight;
+mod give_back;
 pub mod job;
 pub mod store;
 
@@ -16,6 +19,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 pub use accounts::{Accounts, TokenTrouble};
+pub use give_back::GivenBack;
 pub use job::RefreshToken;
 
 use crate::{

@@ -186,7 +186,7 @@ pub async fn put(
            access_token, refresh_token, access_expires_at) \
          values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, now() + make_interval(secs => $10))) \
          on conflict (id) do update set username = excluded.username, display_name = excluded.display_name, \
-           access_token = $7, refresh_token = $8, \
+           access_token = $7, refresh_token = $8, proven_at = null, \
            access_expires_at = excluded.access_expires_at, generation = connections.generation + 1, \
            state = 'active', problem = null, refreshed_at = now(), updated_at = now() \
          returning generation, access_expires_at",
@@ -203,6 +203,21 @@ pub async fn put(
     .bind(seconds)
     .fetch_one(tx)
     .await
+}
+
+/// The generation of the pair that the workspace of the call can trade; `None`: there is nothing to trade.
+pub async fn refreshable(db: impl PgExecutor<'_>, id: ConnectionId) -> sqlx::Result<Option<i32>> {
+    sqlx::query_scalar("select app.refreshable($1)").bind(id).fetch_one(db).await
+}
+
+/// The platform itself has said whose account it is.
+pub async fn prove(tx: &mut PgConnection, tenant: TenantId, id: ConnectionId) -> sqlx::Result<()> {
+    sqlx::query("update connections set proven_at = now() where tenant_id = $1 and id = $2")
+        .bind(tenant)
+        .bind(id)
+        .execute(tx)
+        .await?;
+    Ok(())
 }
 
 /// A connection with its secrets, still encrypted.

@@ -86,11 +86,12 @@ impl IdempotencyKey {
         let Some(given) = self.0 else { return Ok(Turn::New(Claim(None))) };
         let request_hash = Sha256::digest(request.unwrap_or_default().to_string()).into();
         let claimed = Claimed { tenant: caller.tenant, given, request_hash };
-        if try_lock(tx, &claimed).await? == Some(false) {
-            return Err(under_way());
-        }
+        let is_ours = try_lock(tx, &claimed).await? != Some(false);
         // A statement of its own, after the lock: its snapshot sees what the lock's last holder committed.
-        let Some(kept) = find(tx, &claimed).await? else { return Ok(Turn::New(Claim(Some(claimed)))) };
+        let Some(kept) = find(tx, &claimed).await? else {
+            return if is_ours { Ok(Turn::New(Claim(Some(claimed)))) } else { Err(under_way()) };
+        };
+        // Kept: whoever holds the lock only reads it as well.
         if kept.request_hash != claimed.request_hash {
             return Err(used_otherwise());
         }

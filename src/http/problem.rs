@@ -242,6 +242,11 @@ impl Problem {
         &self.0.code
     }
 
+    /// Seconds after which the same request may succeed.
+    pub fn retry_after(&self) -> Option<u64> {
+        self.0.retry_after
+    }
+
     pub fn document(&self) -> &ProblemDocument {
         &self.0
     }

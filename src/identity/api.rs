@@ -400,7 +400,7 @@ pub async fn ensure(app: &App, caller: &Caller) -> Result<(), Problem> {
 }
 
 /// Only ever the workspace that the call is in: one rule for all that a call may touch.
-async fn inside(app: &App, caller: &Caller, id: TenantId) -> Result<(), Problem> {
+pub async fn inside(app: &App, caller: &Caller, id: TenantId) -> Result<(), Problem> {
     if id != caller.tenant {
         return Err(unknown_workspace());
     }

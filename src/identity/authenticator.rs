@@ -15,6 +15,8 @@ use super::{
     Caller, LocalTokens, Scope, Scopes, WeakSecret,
     api_keys::{self, ApiKeys, Presented},
     firebase::Firebase,
+    gone::Erased,
+    local_tokens::Local,
     recent::Recent,
     store::{self, Access},
 };
@@ -37,6 +39,7 @@ pub struct Authenticator {
     local: Option<LocalTokens>,
     firebase: Option<Firebase>,
     keys: ApiKeys,
+    erased: Erased,
     access: Recent<(UserId, Option<TenantId>), Option<Access>>,
     first_sights: Arc<Semaphore>,
     db: TenantDb,
@@ -93,6 +96,7 @@ impl Authenticator {
         Ok(Self {
             local: config.jwt.as_ref().map(LocalTokens::new).transpose()?,
             firebase: config.firebase.as_ref().map(Firebase::new).transpose()?,
+            erased: Erased::default(),
             keys: ApiKeys::default(),
             access: Recent::default(),
             first_sights: Arc::new(Semaphore::new(FIRST_SIGHTS)),
@@ -115,7 +119,7 @@ impl Authenticator {
         }
         let error = match &self.local {
             Some(local) => match local.verify(token) {
-                Ok((caller, is_first)) => return self.by_local(caller, is_first, workspace).await,
+                Ok(local) => return self.by_local(local, workspace).await,
                 Err(error) => error,
             },
             None => AuthError::Off,
@@ -130,9 +134,12 @@ impl Authenticator {
     pub fn forget(&self) {
         self.access.forget_all();
         self.keys.forget_all();
+        self.erased.forget();
     }
 
-    async fn by_local(&self, caller: Caller, is_first: bool, workspace: Option<TenantId>) -> Result<Caller, AuthError> {
+    async fn by_local(&self, local: Local, workspace: Option<TenantId>) -> Result<Caller, AuthError> {
+        self.erased.check(&self.db, &local).await?;
+        let Local { caller, is_first, .. } = local;
         if is_first {
             self.note_first_sight(&caller);
         }
@@ -160,7 +167,10 @@ impl Authenticator {
                 firebase.verify(token).await?
             }
         };
-        let first = || db::answer(async { store::firebase_user(&mut *self.db.nobody().await?, &person).await });
+        let first = || async {
+            let found = db::answer(async { store::firebase_user(&mut *self.db.nobody().await?, &person).await });
+            found.await?.ok_or(AuthError::SignedOut)
+        };
         let user = *person.user.get_or_try_init(first).await?;
         let access = self.access_of(user, workspace).await?.ok_or(AuthError::NoSuchWorkspace)?;
         if access.is_disabled || access.tokens_valid_after.is_some_and(|after| person.issued_at < after) {

@@ -32,7 +32,8 @@ pub struct LocalTokens {
     checking: DecodingKey,
     validation: Validation,
     lifetime: Duration,
-    seen: SeenTokens<Caller>,
+    /// Each with when it was issued.
+    seen: SeenTokens<(Caller, u64)>,
 }
 
 impl std::fmt::Debug for LocalTokens {
@@ -50,6 +51,16 @@ struct Claims {
     scope: String,
     iat: u64,
     exp: u64,
+}
+
+/// What a local token says.
+#[derive(Debug)]
+pub struct Local {
+    pub caller: Caller,
+    /// Seconds of the epoch.
+    pub issued_at: u64,
+    /// Whether it is the first time that this process sees the token.
+    pub is_first: bool,
 }
 
 impl LocalTokens {
@@ -91,19 +102,19 @@ impl LocalTokens {
             .into()
     }
 
-    /// And whether it is the first time that this process sees the token.
-    pub fn verify(&self, token: &str) -> Result<(Caller, bool), AuthError> {
+    pub fn verify(&self, token: &str) -> Result<Local, AuthError> {
         let now = get_current_timestamp();
-        if let Some(caller) = self.seen.find(token, now) {
-            return Ok((caller, false));
+        if let Some((caller, issued_at)) = self.seen.find(token, now) {
+            return Ok(Local { caller, issued_at, is_first: false });
         }
         let claims = jsonwebtoken::decode::<Claims>(token, &self.checking, &self.validation)?.claims;
         if claims.iat > now + SKEW.as_secs() {
             return Err(AuthError::Claim("iat"));
         }
         let caller = Caller::new(claims.tenant, claims.sub, Scopes::parse(claims.scope.split(' ')));
-        self.seen.remember(token, caller.clone(), claims.exp.saturating_add(SKEW.as_secs()), now);
-        Ok((caller, true))
+        let kept = (caller.clone(), claims.iat);
+        self.seen.remember(token, kept, claims.exp.saturating_add(SKEW.as_secs()), now);
+        Ok(Local { caller, issued_at: claims.iat, is_first: true })
     }
 }
 
@@ -145,7 +156,8 @@ mod tests {
         let caller = Caller::new(TenantId::new(), UserId::new(), Scopes::of([Scope::Workspace]));
         let token = tokens.issue(&caller, None);
         for first in [true, false] {
-            assert_eq!(tokens.verify(token.expose_secret()).unwrap(), (caller.clone(), first));
+            let local = tokens.verify(token.expose_secret()).unwrap();
+            assert_eq!((local.caller, local.is_first), (caller.clone(), first));
         }
         // One that was seen opens nothing for one that only begins like it.
         let mut forged = token.expose_secret().to_owned();

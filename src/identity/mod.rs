@@ -9,6 +9,7 @@ pub mod authenticator;
 pub mod caller;
 pub mod firebase;
 mod firebase_keys;
+mod gone;
 pub mod key_api;
 mod key_store;
 pub mod local_tokens;

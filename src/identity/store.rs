@@ -7,6 +7,7 @@ use super::{Role, firebase::Person};
 use crate::{
     connections::store::stored,
     ids::{TenantId, UserId},
+    rights::erasures,
 };
 
 /// What a user may do in one workspace, as it is now.
@@ -39,19 +40,23 @@ pub async fn access(
     .transpose()
 }
 
-/// The user behind a Firebase account, made with a workspace of their own at first sight.
-pub async fn firebase_user(db: impl PgExecutor<'_>, person: &Person) -> sqlx::Result<UserId> {
-    sqlx::query_scalar("select app.firebase_user($1, $2, $3, $4, $5)")
+/// The user behind a Firebase account, made with a workspace of their own at first sight. `None`: they were erased, and
+/// this sign-in is of before.
+pub async fn firebase_user(db: impl PgExecutor<'_>, person: &Person) -> sqlx::Result<Option<UserId>> {
+    sqlx::query_scalar("select app.firebase_user($1, $2, $3, $4, $5, $6, $7)")
         .bind(&person.uid)
         .bind(&person.email)
         .bind(&person.name)
         .bind(UserId::new())
         .bind(TenantId::new())
+        .bind(erasures::identity_hash("firebase", &person.uid).to_vec())
+        .bind(i64::try_from(person.issued_at).unwrap_or(i64::MAX))
         .fetch_one(db)
         .await
 }
 
-/// The rows behind a local token: its user, and its workspace, which is theirs when it was nobody's.
+/// The rows behind a local token: its user, and its workspace, which is theirs when it was nobody's. Not of what is
+/// being erased.
 pub async fn ensure_local(db: impl PgExecutor<'_>, tenant: TenantId, user: UserId) -> sqlx::Result<()> {
     sqlx::query("select app.ensure_local($1, $2)").bind(tenant).bind(user).execute(db).await.map(drop)
 }

@@ -6,6 +6,9 @@ pub fn sandbox_settings(url: &str) -> Vec<(String, String)> {
     let url = url.trim_end_matches('/');
     [
         ("TWITTER_API_BASE_URL", format!("{url}/x")),
+        ("TWITTER_AUTHORIZE_URL", format!("{url}/x/i/oauth2/authorize")),
+        // Nobody listens there: the address that the browser ends at has the code and the state to send on.
+        ("TWITTER_CALLBACK_URL", "http://127.0.0.1:3000/connected/x".to_owned()),
         ("TWITTER_CLIENT_ID", "sandbox-client".to_owned()),
         ("TWITTER_CLIENT_SECRET", "sandbox-secret".to_owned()),
         ("GROK_BASE_URL", format!("{url}/xai/v1")),
@@ -44,6 +47,6 @@ mod tests {
             shown.match_indices("https://").map(|(at, _)| &shown[at..shown.len().min(at + 60)]).collect();
         assert!(outside.is_empty(), "{outside:?}");
         assert!(config.ai.grok.is_some() && config.ai.together.is_some() && config.ai.openai.is_some());
-        assert!(config.firebase.is_some() && config.patreon.is_some());
+        assert!(config.firebase.is_some() && config.patreon.is_some() && config.x.callback.is_some());
     }
 }

@@ -17,11 +17,12 @@ use serde_json::json;
 use super::{
     api_form::MediaForm,
     api_views::{MediaView, PresetInfo, PresetList, TranscodeAccepted, TranscodeInput, TranscodeJob},
+    intake::{self, IntakeError},
     plan::{self, Action},
     preset::PresetName,
     range, rendition_store,
     service::{MediaService, OpenError},
-    store::{self, Content, Deleted, MediaRow},
+    store::{self, Deleted, MediaRow},
     transcode::Transcode,
     upload::{self, Arrived, UploadError},
 };
@@ -30,8 +31,8 @@ use crate::{
         Accepted, App, Caller, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page,
     },
     ids::MediaId,
-    jobs::{EnqueueError, NewJob, Priority, Ticket},
-    plans::{self, Counted, Each, Refused},
+    jobs::{EnqueueError, NewJob, Ticket},
+    plans::{self, Each, Refused},
 };
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -335,27 +336,20 @@ async fn keep(
         Turn::Replay(answer) => return Ok(Kept { answer, tickets: Vec::new(), uses_arrived: false }),
         Turn::New(claim) => claim,
     };
-    let content = Content { sha256: &arrived.sha256, size_bytes: arrived.size_bytes, mime: arrived.kind.mime() };
-    let object = store::keep(&mut tx, caller.tenant, arrived.object, content).await?;
-    let (id, _) = store::insert_media(&mut tx, caller.tenant, object.id, name, arrived.kind, probe).await?;
-    let row = store::get(&mut *tx, caller.tenant, id).await?;
-    let row = row.ok_or_else(|| Problem::internal_with("an upload is not there right after it was written"))?;
-    let mut tickets = Vec::new();
-    if probe.video.is_some() {
-        let thumbnail = Transcode { media: id, preset: PresetName::Thumbnail }.new_job(caller.tenant, &row);
-        tickets.extend(enqueue(app, &mut tx, thumbnail.priority(Priority::Low)).await?.1);
-    }
-    if let Some(bound) = plans::bound(&mut tx, caller.tenant, Each::UploadSeconds).await?
-        && probe.video_duration_ms().is_some_and(|ms| ms > bound.most.unsigned_abs().saturating_mul(1000))
-    {
-        return Err(bound.into());
-    }
-    plans::allow(&mut tx, caller.tenant, Counted::MediaBytes).await?;
-    let renditions = rendition_store::of_sources(&mut *tx, caller.tenant, &[object.id]).await?;
-    let created = Created::new(format!("/api/v1/media/{id}"), MediaView::of(&row, &renditions));
+    let taken = intake::take(&app.engine, &mut tx, caller.tenant, arrived, probe, name).await.map_err(not_taken)?;
+    let renditions = rendition_store::of_sources(&mut *tx, caller.tenant, &[taken.row.object_id]).await?;
+    let created = Created::new(format!("/api/v1/media/{}", taken.row.id), MediaView::of(&taken.row, &renditions));
     let answer = claim.keep(&mut tx, created).await?;
     tx.commit().await?;
-    Ok(Kept { answer, tickets, uses_arrived: object.id == arrived.object })
+    Ok(Kept { answer, tickets: taken.tickets, uses_arrived: taken.uses_arrived })
+}
+
+fn not_taken(error: IntakeError) -> Problem {
+    match error {
+        IntakeError::Plan(error) => error.into(),
+        IntakeError::Enqueue(error) => error.into(),
+        IntakeError::Database(error) => error.into(),
+    }
 }
 
 /// The job's id and its ticket, or the id of the one that does the same already.

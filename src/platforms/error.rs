@@ -80,6 +80,8 @@ pub enum ConnectorError {
     TokenRefused { platform: Platform },
     #[error("{platform} refused the refresh token")]
     RefreshRefused { platform: Platform },
+    #[error("{platform} refused what the account's owner came back with")]
+    ConsentRefused { platform: Platform },
     #[error("{platform} wants a permission that the account's owner has not given")]
     PermissionMissing { platform: Platform },
     #[error("{platform} has suspended or locked the account")]
@@ -117,9 +119,10 @@ impl ConnectorError {
             Self::AnswerLost { .. } | Self::AnswerUnclear { .. } => Class::Uncertain,
             Self::RateLimited { until, .. } => Class::Snooze { until: *until },
             Self::TokenRefused { .. } => Class::Refresh,
-            Self::RefreshRefused { .. } | Self::PermissionMissing { .. } | Self::AccountBlocked { .. } => {
-                Class::Reconnect
-            }
+            Self::RefreshRefused { .. }
+            | Self::ConsentRefused { .. }
+            | Self::PermissionMissing { .. }
+            | Self::AccountBlocked { .. } => Class::Reconnect,
             Self::Duplicate { existing, .. } => Class::Duplicate { existing: existing.clone() },
             Self::MediaUnknown { .. } => Class::Restage,
             Self::MediaRefused { .. } | Self::Refused { .. } | Self::Gone { .. } => Class::Permanent,
@@ -190,6 +193,14 @@ impl ConnectorError {
                 Turn::User,
                 format!(
                     "{} no longer accepts our access to this account. Connect the account again.",
+                    platform.title()
+                ),
+            ),
+            Self::ConsentRefused { platform } => (
+                "consent_refused",
+                Turn::User,
+                format!(
+                    "{} does not accept the code: it is good once and for half a minute. Begin again.",
                     platform.title()
                 ),
             ),

@@ -6,6 +6,7 @@
 //! `if platform ==` anywhere else, the trait is missing a method.
 
 pub mod account;
+pub mod consent;
 pub mod content;
 pub mod error;
 pub mod limits;
@@ -18,8 +19,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
+use url::Url;
 
 pub use account::{Account, Call, Exchange, TokenPair, Witness};
+pub use consent::{Asking, Grant, Owner};
 pub use content::{Content, ContentProblem, Draft, DraftMedia, MediaBytes, MediaFacts, MediaFile, MediaKind};
 pub use error::{Class, ConnectorError, Explanation, Turn};
 pub use limits::{Budget, RateWindow, Scope, Timing};
@@ -75,6 +78,19 @@ pub trait Connector: Send + Sync {
 
     /// Looks for a post that an earlier attempt may have made. A list that fails, or is cut, never says "absent".
     async fn find(&self, call: &Call<'_>, search: &Search<'_>) -> Result<Sighting, ConnectorError>;
+
+    /// The platform's page where an account's owner allows us to act for them. `None`: this installation has no app
+    /// there, or no page of its own for them to come back to.
+    fn consent_page(&self, asking: &Asking<'_>) -> Option<Url>;
+
+    /// Trades what the owner came back with. It is spent as soon as this was sent, answered or not.
+    async fn redeem(&self, grant: &Grant<'_>, witness: &dyn Witness) -> Result<TokenPair, ConnectorError>;
+
+    /// Whose account a new access token is for.
+    async fn owner(&self, access_token: &SecretString, witness: &dyn Witness) -> Result<Owner, ConnectorError>;
+
+    /// Gives a token back; one that is dead already counts as given back.
+    async fn revoke(&self, token: &SecretString, witness: &dyn Witness) -> Result<(), ConnectorError>;
 
     /// Trades a refresh token. The old pair may be dead as soon as this was sent, answered or not.
     async fn refresh(&self, refresh_token: &SecretString, witness: &dyn Witness) -> Result<TokenPair, ConnectorError>;

@@ -24,9 +24,18 @@ const THE_SAME_DEED: [&str; 9] = [
     "createApiKey",
     "beginPatreonLink",
 ];
-/// Tried with the rest of their area, in `identity::teams` and `patreon`.
-const TRIED_ELSEWHERE: [&str; 5] =
-    ["createWorkspace", "addMember", "removeMember", "finishPatreonLink", "removePatreonLink"];
+/// Tried with the rest of their area, in `identity::teams`, `patreon` and `rights`. After an end nobody is there to
+/// repeat it.
+const TRIED_ELSEWHERE: [&str; 8] = [
+    "createWorkspace",
+    "addMember",
+    "removeMember",
+    "finishPatreonLink",
+    "removePatreonLink",
+    "exportWorkspace",
+    "deleteWorkspace",
+    "deleteMe",
+];
 
 /// A write, and the same call with other content where it has any.
 struct Write {
@@ -102,6 +111,7 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
     let (status, media) = crate::media_api::upload(&stage.api, "kept.mp4", clip.clone()).await;
     assert_eq!(status, 201, "{media}");
     let (_, deleted) = crate::media_api::upload(&stage.api, "deleted.mp4", clip.clone()).await;
+    let answers = [crate::connecting::answer(&stage.api).await, crate::connecting::answer(&stage.api).await];
     let key = id(&made(stage, "/api/v1/api-keys", json!({ "name": "limited", "scopes": ["read"] })).await);
     let write = |operation, method: &Method, path: String, body, other| Write {
         operation,
@@ -135,7 +145,24 @@ async fn writes(stage: &Stage, clip: Vec<u8>) -> Vec<Write> {
             Body::None,
         ),
         write("addConnection", &post, "/connections".into(), json(new(&account)), json(new(&again))),
+        write("exportMe", &post, "/me/export".into(), Body::None, Body::None),
+        write("askForConnection", &post, "/connections/x/authorize".into(), Body::None, Body::None),
+        write(
+            "connectAccount",
+            &post,
+            "/connections/x/callback".into(),
+            json(answers[0].clone()),
+            json(answers[1].clone()),
+        ),
+        write("refreshConnection", &post, format!("/connections/{}/refresh", stage.connection), Body::None, Body::None),
         write("uploadMedia", &post, "/media".into(), Body::File("a.mp4", clip.clone()), Body::File("b.mp4", clip)),
+        write(
+            "importMedia",
+            &post,
+            "/media/import".into(),
+            json(json!({ "url": "https://a.example/1.mp4" })),
+            json(json!({ "url": "https://a.example/2.mp4" })),
+        ),
         write(
             "transcodeMedia",
             &post,

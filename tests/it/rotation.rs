@@ -63,6 +63,8 @@ async fn every_column_that_can_hold_a_secret_is_rotated_or_known_to_hold_none() 
         "media_objects.sha256",
         "ai_cache.key",
         "api_keys.secret_hash",
+        "account_consents.state_hash",
+        "erasures.identity_hash",
         "patreon_flows.state_hash",
         "patreon_flows.challenge",
         "patreon_hints.body_hash",

@@ -47,7 +47,14 @@ fn the_defaults_in_the_sample_are_the_defaults() {
     };
     let without = load(&needed);
     // Examples, not defaults: nothing is set without them.
-    let examples = ["ALLOWED_ORIGINS", "WORKER_CONCURRENCY", "WORKER_METRICS_LISTEN", "DATABASE_URL", "REDIS_URL"];
+    let examples = [
+        "ALLOWED_ORIGINS",
+        "WORKER_CONCURRENCY",
+        "WORKER_METRICS_LISTEN",
+        "DATABASE_URL",
+        "REDIS_URL",
+        "TWITTER_CALLBACK_URL",
+    ];
     for (name, value) in sample.iter().filter(|(name, value)| !value.is_empty() && !examples.contains(name)) {
         let with = load(&[needed[0], needed[1], (name, value)]);
         assert_eq!(with, without, "{name}={value} is not what happens without it");

@@ -20,8 +20,8 @@ mod window;
 
 pub use claim::{Claim, claim, claim_from_ledger};
 pub use control::{
-    CancelOutcome, Paused, cancel, commit, commit_unstarted, is_committed, leave_to_relay, pause, paused,
-    request_retry, resume, retry_failed, set_priority, uncommit, wake,
+    CancelOutcome, Paused, cancel, cancel_of_tenant, commit, commit_unstarted, is_at_work_for, is_committed,
+    leave_to_relay, pause, paused, request_retry, resume, retry_failed, set_priority, uncommit, wake,
 };
 pub use enqueue::{Insert, insert, insert_for, insert_with_parents};
 pub use promote::{

@@ -19,6 +19,8 @@ pub enum Effect {
     Creates,
     /// A refresh token may be spent.
     Trades,
+    /// A token is given back: said in the words of a trade, and harmless to send again.
+    Revokes,
     /// Sending it again does no harm.
     Repeatable,
     /// Like [`Self::Repeatable`], for a piece of a file: it may be too large for the edge.
@@ -31,7 +33,7 @@ const DETAIL_LIMIT_CHARS: usize = 300;
 
 pub fn meaning(effect: Effect, status: u16, headers: &HeaderMap, body: &[u8]) -> ConnectorError {
     let said = Said::read(body);
-    if effect == Effect::Trades && (400..429).contains(&status) {
+    if matches!(effect, Effect::Trades | Effect::Revokes) && (400..429).contains(&status) {
         return refused_trade(status, &said);
     }
     match status {
@@ -76,7 +78,7 @@ fn refused_request(effect: Effect, said: &Said) -> ConnectorError {
     }
     match effect {
         Effect::Appends => ConnectorError::MediaRefused { platform: X, detail: said.detail() },
-        Effect::Creates | Effect::Trades | Effect::Repeatable => said.refused(INVALID_REQUEST),
+        Effect::Creates | Effect::Trades | Effect::Revokes | Effect::Repeatable => said.refused(INVALID_REQUEST),
     }
 }
 

@@ -72,8 +72,17 @@ impl Wire {
         }
     }
 
+    pub fn client_id(&self) -> Option<&str> {
+        self.client_id.as_deref()
+    }
+
     pub fn request(&self, method: Method, path: &str, call: &Call<'_>) -> RequestBuilder {
-        self.client.request(method, self.address(path)).bearer_auth(call.account.access_token.expose_secret())
+        self.request_with(method, path, &call.account.access_token)
+    }
+
+    /// For an account that is not connected yet.
+    pub fn request_with(&self, method: Method, path: &str, access_token: &SecretString) -> RequestBuilder {
+        self.client.request(method, self.address(path)).bearer_auth(access_token.expose_secret())
     }
 
     pub fn get(&self, path: &str, query: &[(&str, &str)], call: &Call<'_>) -> RequestBuilder {
@@ -83,9 +92,13 @@ impl Wire {
         self.client.get(address).bearer_auth(call.account.access_token.expose_secret())
     }
 
-    /// A confidential client proves itself by its secret, a public one only names itself.
     pub fn token_request(&self, form: &[(&str, &str)]) -> RequestBuilder {
-        let request = self.client.post(self.address("/2/oauth2/token"));
+        self.app_request("/2/oauth2/token", form)
+    }
+
+    /// The app itself speaks: a confidential client proves itself by its secret, a public one only names itself.
+    pub fn app_request(&self, path: &str, form: &[(&str, &str)]) -> RequestBuilder {
+        let request = self.client.post(self.address(path));
         let mut form = form.to_vec();
         match (&self.client_id, &self.client_secret) {
             (Some(id), Some(secret)) => request.basic_auth(id, Some(secret.expose_secret())).form(&form),
@@ -150,7 +163,7 @@ fn broken(effect: Effect, source: impl std::error::Error + Send + Sync + 'static
     let (platform, source) = (Platform::X, Box::new(source));
     match effect {
         Effect::Creates | Effect::Trades => ConnectorError::AnswerLost { platform, source },
-        Effect::Repeatable | Effect::Appends => ConnectorError::Interrupted { platform, source },
+        Effect::Repeatable | Effect::Appends | Effect::Revokes => ConnectorError::Interrupted { platform, source },
     }
 }
 

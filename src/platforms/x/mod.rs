@@ -4,6 +4,7 @@
 //! timeline before anything else happens.
 
 mod answers;
+mod consent;
 mod exchange;
 mod likeness;
 mod rules;
@@ -18,14 +19,16 @@ use reqwest::{Client, Method};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::json;
+use url::Url;
 
 use self::{
     answers::Effect,
     exchange::{Answer, Wire},
 };
 use super::{
-    Budget, Call, Connector, ConnectorError, Content, ContentProblem, Draft, MediaFile, MediaKind, Platform,
-    RemotePost, Search, Sighting, Staged, Step, Timing, TokenPair, UploadState, Witness,
+    Asking, Budget, Call, Connector, ConnectorError, Content, ContentProblem, Draft, Grant, MediaFile, MediaKind,
+    Owner, Platform, RemotePost, Search, Sighting, Staged, Step, Timing, TokenPair, UploadState, Witness,
+    consent::Pages,
 };
 use crate::config::XConfig;
 
@@ -37,6 +40,7 @@ const TOKEN_LIFETIME_SECONDS: u64 = 7200;
 
 pub struct X {
     wire: Wire,
+    pages: Option<Pages>,
     timing: Timing,
 }
 
@@ -48,7 +52,7 @@ impl X {
             stall: config.stall,
             looks: &LOOKS,
         };
-        Self { wire: Wire::new(config, client), timing }
+        Self { wire: Wire::new(config, client), pages: consent::pages(config), timing }
     }
 }
 
@@ -117,6 +121,27 @@ impl Connector for X {
         timeline::find(&self.wire, call, search).await
     }
 
+    fn consent_page(&self, asking: &Asking<'_>) -> Option<Url> {
+        consent::page(&self.wire, self.pages.as_ref()?, asking)
+    }
+
+    async fn redeem(&self, grant: &Grant<'_>, witness: &dyn Witness) -> Result<TokenPair, ConnectorError> {
+        let Some(pages) = &self.pages else {
+            // Begun by a process with other settings than ours.
+            let detail = "TWITTER_CLIENT_ID or TWITTER_CALLBACK_URL is not set".to_owned();
+            return Err(ConnectorError::AppRefused { platform: Platform::X, detail });
+        };
+        consent::redeem(&self.wire, pages, grant, witness).await
+    }
+
+    async fn owner(&self, access_token: &SecretString, witness: &dyn Witness) -> Result<Owner, ConnectorError> {
+        consent::owner(&self.wire, access_token, witness).await
+    }
+
+    async fn revoke(&self, token: &SecretString, witness: &dyn Witness) -> Result<(), ConnectorError> {
+        consent::revoke(&self.wire, token, witness).await
+    }
+
     async fn refresh(&self, refresh_token: &SecretString, witness: &dyn Witness) -> Result<TokenPair, ConnectorError> {
         let request = self
             .wire
@@ -127,11 +152,7 @@ impl Connector for X {
             // The old token is spent and the new one unreadable: the same as an answer that was lost.
             return Err(ConnectorError::AnswerUnclear { platform: Platform::X, status: answer.status });
         };
-        Ok(TokenPair {
-            access_token: tokens.access_token,
-            refresh_token: tokens.refresh_token,
-            expires_in: Duration::from_secs(tokens.expires_in.unwrap_or(TOKEN_LIFETIME_SECONDS)),
-        })
+        Ok(tokens.pair())
     }
 
     fn profile(&self, username: &str) -> String {
@@ -195,6 +216,17 @@ struct Tokens {
     access_token: SecretString,
     refresh_token: Option<SecretString>,
     expires_in: Option<u64>,
+    scope: Option<String>,
+}
+
+impl Tokens {
+    fn pair(self) -> TokenPair {
+        TokenPair {
+            access_token: self.access_token,
+            refresh_token: self.refresh_token,
+            expires_in: Duration::from_secs(self.expires_in.unwrap_or(TOKEN_LIFETIME_SECONDS)),
+        }
+    }
 }
 
 #[cfg(test)]

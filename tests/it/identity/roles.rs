@@ -8,11 +8,14 @@ use super::{call, get, new_key};
 use crate::harness::App;
 
 /// Writes that change nothing in the workspace: a question, and what concerns the caller alone.
-const OPEN: [(&str, &str); 6] = [
+const OPEN: [(&str, &str); 9] = [
     ("POST", "/api/v1/posts/validate"),
     ("POST", "/api/v1/workspaces"),
     ("POST", "/api/v1/me/sign-out"),
-    // Refused by their own rules: see the team's tests.
+    ("POST", "/api/v1/me/export"),
+    // Refused by their own rules: see the tests of teams and of rights.
+    ("DELETE", "/api/v1/workspaces/{id}"),
+    ("POST", "/api/v1/workspaces/{id}/export"),
     ("POST", "/api/v1/workspaces/{id}/members"),
     ("PATCH", "/api/v1/workspaces/{id}/members/{user}"),
     ("DELETE", "/api/v1/workspaces/{id}/members/{user}"),

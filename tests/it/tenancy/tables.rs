@@ -69,7 +69,12 @@ const ROWS: &str = "
         values (sha256(:user::text::bytea), :tenant, :user, sha256('c'), now());
     insert into patreon_links (id, tenant_id, linked_by, patreon_user_id, access_token, refresh_token, access_expires_at)
         values (:id, :tenant, :user, :user::text, 'secret', 'secret', now());
-    insert into patreon_hints (body_hash) values (sha256(:user::text::bytea));";
+    insert into patreon_hints (body_hash) values (sha256(:user::text::bytea));
+    insert into account_consents (id, tenant_id, user_id, platform, state_hash, sealed, expires_at)
+        values (:id, :tenant, :user, 'x', sha256(:user::text::bytea), 'secret', now());
+    insert into media_imports (id, tenant_id, sealed) values (:id, :tenant, 'secret');
+    insert into exports (id, tenant_id, user_id, kind, storage_key) values (:id, :tenant, :user, 'user', :user::text);
+    insert into erasures (id, kind, subject) values (:id, 'user', :id);";
 
 async fn fill(app: &App, tenant: TenantId, user: UserId) {
     let quoted = |id: uuid::Uuid| format!("'{id}'::uuid");
@@ -208,6 +213,12 @@ async fn the_api_cannot_read_tokens_or_hashes_nor_raise_anybody() {
         "delete from audit_log",
         "select * from job_wakes",
         "select app.ensure_personal(gen_random_uuid(), gen_random_uuid())",
+        "select sealed from media_imports",
+        "update exports set ready_at = now()",
+        "select * from erasures",
+        "select app.end_workspace(gen_random_uuid(), gen_random_uuid())",
+        "select app.erase_workspace(gen_random_uuid())",
+        "select app.export_people(gen_random_uuid(), 'users')",
         "set role multivio_definer",
         "set role multivio_worker",
         "alter table jobs disable row level security",
@@ -242,6 +253,21 @@ async fn workers_serve_every_tenant_and_know_nothing_of_people() {
         } else {
             assert_eq!(seen.unwrap(), there, "{table}");
         }
+    }
+    // What an export and an erasure need of people is given for what somebody has asked for, and not for any other id.
+    for nothing in [
+        "select count(*) from app.export_tenants(gen_random_uuid())",
+        "select count(*) from app.export_people(gen_random_uuid(), 'users')",
+        "select count(*) from app.export_people(gen_random_uuid(), 'api_keys')",
+        "select app.erase_workspace(gen_random_uuid())",
+        // It is there, and of a user.
+        "select app.erase_workspace((select id from erasures limit 1))",
+    ] {
+        let given: i64 = sqlx::query_scalar(AssertSqlSafe(nothing)).fetch_one(&mut session).await.unwrap();
+        assert_eq!(given, 0, "{nothing}");
+    }
+    for asked in ["insert into exports select * from exports", "insert into erasures select * from erasures"] {
+        assert_eq!(code(sqlx::raw_sql(AssertSqlSafe(asked)).execute(&mut session).await).as_deref(), Some(DENIED));
     }
     for table in APPEND_ONLY {
         let update = format!("update public.{table} set tenant_id = tenant_id");

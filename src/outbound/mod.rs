@@ -2,7 +2,11 @@
 //!
 //! A redirect could carry a token to another host, and a client that repeats a request by itself could post twice:
 //! both decisions belong to the code that knows what the request does. Proxies named in the environment are
-//! ignored, so that what leaves a process is what its settings say.
+//! ignored, so that what leaves a process is what its settings say. An address that a user gave goes through
+//! [`fetch`] and nothing else.
+
+pub mod addresses;
+pub mod fetch;
 
 use std::{sync::Once, time::Duration};
 

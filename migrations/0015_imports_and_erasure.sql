@@ -1,0 +1,311 @@
+-- Files that are fetched for a user, and people's rights over their data.
+
+-- An address that a job fetches a file from. It may hold a key (a signed link), so it is not among the job's
+-- arguments, which operators see, and it goes when the file has come or never will.
+create table media_imports (
+    id uuid primary key,
+    tenant_id uuid not null,
+    -- Encrypted, bound to this row.
+    sealed bytea,
+    -- The name the user gave; without one it is the last part of the address.
+    name text constraint media_imports_name_length check (length(name) between 1 and 255),
+    -- What came of it. Kept for a while, so that a job that is repeated finds what it has made.
+    media_id uuid references media (id) on delete set null,
+    created_at timestamptz not null default now(),
+    finished_at timestamptz,
+    constraint media_imports_finished_keeps_no_address check ((finished_at is null) = (sealed is not null))
+);
+create index media_imports_oldest on media_imports (tenant_id, created_at);
+create index media_imports_media on media_imports (media_id);
+
+-- What was asked to be erased: the work to do, and for ever after the reason why credentials of before open nothing.
+-- Ids and times; nothing of what was erased.
+create table erasures (
+    id uuid primary key,
+    kind text not null constraint erasures_kind_known check (kind in ('workspace', 'user')),
+    -- The workspace's id, or the user's.
+    subject uuid not null,
+    -- SHA-256 of what the provider calls the user: tokens from before the erasure must not make them anew.
+    identity_hash bytea constraint erasures_identity_hash_is_sha256 check (octet_length(identity_hash) = 32),
+    requested_at timestamptz not null default now(),
+    finished_at timestamptz,
+    -- Accounts whose platform did not take their tokens back; they were forgotten here all the same.
+    not_revoked integer not null default 0,
+    constraint erasures_subject_key unique (kind, subject)
+);
+create index erasures_identity on erasures (identity_hash) where identity_hash is not null;
+
+-- A file with somebody's data, for them alone, for a week.
+create table exports (
+    id uuid primary key,
+    tenant_id uuid not null,
+    -- Whoever asked: nobody else gets it.
+    user_id uuid not null,
+    kind text not null constraint exports_kind_known check (kind in ('workspace', 'user')),
+    -- Written before the first byte, so that no file is without a row.
+    storage_key text not null,
+    size_bytes bigint,
+    created_at timestamptz not null default now(),
+    ready_at timestamptz,
+    expires_at timestamptz not null default now() + interval '7 days',
+    constraint exports_storage_key_key unique (storage_key),
+    constraint exports_ready_has_size check ((ready_at is null) = (size_bytes is null))
+);
+create index exports_tenant on exports (tenant_id, id);
+create index exports_user on exports (user_id);
+create index exports_expired on exports (expires_at);
+
+-- Whose all of this is (0012 says how): closed first, then opened.
+do $$
+declare
+    closed text;
+    client text;
+begin
+    foreach closed in array array['media_imports', 'erasures', 'exports'] loop
+        execute format('alter table public.%I enable row level security', closed);
+        execute format('alter table public.%I force row level security', closed);
+        execute format('revoke all on public.%I from public', closed);
+        for client in select rolname from pg_catalog.pg_roles where rolname in ('anon', 'authenticated') loop
+            execute format('revoke all on public.%I from %I', closed, client);
+        end loop;
+        execute format('create policy worker on public.%I to multivio_worker using (true) with check (true)', closed);
+    end loop;
+end
+$$;
+grant select, insert, update, delete on media_imports to multivio_worker;
+-- Neither is made by a worker: what it may learn of people is bound to what somebody has asked for.
+grant select, update (finished_at, not_revoked) on erasures to multivio_worker;
+grant select, update (size_bytes, ready_at), delete on exports to multivio_worker;
+-- Addresses go in and never come out: only workers read them.
+grant select (id, tenant_id, name, media_id, created_at, finished_at), insert, delete on media_imports to multivio_api;
+create policy tenant on media_imports to multivio_api
+    using (tenant_id = (select app.tenant())) with check (tenant_id = (select app.tenant()));
+-- A copy is for whoever asked.
+grant select, insert on exports to multivio_api;
+create policy own on exports to multivio_api
+    using (tenant_id = (select app.tenant()) and user_id = (select auth.uid()))
+    with check (tenant_id = (select app.tenant()) and user_id = (select auth.uid()));
+-- Of erasures the API has nothing but the functions below.
+
+grant select, insert, update on erasures to multivio_definer;
+create policy definer on erasures to multivio_definer using (true) with check (true);
+grant select (id, tenant_id, user_id, kind, ready_at, expires_at) on exports to multivio_definer;
+create policy definer on exports to multivio_definer using (true);
+grant select (tenant_id), delete on account_consents to multivio_definer;
+create policy definer on account_consents to multivio_definer using (true);
+grant delete on users, workspaces, workspace_members, api_keys to multivio_definer;
+-- Changed by nobody, but locked.
+grant update (name) on workspaces to multivio_definer;
+grant select (tenant_id), update (phase, updated_at) on publications to multivio_definer;
+
+set local row_security = on;
+
+-- The user of the call. Read now and not when it runs, as in app.create_workspace.
+create function app.caller() returns uuid language sql stable begin atomic select auth.uid(); end;
+
+-- Who was erased, for those who believe a token without asking for its user. Ids and times.
+create function app.erased() returns table (subject uuid, requested_at bigint, is_finished boolean)
+language sql stable security definer set search_path = '' as $$
+    select e.subject, ceil(extract(epoch from e.requested_at))::bigint, e.finished_at is not null from public.erasures e
+$$;
+
+-- What is being erased is not made anew meanwhile.
+drop function app.ensure_personal(uuid, uuid);
+create function app.ensure_personal(p_workspace uuid, p_user uuid) returns void
+language sql security definer set search_path = '' as $$
+    insert into public.workspaces (id, name) select p_workspace, 'Personal'
+    where not exists (select from public.erasures e where e.subject = p_workspace and e.finished_at is null)
+    on conflict do nothing;
+    insert into public.workspace_members (tenant_id, user_id, role) select p_workspace, p_user, 'owner'
+    where not exists (select from public.workspace_members m where m.tenant_id = p_workspace)
+        and exists (select from public.workspaces w where w.id = p_workspace)
+        and exists (select from public.users u where u.id = p_user)
+        and not exists (select from public.erasures e where e.subject = p_workspace and e.finished_at is null)
+    on conflict do nothing
+$$;
+
+drop function app.ensure_local(uuid, uuid);
+create function app.ensure_local(p_workspace uuid, p_user uuid) returns void
+language sql security definer set search_path = '' as $$
+    insert into public.users (id, provider, subject, personal_workspace_id)
+    select p_user, 'local', p_user::text, p_workspace
+    where not exists (
+        select from public.erasures e where e.subject in (p_user, p_workspace) and e.finished_at is null)
+    on conflict do nothing;
+    select app.ensure_personal(p_workspace, p_user)
+$$;
+
+-- Null: the user was erased, and this sign-in is of before. The form without the last two is for programs of before
+-- this migration.
+create function app.firebase_user(p_subject text, p_email text, p_name text, p_new_user uuid, p_new_workspace uuid,
+                                  p_identity_hash bytea, p_issued_at bigint)
+returns uuid language sql security definer set search_path = '' as $$
+    select case when not exists (
+        select from public.erasures e
+        where e.identity_hash = p_identity_hash and extract(epoch from e.requested_at) >= p_issued_at
+    ) then app.firebase_user(p_subject, p_email, p_name, p_new_user, p_new_workspace) end
+$$;
+
+-- Where the user of the call is, and what their end would mean for others, whom policies hide from them. The
+-- workspaces stay as they are until the transaction ends.
+create function app.own_memberships()
+returns table (tenant_id uuid, name text, is_owner boolean, has_others boolean, has_other_owner boolean)
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+begin
+    perform from public.workspaces w
+    where w.id in (select m.tenant_id from public.workspace_members m where m.user_id = app.caller())
+    order by w.id for update;
+    return query
+    select m.tenant_id, w.name, m.role = 'owner', others.some, others.owners
+    from public.workspace_members m join public.workspaces w on w.id = m.tenant_id,
+        lateral (select count(*) > 0 as some, coalesce(bool_or(o.role = 'owner'), false) as owners
+                 from public.workspace_members o
+                 where o.tenant_id = m.tenant_id and o.user_id <> m.user_id) others
+    where m.user_id = app.caller() order by m.tenant_id;
+end
+$$;
+
+-- Whether the workspace of the call is where somebody is who names none.
+create function app.is_personal() returns boolean language sql stable security definer set search_path = '' as $$
+    select exists (select from public.users u where u.personal_workspace_id = (select app.tenant()))
+$$;
+
+-- Begins the end of a workspace that the user of the call owns, or is alone in: from this commit on no credential
+-- opens it, and nothing of it goes out any more that has not left. What was erased before is erased again.
+create function app.end_workspace(p_erasure uuid, p_workspace uuid) returns uuid
+language plpgsql security definer set search_path = '' as $$
+declare
+    begun uuid;
+begin
+    if not exists (
+        select from public.workspace_members m
+        where m.tenant_id = p_workspace and m.user_id = app.caller() and (m.role = 'owner' or not exists (
+            select from public.workspace_members o where o.tenant_id = p_workspace and o.user_id <> m.user_id))
+    ) then
+        raise exception 'a workspace ends by its owners' using errcode = 'insufficient_privilege';
+    end if;
+    delete from public.api_keys k where k.tenant_id = p_workspace;
+    delete from public.workspace_members m where m.tenant_id = p_workspace;
+    delete from public.account_consents c where c.tenant_id = p_workspace;
+    update public.publications p set phase = 'cancelled', updated_at = now()
+    where p.tenant_id = p_workspace and p.phase in ('planned', 'prepared', 'uploaded', 'needs_reconnect');
+    insert into public.erasures (id, kind, subject) values (p_erasure, 'workspace', p_workspace)
+    on conflict (kind, subject) do update set requested_at = now(), finished_at = null, not_revoked = 0
+    returning id into begun;
+    return begun;
+end
+$$;
+
+-- The same of the user of the call; they themselves go with `app.forget_user`, last.
+create function app.end_user(p_erasure uuid, p_identity_hash bytea) returns uuid
+language plpgsql security definer set search_path = '' as $$
+declare
+    begun uuid;
+begin
+    if app.caller() is null then
+        raise exception 'there is nobody to end' using errcode = 'insufficient_privilege';
+    end if;
+    insert into public.erasures (id, kind, subject, identity_hash) values (p_erasure, 'user', app.caller(), p_identity_hash)
+    on conflict (kind, subject) do update set requested_at = now(), finished_at = null, not_revoked = 0,
+        identity_hash = excluded.identity_hash
+    returning id into begun;
+    return begun;
+end
+$$;
+
+create function app.forget_user() returns void language sql security definer set search_path = '' as $$
+    delete from public.users u where u.id = app.caller() and exists (
+        select from public.erasures e where e.kind = 'user' and e.subject = u.id and e.finished_at is null)
+$$;
+
+-- What an erasure and an export need of people, who are closed to workers. Functions and not policies, and by the id of
+-- the work and not of whoever it is about: a worker learns and ends nothing that nobody has asked for.
+create function app.erase_workspace(p_erasure uuid) returns bigint
+language plpgsql security definer set search_path = '' as $$
+declare
+    ending uuid;
+    gone bigint;
+    erased bigint := 0;
+begin
+    select e.subject into ending from public.erasures e
+    where e.id = p_erasure and e.kind = 'workspace' and e.finished_at is null;
+    if not found then
+        return 0;
+    end if;
+    delete from public.api_keys k where k.tenant_id = ending;
+    get diagnostics gone = row_count;
+    erased := erased + gone;
+    delete from public.workspace_members m where m.tenant_id = ending;
+    get diagnostics gone = row_count;
+    erased := erased + gone;
+    delete from public.workspaces w where w.id = ending;
+    get diagnostics gone = row_count;
+    return erased + gone;
+end
+$$;
+
+-- The workspaces that a copy is of; of a person's those that would end with them.
+create function app.export_tenants(p_export uuid) returns setof uuid
+language sql stable security definer set search_path = '' as $$
+    select e.tenant_id from public.exports e
+    where e.id = p_export and e.kind = 'workspace' and e.ready_at is null and e.expires_at > now()
+    union
+    select m.tenant_id from public.exports e join public.workspace_members m on m.user_id = e.user_id
+    where e.id = p_export and e.kind = 'user' and e.ready_at is null and e.expires_at > now() and not exists (
+        select from public.workspace_members o where o.tenant_id = m.tenant_id and o.user_id <> e.user_id)
+$$;
+
+create function app.export_people(p_export uuid, p_table text) returns setof jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+    person uuid;
+    spaces uuid[] := array(select app.export_tenants(p_export));
+begin
+    select e.user_id into person from public.exports e
+    where e.id = p_export and e.kind = 'user' and e.ready_at is null and e.expires_at > now();
+    case p_table
+        when 'users' then
+            return query select to_jsonb(t) from public.users t where t.id = person;
+        when 'memberships' then
+            return query select to_jsonb(t) from public.workspace_members t where t.user_id = person;
+        when 'own_api_keys' then
+            return query select to_jsonb(t) - 'secret_hash' from public.api_keys t where t.created_by = person;
+        when 'workspaces' then
+            return query select to_jsonb(t) from public.workspaces t where t.id = any(spaces);
+        when 'workspace_members' then
+            return query select to_jsonb(t) from public.workspace_members t where t.tenant_id = any(spaces);
+        when 'api_keys' then
+            return query select to_jsonb(t) - 'secret_hash' from public.api_keys t where t.tenant_id = any(spaces);
+    end case;
+end
+$$;
+
+grant create on schema app to multivio_definer;
+do $$
+declare
+    ours regprocedure;
+    for_api regprocedure[] := array[
+        'app.erased()', 'app.ensure_local(uuid, uuid)', 'app.own_memberships()', 'app.is_personal()',
+        'app.firebase_user(text, text, text, uuid, uuid, bytea, bigint)', 'app.end_workspace(uuid, uuid)',
+        'app.end_user(uuid, bytea)', 'app.forget_user()'
+    ]::regprocedure[];
+    for_workers regprocedure[] := array[
+        'app.erase_workspace(uuid)', 'app.export_tenants(uuid)', 'app.export_people(uuid, text)'
+    ]::regprocedure[];
+begin
+    foreach ours in array for_api || for_workers || 'app.ensure_personal(uuid, uuid)'::regprocedure loop
+        execute format('revoke all on function %s from public', ours);
+    end loop;
+    foreach ours in array for_api loop
+        execute format('grant execute on function %s to multivio_api', ours);
+    end loop;
+    foreach ours in array for_workers loop
+        execute format('grant execute on function %s to multivio_worker', ours);
+    end loop;
+    foreach ours in array for_api || for_workers || 'app.ensure_personal(uuid, uuid)'::regprocedure loop
+        execute format('alter function %s owner to multivio_definer', ours);
+    end loop;
+end
+$$;
+revoke create on schema app from multivio_definer;

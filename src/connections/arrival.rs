@@ -1,0 +1,170 @@
+//! What happens once an account's owner has said yes: code for tokens, tokens for a name, name and tokens kept.
+
+use std::{sync::Arc, time::Duration};
+
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use super::{
+    Accounts,
+    accounts::{ConnectError, NewAccount},
+    api::{ConnectionView, not_connected},
+    consent,
+    job::Seen,
+    store::{self, Expires},
+};
+use crate::{
+    audit::{self, Action},
+    http::{App, Caller, Created, IdempotencyKey, Problem, Turn},
+    ids::ConsentId,
+    plans::{self, PlanError},
+    platforms::{Connector, ConnectorError, Grant, Owner, Platform, TokenPair},
+    telemetry::chain,
+};
+
+/// How often the name is asked for: the code is spent, so that its tokens are worth a second try.
+const TRIES: u32 = 2;
+/// A repeat of our own request holds its key for the moment in which it finds that we are at work.
+const KEY_TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// One answer of one owner, on its way to a connection.
+pub struct Arrival {
+    pub app: Arc<App>,
+    pub accounts: Accounts,
+    pub connector: Arc<dyn Connector>,
+    pub caller: Caller,
+    pub consent: ConsentId,
+    pub key: IdempotencyKey,
+    /// As the key knows it.
+    pub request: Value,
+}
+
+/// Why nothing was connected.
+#[derive(Debug)]
+pub enum Refused {
+    Platform(ConnectorError),
+    /// Another workspace holds the account.
+    Elsewhere(Platform),
+    Plan(Box<plans::Refused>),
+    Problem(Problem),
+}
+
+impl<E: Into<Problem>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self::Problem(error.into())
+    }
+}
+
+impl Arrival {
+    pub async fn finish(self, code: SecretString, verifier: SecretString) -> Result<Created<ConnectionView>, Refused> {
+        let seen = Seen::default();
+        let outcome = self.connect(&code, &verifier, &seen).await;
+        if let Err(refused) = &outcome {
+            if let Refused::Platform(error) = refused {
+                tracing::warn!(consent = %self.consent, error = chain(error), "an account was not connected");
+            }
+            // Only tells a repeat at once that it is over: it is told so after a minute in any case.
+            if let Err(error) = self.over().await {
+                tracing::warn!(consent = %self.consent, error = chain(&error), "a consent was left to its minute");
+            }
+        }
+        outcome
+    }
+
+    async fn connect(
+        &self,
+        code: &SecretString,
+        verifier: &SecretString,
+        seen: &Seen,
+    ) -> Result<Created<ConnectionView>, Refused> {
+        let pair = self.connector.redeem(&Grant { code, verifier }, seen).await.map_err(Refused::Platform)?;
+        let owner = match self.owner(&pair, seen).await {
+            Ok(owner) => owner,
+            Err(error) => {
+                self.give_back(&pair, seen).await;
+                return Err(Refused::Platform(error));
+            }
+        };
+        let kept = self.keep(&pair, &owner).await;
+        if matches!(kept, Err(Refused::Elsewhere(_) | Refused::Plan(_))) {
+            self.give_back(&pair, seen).await;
+        }
+        kept
+    }
+
+    async fn over(&self) -> sqlx::Result<()> {
+        consent::finish(&mut *self.app.db.of(&self.caller).await?, self.consent).await
+    }
+
+    async fn owner(&self, pair: &TokenPair, seen: &Seen) -> Result<Owner, ConnectorError> {
+        let mut tries = 1;
+        loop {
+            match self.connector.owner(&pair.access_token, seen).await {
+                Err(error) if error.is_outage() && tries < TRIES => tries += 1,
+                done => return done,
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn keep(&self, pair: &TokenPair, owner: &Owner) -> Result<Created<ConnectionView>, Refused> {
+        let platform = self.connector.platform();
+        let (mut tx, claim) = match self.claim().await? {
+            (tx, Turn::New(claim)) => (tx, claim),
+            (_, Turn::Replay(answer)) => return Ok(answer),
+        };
+        let tenant = self.caller.tenant;
+        if consent::is_held_elsewhere(&mut tx, platform, &owner.remote_id).await? {
+            return Err(Refused::Elsewhere(platform));
+        }
+        let new = NewAccount {
+            platform,
+            remote_account_id: &owner.remote_id,
+            username: &owner.username,
+            display_name: &owner.display_name,
+            access_token: pair.access_token.clone(),
+            refresh_token: pair.refresh_token.clone(),
+            expires: Expires::In(pair.expires_in),
+        };
+        let id = self.accounts.connect(&self.app.engine, &mut tx, tenant, &new).await.map_err(|error| match error {
+            ConnectError::Plan(PlanError::Refused(refused)) => Refused::Plan(refused),
+            error => not_connected(error).into(),
+        })?;
+        store::prove(&mut tx, tenant, id).await?;
+        consent::finish(&mut *tx, self.consent).await?;
+        let row = store::get(&mut *tx, self.caller.reach(), id).await?;
+        let row = row.ok_or_else(|| Problem::internal_with("a connection is not there right after it was written"))?;
+        let details = json!({"platform": platform, "username": row.username, "consent": self.consent});
+        audit::record(&mut tx, &self.caller, Action::ConnectionAdded, id, details).await?;
+        let answer = Created::new(format!("/api/v1/connections/{id}"), ConnectionView::from(row));
+        let answer = claim.keep(&mut tx, answer).await?;
+        tx.commit().await?;
+        Ok(answer)
+    }
+
+    /// The key once more. Its row is ours to write, whatever a repeat of the request holds for a moment.
+    async fn claim(
+        &self,
+    ) -> Result<(sqlx::Transaction<'static, sqlx::Postgres>, Turn<Created<ConnectionView>>), Problem> {
+        let mut tries = 1;
+        loop {
+            let mut tx = self.app.db.begin(&self.caller).await?;
+            match self.key.clone().claim(&mut tx, &self.caller, Some(self.request.clone())).await {
+                Err(problem) if problem.retry_after().is_some() && tries < KEY_TRIES => tries += 1,
+                turn => return Ok((tx, turn?)),
+            }
+            drop(tx);
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Tokens that nobody will use. Where the platform does not take them back, they end by themselves.
+    async fn give_back(&self, pair: &TokenPair, seen: &Seen) {
+        for token in [pair.refresh_token.as_ref(), Some(&pair.access_token)].into_iter().flatten() {
+            if let Err(error) = self.connector.revoke(token, seen).await {
+                tracing::warn!(consent = %self.consent, error = chain(&error), "an unused token was not given back");
+            }
+        }
+    }
+}

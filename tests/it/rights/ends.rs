@@ -1,0 +1,218 @@
+//! The end of a person and of a workspace.
+
+use multivio::jobs::Queue;
+use reqwest::Method;
+use serde_json::json;
+
+use super::{Life, SOON, delete, finished, rows, tables};
+use crate::{
+    harness::{App, eventually},
+    identity::{call, get},
+    publish::Stage,
+};
+
+#[tokio::test]
+async fn whoever_deletes_themselves_leaves_nothing_but_a_line_in_the_audit_log() {
+    let life = Life::new().await;
+    let (stage, pool) = (&life.stage, &life.stage.app.pool);
+    let tenant = life.tenant();
+    let mut had = Vec::new();
+    for table in tables(pool).await {
+        had.push((rows(pool, &table, tenant).await, table));
+    }
+    let empty: Vec<_> = had.iter().filter(|(rows, _)| *rows == 0).map(|(_, table)| table.as_str()).collect();
+    // Those that only a race or a worker fills.
+    assert!(empty.len() <= 8, "too little to erase: {empty:?} are empty");
+    assert!(life.files(tenant) > 0);
+    let token = stage.api.token.clone();
+    let (_, key) = crate::identity::new_key(&stage.api, json!({})).await;
+    let me = format!("/api/v1/me?confirm={}", stage.app.user);
+
+    assert_eq!(delete(&stage.api, &token, None, "/api/v1/me?confirm=me").await.0, 422, "not confirmed");
+    assert_eq!(delete(&stage.api, &key, None, &me).await.0, 403, "a program ends nobody");
+    let (status, answer) = delete(&stage.api, &token, None, &me).await;
+    assert_eq!((status, &answer["workspaces"]), (202, &json!([stage.app.tenant])), "{answer}");
+    // At once, in this process; nothing goes out any more that has not left.
+    for credential in [&token, &key] {
+        assert_eq!(get(&stage.api, credential, "/api/v1/posts").await.0, 401);
+    }
+    let open: i64 =
+        sqlx::query_scalar("select count(*) from publications where phase = 'planned'").fetch_one(pool).await.unwrap();
+    assert_eq!(open, 0);
+    let users: i64 = sqlx::query_scalar("select count(*) from users where id = $1")
+        .bind(stage.app.user)
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    assert_eq!(users, 0, "name and address go with the answer");
+
+    let _ops = stage.app.worker(Queue::Ops).await;
+    finished(pool, 2).await;
+    for table in tables(pool).await {
+        let left = rows(pool, &table, tenant).await;
+        assert!(if table == "audit_log" { left > 0 } else { left == 0 }, "{table} has {left} rows left");
+    }
+    for statement in [
+        "select count(*) from workspaces where id = $1",
+        "select count(*) from media_references where $1 is not null",
+        "select count(*) from workspace_members where user_id = $1 or tenant_id = $1",
+    ] {
+        let left: i64 = sqlx::query_scalar(statement).bind(tenant).fetch_one(pool).await.unwrap();
+        assert_eq!(left, 0, "{statement}");
+    }
+    assert_eq!(life.files(tenant), 0, "bytes");
+    // The platform has its tokens back.
+    assert_eq!(stage.calls("oauth2.revoke").await, 2);
+    for name in ["access_token", "refresh_token"] {
+        let dead = stage.account[name].as_str().unwrap();
+        let url = format!("{}/x/2/users/me", stage.sandbox.url());
+        assert_eq!(stage.api.client.get(url).bearer_auth(dead).send().await.unwrap().status(), 401, "{name}");
+    }
+    // Nobody else has noticed.
+    assert_eq!((rows(pool, "posts", life.neighbour).await, rows(pool, "connections", life.neighbour).await), (1, 1));
+    assert_eq!(get(&stage.api, &life.of_neighbour, "/api/v1/posts").await.0, 200);
+    let said: Vec<(String, serde_json::Value)> =
+        sqlx::query_as("select action, details from audit_log where tenant_id = $1 and action like 'user.%'")
+            .bind(tenant)
+            .fetch_all(pool)
+            .await
+            .unwrap();
+    assert_eq!(said[0].0, "user.erased");
+    assert!(!said[0].1.to_string().contains("post"), "{said:?}");
+    // The old token opens nothing for ever; the operator may make another, and it begins anew.
+    assert_eq!(get(&stage.api, &token, "/api/v1/posts").await.0, 401);
+    let fresh = stage.app.token_of(stage.app.tenant, stage.app.user, &[multivio::identity::Scope::Workspace]);
+    eventually(SOON, "the erasure's end to be known", || async {
+        (get(&stage.api, &fresh, "/api/v1/posts").await == (200, json!({"items": []}))).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_erasure_goes_on_where_its_worker_was_killed() {
+    let stage = Stage::new().await;
+    sqlx::query("insert into posts (id, tenant_id, universal_content) select gen_random_uuid(), $1, 'x' from generate_series(1, 3500)")
+        .bind(stage.app.tenant)
+        .execute(&stage.app.pool)
+        .await
+        .unwrap();
+    // It is killed while the platform is asked, with all of it still to do.
+    stage.fault("oauth2.revoke", json!({ "accept_then_delay_ms": 3000 })).await;
+    let me = format!("/api/v1/me?confirm={}", stage.app.user);
+    assert_eq!(delete(&stage.api, &stage.api.token, None, &me).await.0, 202);
+    let mut ops = stage.app.worker(Queue::Ops).await;
+    eventually(SOON, "the first token to be given back", || async {
+        (stage.calls("oauth2.revoke").await >= 1).then_some(())
+    })
+    .await;
+    ops.crash();
+    finished(&stage.app.pool, 2).await;
+    assert_eq!(rows(&stage.app.pool, "posts", stage.app.tenant.uuid()).await, 0);
+    let not_revoked: i64 =
+        sqlx::query_scalar("select sum(not_revoked)::bigint from erasures").fetch_one(&stage.app.pool).await.unwrap();
+    assert_eq!(not_revoked, 0, "a token that is dead already counts as given back");
+}
+
+#[tokio::test]
+async fn a_platform_in_trouble_is_asked_again_before_its_tokens_are_forgotten() {
+    let stage = Stage::new().await;
+    let fault = json!({"service": "x", "operation": "oauth2.revoke", "times": "always", "effect": {"refuse": "temporarily_unavailable"}});
+    stage.sandbox.fault(fault).await;
+    let me = format!("/api/v1/me?confirm={}", stage.app.user);
+    assert_eq!(delete(&stage.api, &stage.api.token, None, &me).await.0, 202);
+    let _ops = stage.app.worker(Queue::Ops).await;
+    eventually(SOON, "the erasure to wait for the platform", || async {
+        let code: Option<String> = sqlx::query_scalar(
+            "select why ->> 'code' from jobs where kind = 'erase' and state = 'scheduled' and why ->> 'code' = 'platform_in_trouble'",
+        )
+        .fetch_optional(&stage.app.pool)
+        .await
+        .ok()?;
+        code
+    })
+    .await;
+    assert_eq!(rows(&stage.app.pool, "connections", stage.app.tenant.uuid()).await, 1, "its tokens are not lost yet");
+    // A day later it is let go, and that is on record.
+    sqlx::query("update erasures set requested_at = now() - interval '25 hours'")
+        .execute(&stage.app.pool)
+        .await
+        .unwrap();
+    sqlx::query("update jobs set run_at = now() where kind = 'erase' and state = 'scheduled'")
+        .execute(&stage.app.pool)
+        .await
+        .unwrap();
+    finished(&stage.app.pool, 2).await;
+    let not_revoked: i64 =
+        sqlx::query_scalar("select sum(not_revoked)::bigint from erasures").fetch_one(&stage.app.pool).await.unwrap();
+    assert_eq!((not_revoked, rows(&stage.app.pool, "connections", stage.app.tenant.uuid()).await), (1, 0));
+}
+
+#[tokio::test]
+async fn a_workspace_ends_by_an_owner_who_names_it_and_for_all_its_members_at_once() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let (editor, of_editor) = app.token_of_another();
+    let (_, of_stranger) = app.token_of_another();
+    assert_eq!(get(&api, &of_editor, "/api/v1/me").await.0, 200);
+    let (_, team) = api.post("/api/v1/workspaces", json!({"name": "Our team"})).await;
+    let team = team["id"].as_str().unwrap();
+    let invite = json!({"user_id": editor, "role": "editor"});
+    let members = format!("/api/v1/workspaces/{team}/members");
+    assert_eq!(call(&api, &api.token, Some(team), Method::POST, &members, Some(&invite)).await.0, 201);
+    let post = json!({"universal_content": "ours"});
+    assert_eq!(call(&api, &of_editor, Some(team), Method::POST, "/api/v1/posts", Some(&post)).await.0, 201);
+
+    let end = format!("/api/v1/workspaces/{team}?confirm=Our%20team");
+    assert_eq!(delete(&api, &of_editor, Some(team), &end).await.0, 403);
+    assert_eq!(delete(&api, &of_stranger, Some(team), &end).await.0, 403);
+    let wrong = format!("/api/v1/workspaces/{team}?confirm=Another");
+    assert_eq!(delete(&api, &api.token, Some(team), &wrong).await.1["field"], "confirm");
+    let own = format!("/api/v1/workspaces/{}?confirm=Personal", app.tenant);
+    let (status, problem) = delete(&api, &api.token, None, &own).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("personal_workspace")), "{problem}");
+    // The last owner cannot leave the others behind.
+    let (status, problem) = delete(&api, &api.token, None, &format!("/api/v1/me?confirm={}", app.user)).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("last_owner")), "{problem}");
+
+    let (status, answer) = delete(&api, &api.token, Some(team), &end).await;
+    assert_eq!((status, &answer["workspaces"]), (202, &json!([team])), "{answer}");
+    for token in [&api.token, &of_editor] {
+        assert_eq!(call(&api, token, Some(team), Method::GET, "/api/v1/posts", None).await.0, 403);
+        assert_eq!(get(&api, token, "/api/v1/posts").await.0, 200, "their own is untouched");
+    }
+    let _ops = app.worker(Queue::Ops).await;
+    finished(&app.pool, 1).await;
+    let left = rows(&app.pool, "posts", team.parse::<multivio::ids::TenantId>().unwrap().uuid()).await;
+    assert_eq!(left, 0);
+}
+
+/// A frontend that still has a token must not bring its user back, with their address, a moment later.
+#[tokio::test]
+async fn a_sign_in_of_before_the_end_makes_nobody_anew() {
+    let mut app = App::new().await;
+    let sandbox = app.sandbox().await;
+    let (api, other) = (app.api().await, app.api().await);
+    let token = async |iat: Option<i64>| {
+        let claims = iat.map_or(json!({}), |iat| json!({"iat": iat}));
+        let signed = sandbox.post("/_sandbox/firebase/tokens", json!({"uid": "ada", "claims": claims})).await;
+        signed["token"].as_str().unwrap().to_owned()
+    };
+    let before = token(None).await;
+    let (_, me) = get(&api, &before, "/api/v1/me").await;
+    let path = format!("/api/v1/me?confirm={}", me["user_id"].as_str().unwrap());
+    assert_eq!(delete(&api, &before, None, &path).await.0, 202);
+    // This process has seen the token; the other one has not.
+    assert!(matches!(get(&api, &before, "/api/v1/me").await.0, 401 | 403));
+    assert_eq!(get(&other, &before, "/api/v1/me").await.0, 401);
+    let users: i64 = sqlx::query_scalar("select count(*) from users where provider = 'firebase'")
+        .fetch_one(&app.pool)
+        .await
+        .unwrap();
+    assert_eq!(users, 0);
+    // Who signs in again is somebody new.
+    sqlx::query("update erasures set requested_at = now() - interval '10 seconds'").execute(&app.pool).await.unwrap();
+    let again = token(None).await;
+    let (status, anew) = get(&other, &again, "/api/v1/me").await;
+    assert_eq!(status, 200, "{anew}");
+    assert_ne!((&anew["user_id"], &anew["workspace_id"]), (&me["user_id"], &me["workspace_id"]));
+}
