@@ -167,7 +167,8 @@ async fn without_looking_first_the_same_kill_doubles_the_post() {
         lane.publish(text, None).await;
     }
     let seen = lane.tripwire.seen();
-    let create = seen.iter().position(|request| request.starts_with("POST") && request.contains("/2/tweets"));
+    let is_create = |request: &str| request.starts_with("POST") && request.contains("/2/tweets");
+    let create = seen.iter().position(|request| is_create(request));
     let create = create.unwrap_or_else(|| panic!("the wire saw no creating request among {seen:#?}"));
     sqlx::raw_sql(
         "create function forget() returns trigger language plpgsql as $$ begin \
@@ -183,7 +184,18 @@ async fn without_looking_first_the_same_kill_doubles_the_post() {
     .execute(&lane.stage.app.pool)
     .await
     .expect("the trigger is made");
-    let text = "sent without looking";
-    assert!(lane.publish(text, Some((create, Side::After))).await, "the worker died at its creating request");
-    assert_eq!(lane.copies(text).await, 2, "a kill there is one that doubles a post unless somebody looks first");
+    // What else goes over the wire varies by a request or two: until the trap meets what it is for.
+    let mut place = create;
+    for number in 0..10 {
+        let text = format!("sent without looking {number}");
+        let died = lane.publish(&text, Some((place, Side::After))).await;
+        let seen = lane.tripwire.seen();
+        if died && seen.get(place).is_some_and(|request| is_create(request)) {
+            let copies = lane.copies(&text).await;
+            assert_eq!(copies, 2, "a kill there is one that doubles a post unless somebody looks first");
+            return;
+        }
+        place = seen.iter().position(|request| is_create(request)).unwrap_or(create);
+    }
+    panic!("no trap met a creating request");
 }
