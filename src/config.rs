@@ -4,21 +4,24 @@
 //! others, each with the variable's name and what it needs. Secrets are [`SecretString`]: they cannot be printed.
 
 mod production;
+mod reader;
 
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
     time::Duration,
 };
 
 use secrecy::SecretString;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
+use self::reader::{Reader, is_header_name, is_log_filter, is_x264_preset};
 use crate::jobs::LEASE;
+
+/// More than any Postgres is set up for.
+const MOST_CONNECTIONS: u32 = 10_000;
 
 /// Looks a variable up: the environment in programs, a closure in tests.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -140,7 +143,7 @@ pub struct XConfig {
     /// X's page where an account's owner allows us to act for them.
     pub authorize_page: Url,
     /// Where X sends them back to, exactly as the app has it there; `None`: accounts come with their tokens only.
-    pub callback: Option<Url>,
+    pub callback: Option<String>,
     /// The longest a request that creates a post may take.
     pub create_deadline: Duration,
     /// How long after a post was accepted it may still be missing from its author's list.
@@ -289,7 +292,7 @@ impl Config {
                 client_id: read.text("TWITTER_CLIENT_ID").or_else(|| read.text("TWITTER_API_KEY")),
                 client_secret: read.secret("TWITTER_CLIENT_SECRET").or_else(|| read.secret("TWITTER_API_SECRET")),
                 authorize_page: read.url("TWITTER_AUTHORIZE_URL", "https://x.com/i/oauth2/authorize"),
-                callback: read.optional("TWITTER_CALLBACK_URL", CALLBACK_NEEDS, is_callback),
+                callback: read.callback("TWITTER_CALLBACK_URL"),
                 create_deadline: read.seconds("TWITTER_CREATE_DEADLINE_SECONDS", 1, 20),
                 visibility: read.seconds("TWITTER_VISIBILITY_SECONDS", 0, 60),
                 stall: read.seconds("TWITTER_STALL_SECONDS", 0, LEASE.as_secs()),
@@ -313,186 +316,6 @@ impl Config {
             problems.extend(production::unfit(&config));
         }
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
-    }
-}
-
-const A_YEAR_SECONDS: u64 = 366 * 24 * 3600;
-/// More than any Postgres is set up for.
-const MOST_CONNECTIONS: u32 = 10_000;
-
-/// A word alone has to be a level: the library would take a misspelt one for the name of a part.
-fn is_log_filter(text: &String) -> bool {
-    let is_meant = |part: &str| part.contains('=') || part.contains('[') || part.trim().parse::<LevelFilter>().is_ok();
-    EnvFilter::try_new(text).is_ok() && text.split(',').all(is_meant)
-}
-
-#[expect(clippy::ptr_arg, reason = "the reader gives what it has parsed")]
-fn is_header_name(name: &String) -> bool {
-    poem::http::HeaderName::try_from(name.as_str()).is_ok()
-}
-
-/// As a browser sends it: compared letter by letter, so that one written otherwise would never be allowed.
-fn is_origin(text: &str) -> bool {
-    let is_exact = |url: Url| url.origin().is_tuple() && url.origin().ascii_serialization() == text;
-    text == "*" || (!text.contains('*') && Url::parse(text).is_ok_and(is_exact))
-}
-
-const CALLBACK_NEEDS: &str = "the https address of a page, without # (on this machine http://127.0.0.1 will do)";
-
-/// A page of the frontend: what comes back there is worth a connection.
-fn is_callback(url: &Url) -> bool {
-    let here = url.scheme() == "http" && url.host_str() == Some("127.0.0.1");
-    (url.scheme() == "https" || here) && url.fragment().is_none() && url.username().is_empty()
-}
-
-fn is_redirect(text: &str) -> bool {
-    let is_plain = |url: Url| {
-        matches!(url.scheme(), "http" | "https")
-            && url.username().is_empty()
-            && url.password().is_none()
-            && url.fragment().is_none()
-    };
-    Url::parse(text).is_ok_and(is_plain)
-}
-
-#[expect(clippy::ptr_arg, reason = "the reader gives what it has parsed")]
-fn is_x264_preset(name: &String) -> bool {
-    const PRESETS: [&str; 9] =
-        ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"];
-    PRESETS.contains(&name.as_str())
-}
-
-struct Reader<'a> {
-    lookup: Lookup<'a>,
-    problems: Vec<String>,
-}
-
-impl Reader<'_> {
-    /// A variable set to nothing counts as not set: that is how Compose and App Platform pass absent ones.
-    fn text(&self, name: &str) -> Option<String> {
-        (self.lookup)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
-    }
-
-    fn secret(&self, name: &str) -> Option<SecretString> {
-        self.text(name).map(SecretString::from)
-    }
-
-    fn list(&self, name: &str) -> Vec<String> {
-        let text = self.text(name).unwrap_or_default();
-        text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
-    }
-
-    fn origins(&mut self, name: &str) -> Vec<String> {
-        let origins = self.list(name);
-        for origin in origins.iter().filter(|origin| !is_origin(origin)) {
-            let needs = "scheme://host, with a port unless it is the usual one, in small letters and nothing behind it";
-            self.problems.push(format!("{name} is not valid: {origin:?} is no origin; it needs {needs}"));
-        }
-        origins
-    }
-
-    fn path(&self, name: &str, default: &str) -> PathBuf {
-        self.text(name).unwrap_or_else(|| default.to_owned()).into()
-    }
-
-    fn optional<T: FromStr>(&mut self, name: &str, needs: &str, valid: impl Fn(&T) -> bool) -> Option<T> {
-        let text = self.text(name)?;
-        let value = text.parse().ok().filter(valid);
-        if value.is_none() {
-            self.problems.push(format!("{name} is not valid: it needs {needs}"));
-        }
-        value
-    }
-
-    fn parse<T: FromStr>(&mut self, name: &str, needs: &str, default: T) -> T {
-        self.optional(name, needs, |_| true).unwrap_or(default)
-    }
-
-    fn number<T: FromStr + PartialOrd + fmt::Display>(
-        &mut self,
-        name: &str,
-        allowed: RangeInclusive<T>,
-        default: T,
-    ) -> T {
-        let needs = format!("a whole number from {} to {}", allowed.start(), allowed.end());
-        self.optional(name, &needs, |number: &T| allowed.contains(number)).unwrap_or(default)
-    }
-
-    /// Bounded, because a time that cannot be added to the present one would end the program that tries.
-    fn seconds(&mut self, name: &str, least: u64, default: u64) -> Duration {
-        Duration::from_secs(self.number(name, least..=A_YEAR_SECONDS, default))
-    }
-
-    fn url(&mut self, name: &str, default: &str) -> Url {
-        let default = Url::parse(default).expect("defaults are valid addresses");
-        self.optional(name, "an http or https address", |url: &Url| matches!(url.scheme(), "http" | "https"))
-            .unwrap_or(default)
-    }
-
-    /// Never repeats the value: an address of a server carries its password.
-    fn required_secret(&mut self, names: &[&str], example: &str, schemes: &[&str]) -> SecretString {
-        let Some(value) = names.iter().find_map(|name| self.text(name)) else {
-            self.problems.push(format!("{} is not set ({example})", names[0]));
-            return SecretString::default();
-        };
-        if !schemes.iter().any(|scheme| value.starts_with(scheme)) {
-            self.problems.push(format!("{} is not valid: it needs the form {example}", names[0]));
-        }
-        value.into()
-    }
-
-    fn on_or_off(&mut self, name: &str, default: bool) -> bool {
-        let word = self.optional(name, "on or off", |word: &String| matches!(word.as_str(), "on" | "off"));
-        word.map_or(default, |word| word == "on")
-    }
-
-    fn jwt(&mut self) -> Option<JwtConfig> {
-        let minutes = self.number("JWT_ACCESS_TOKEN_EXPIRE_MINUTES", 1..=A_YEAR_SECONDS / 60, 60);
-        let access_token_lifetime = Duration::from_secs(60 * minutes);
-        self.secret("JWT_SECRET_KEY").map(|secret| JwtConfig { secret, access_token_lifetime })
-    }
-
-    fn firebase(&mut self) -> Option<FirebaseConfig> {
-        let keys_url = self.url(
-            "FIREBASE_KEYS_URL",
-            "https://www.googleapis.com/service_accounts/v1/jwk/securetoken@system.gserviceaccount.com",
-        );
-        let project = self.text("FIREBASE_PROJECT_ID")?;
-        Some(FirebaseConfig { project, tenant: self.text("FIREBASE_TENANT_ID"), keys_url })
-    }
-
-    fn patreon(&mut self) -> Option<PatreonConfig> {
-        let base_url = self.url("PATREON_BASE_URL", "https://www.patreon.com");
-        let grace = Duration::from_secs(24 * 3600 * self.number("PATREON_GRACE_DAYS", 1..=366, 7));
-        let client_id = self.text("PATREON_CLIENT_ID")?;
-        let needed = ["PATREON_CLIENT_SECRET", "PATREON_REDIRECT_URI"].map(|name| {
-            let value = self.text(name);
-            if value.is_none() {
-                self.problems.push(format!("{name} is not set, and PATREON_CLIENT_ID needs it"));
-            }
-            value.unwrap_or_default()
-        });
-        let [client_secret, redirect_uri] = needed;
-        if !redirect_uri.is_empty() && !is_redirect(&redirect_uri) {
-            let needs = "an http or https address, without user and fragment";
-            self.problems.push(format!("PATREON_REDIRECT_URI is not valid: it needs {needs}"));
-        }
-        let webhook_secret = self.secret("PATREON_WEBHOOK_SECRET");
-        Some(PatreonConfig {
-            base_url,
-            client_id,
-            client_secret: client_secret.into(),
-            redirect_uri,
-            webhook_secret,
-            grace,
-        })
-    }
-
-    fn ai_provider(&mut self, name: &str, base_url: &str, model: &str) -> Option<AiProviderConfig> {
-        let base_url = self.url(&format!("{name}_BASE_URL"), base_url);
-        let model = self.text(&format!("{name}_MODEL")).unwrap_or_else(|| model.to_owned());
-        let api_key = self.secret(&format!("{name}_API_KEY"))?;
-        Some(AiProviderConfig { api_key, base_url, model })
     }
 }
 
@@ -562,6 +385,7 @@ mod tests {
             ("TWITTER_CALLBACK_URL", "http://app.example/connected"),
             ("TWITTER_CALLBACK_URL", "https://app.example/#connected"),
             ("TWITTER_CALLBACK_URL", "/connected"),
+            ("TWITTER_CALLBACK_URL", "https://:secret@app.example/connected"),
             ("JWT_ACCESS_TOKEN_EXPIRE_MINUTES", &most),
             ("WORKER_GRACE_SECONDS", &most),
         ] {

@@ -86,7 +86,7 @@ fn addresses(config: &Config, unfit: &mut Vec<String>) {
     let addresses = [
         ("TWITTER_API_BASE_URL", Some(config.x.api_base.clone())),
         ("TWITTER_AUTHORIZE_URL", Some(config.x.authorize_page.clone())),
-        ("TWITTER_CALLBACK_URL", config.x.callback.clone()),
+        ("TWITTER_CALLBACK_URL", config.x.callback.as_deref().and_then(|text| Url::parse(text).ok())),
         ("GROK_BASE_URL", provider(&config.ai.grok)),
         ("TOGETHER_BASE_URL", provider(&config.ai.together)),
         ("OPENAI_BASE_URL", provider(&config.ai.openai)),

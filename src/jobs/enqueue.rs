@@ -107,32 +107,26 @@ async fn run(waiting: Waiting, door: Door, belt: Belt, lengths: Lengths, bell: B
             return;
         }
         batch.sort_by(|a: &Waiter, b| unique_order(&a.job).cmp(&unique_order(&b.job)));
-        let pushed = lengths.pushed_directly(batch.iter().map(|waiter| &waiter.job)).await;
-        let together = batch.iter().zip(pushed);
-        let (rows, by): (Vec<Insert<'_>>, Vec<Option<Tenancy>>) =
-            together.map(|(waiter, pushed)| (Insert { job: &waiter.job, pushed, open_parents: 0 }, waiter.by)).unzip();
         let answers = {
-            let mut writing = std::pin::pin!(door.write(&rows, &by));
-            let in_time = tokio::time::timeout(LATE, &mut writing).await;
+            let mut entering = std::pin::pin!(enter_all(&batch, &door, &lengths));
+            let in_time = tokio::time::timeout(LATE, &mut entering).await;
             drop(turn);
             match in_time {
-                Ok(answers) => answers,
-                Err(_late) => writing.await,
+                Ok(entered) => entered,
+                Err(_late) => entering.await,
             }
         };
         let mut runnable = Vec::new();
         let mut rings = false;
-        for (row, answer) in rows.iter().zip(&answers) {
+        for (Waiter { job, .. }, (pushed, answer)) in batch.iter().zip(&answers) {
             match answer {
-                Ok((_, State::Queued)) if row.pushed => {
-                    runnable.push(Runnable { job: row.job.id, list: list_of(row.job) });
-                }
+                Ok((_, State::Queued)) if *pushed => runnable.push(Runnable { job: job.id, list: list_of(job) }),
                 Ok((_, State::Queued)) => rings = true,
-                Ok((_, State::Scheduled)) if row.job.run_at.is_none() => rings = true,
+                Ok((_, State::Scheduled)) if job.run_at.is_none() => rings = true,
                 Ok(_) | Err(_) => {}
             }
         }
-        for (Waiter { reply, .. }, answer) in batch.drain(..).zip(answers) {
+        for (Waiter { reply, .. }, (_, answer)) in batch.drain(..).zip(answers) {
             // A caller that went away has its job all the same.
             let _gone = reply.send(answer.map(|(id, _)| id));
         }
@@ -144,6 +138,16 @@ async fn run(waiting: Waiting, door: Door, belt: Belt, lengths: Lengths, bell: B
             bell.ring();
         }
     }
+}
+
+/// For each job: whether whoever wrote it pushes it, and what became of it.
+async fn enter_all(batch: &[Waiter], door: &Door, lengths: &Lengths) -> Vec<(bool, Entered)> {
+    let pushed = lengths.pushed_directly(batch.iter().map(|waiter| &waiter.job)).await;
+    let rows = batch.iter().zip(&pushed);
+    let (rows, by): (Vec<Insert<'_>>, Vec<Option<Tenancy>>) =
+        rows.map(|(Waiter { job, by, .. }, &pushed)| (Insert { job, pushed, open_parents: 0 }, *by)).unzip();
+    let entered = door.write(&rows, &by).await;
+    pushed.into_iter().zip(entered).collect()
 }
 
 async fn push(belt: Belt, lengths: Lengths, runnable: Vec<Runnable>) {

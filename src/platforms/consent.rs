@@ -21,7 +21,7 @@ pub struct Grant<'a> {
 #[derive(Debug, Clone)]
 pub struct Pages {
     pub authorize: Url,
-    pub callback: Url,
+    pub callback: String,
 }
 
 /// Whose account some tokens are for, as the platform says.

@@ -18,6 +18,7 @@ use sqlx::Connection;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
+    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -40,6 +41,8 @@ const LAST_LINES: usize = 12;
 const LAST_LINE_CHARS: usize = 300;
 /// Of these, the lines that a cause repeats.
 const LAST_WORDS: usize = 3;
+/// How long they are waited for.
+const LAST_WORDS_WITHIN: Duration = Duration::from_millis(500);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A worker that lived this long did not die of its start.
@@ -104,11 +107,13 @@ async fn restart(config: &Config, queue: Queue, stop: &CancellationToken) -> any
                 continue;
             }
         };
-        let last_lines = forward_stderr(&mut child);
+        let (last_lines, forwarding) = forward_stderr(&mut child);
         let status = wait(&mut child, stop, config.worker.grace + ENDS_AFTER_GRACE).await?;
         if status.success() {
             return Ok(());
         }
+        // What it said last may still be on its way here; a program that it left behind may keep the line open.
+        let _all_said = tokio::time::timeout(LAST_WORDS_WITHIN, forwarding).await;
         let out_of_memory = out_of_memory_kills() > out_of_memory_before;
         let cause = cause_of(status, out_of_memory, &last_lines);
         let death = match status.signal() {
@@ -169,11 +174,11 @@ async fn wait(child: &mut Child, stop: &CancellationToken, within: Duration) -> 
 
 type LastLines = Arc<Mutex<VecDeque<String>>>;
 
-fn forward_stderr(child: &mut Child) -> LastLines {
+fn forward_stderr(child: &mut Child) -> (LastLines, JoinHandle<()>) {
     let last_lines = LastLines::default();
-    let Some(stderr) = child.stderr.take() else { return last_lines };
-    let kept = Arc::clone(&last_lines);
-    tokio::spawn(async move {
+    let (stderr, kept) = (child.stderr.take(), Arc::clone(&last_lines));
+    let forwarding = tokio::spawn(async move {
+        let Some(stderr) = stderr else { return };
         let (mut lines, mut out) = (BufReader::new(stderr).lines(), tokio::io::stderr());
         while let Ok(Some(line)) = lines.next_line().await {
             // Whoever reads our log may be gone; the worker must not notice.
@@ -185,7 +190,7 @@ fn forward_stderr(child: &mut Child) -> LastLines {
             kept.push_back(line.chars().filter(|c| !c.is_control()).take(LAST_LINE_CHARS).collect());
         }
     });
-    last_lines
+    (last_lines, forwarding)
 }
 
 fn cause_of(status: ExitStatus, out_of_memory: bool, last_lines: &LastLines) -> String {

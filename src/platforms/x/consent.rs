@@ -137,6 +137,16 @@ mod tests {
     }
 
     #[test]
+    fn where_to_come_back_is_said_letter_by_letter_as_it_is_registered() {
+        let config = config(&[("TWITTER_CLIENT_ID", "app"), ("TWITTER_CALLBACK_URL", "https://a.example")]);
+        let wire = Wire::new(&config, crate::outbound::client().unwrap());
+        let asking = Asking { state: &"state".into(), challenge: "hash" };
+        let page = page(&wire, &pages(&config).unwrap(), &asking).unwrap();
+        let told = page.query_pairs().find(|(name, _)| name == "redirect_uri").unwrap().1.into_owned();
+        assert_eq!(told, "https://a.example");
+    }
+
+    #[test]
     fn without_an_app_or_a_page_of_ours_there_is_nowhere_to_go() {
         assert!(pages(&config(&[("TWITTER_CLIENT_ID", "app")])).is_none());
         assert!(pages(&config(&[("TWITTER_CALLBACK_URL", "https://a.example/back")])).is_none());
