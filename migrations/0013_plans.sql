@@ -78,13 +78,15 @@ create table patreon_links (
     patron_status text,
     tiers text[] not null default '{}',
     read_at timestamptz not null default now(),
+    -- When a look that nobody asked for was begun last, whatever came of it.
+    looked_at timestamptz not null default now(),
     created_at timestamptz not null default now(),
     constraint patreon_links_tenant_key unique (tenant_id),
     -- One membership gives one workspace a plan.
     constraint patreon_links_account_key unique (patreon_user_id)
 );
 create index patreon_links_linked_by on patreon_links (linked_by);
-create index patreon_links_stalest on patreon_links (read_at) where state = 'active';
+create index patreon_links_stalest on patreon_links (looked_at) where state = 'active';
 
 -- Hints from Patreon that were taken in: they have no id, so each is known by its body.
 create table patreon_hints (
@@ -139,7 +141,9 @@ create policy tenant on public.patreon_links to multivio_api
     using (tenant_id = (select app.tenant())) with check (tenant_id = (select app.tenant()));
 grant select (rate_limit), update (rate_limit) on public.api_keys to multivio_api;
 
-grant select (id, tenant_id, patreon_user_id, state) on public.patreon_links to multivio_definer;
+grant select (id, tenant_id, linked_by, patreon_user_id, state), delete on public.patreon_links to multivio_definer;
+grant select (tenant_id, source), delete on public.workspace_plans to multivio_definer;
+create policy definer on public.workspace_plans to multivio_definer using (true);
 create policy definer on public.patreon_links to multivio_definer using (true) with check (true);
 grant insert on public.patreon_hints to multivio_definer;
 create policy definer on public.patreon_hints to multivio_definer using (true) with check (true);
@@ -175,6 +179,27 @@ begin
 end
 $$;
 
+-- Whoever owns a workspace no more gives it no plan, and may give it to another; and a plan ends with the link that it
+-- came from, however that ends: one membership could serve one workspace after the other otherwise.
+create function app.end_membership() returns trigger language plpgsql security definer set search_path = '' as $$
+begin
+    delete from public.patreon_links l where l.tenant_id = old.tenant_id and l.linked_by = old.user_id;
+    return null;
+end
+$$;
+create trigger patreon_links_end_with_a_member after delete on public.workspace_members
+    for each row execute function app.end_membership();
+create trigger patreon_links_end_with_an_owner after update of role on public.workspace_members
+    for each row when (old.role = 'owner' and new.role <> 'owner') execute function app.end_membership();
+create function app.end_plan_of_link() returns trigger language plpgsql security definer set search_path = '' as $$
+begin
+    delete from public.workspace_plans p where p.tenant_id = old.tenant_id and p.source = 'patreon';
+    return null;
+end
+$$;
+create trigger workspace_plans_end_with_a_link after delete on public.patreon_links
+    for each row execute function app.end_plan_of_link();
+
 -- A plan is given to a workspace that there is.
 create function app.has_workspace(p_workspace uuid) returns boolean
 language sql stable security definer set search_path = '' as $$
@@ -189,13 +214,14 @@ begin
     foreach ours in array array[
         'app.find_key(text)', 'app.patreon_link(text)', 'app.take_patreon_hint(bytea)', 'app.has_workspace(uuid)'
     ]::regprocedure[] loop
-        execute format('revoke all on function %s from public', ours);
         execute format('grant execute on function %s to multivio_api', ours);
     end loop;
     grant execute on function app.has_workspace(uuid) to multivio_worker;
     foreach ours in array array[
-        'app.find_key(text)', 'app.patreon_link(text)', 'app.take_patreon_hint(bytea)', 'app.has_workspace(uuid)'
+        'app.find_key(text)', 'app.patreon_link(text)', 'app.take_patreon_hint(bytea)', 'app.has_workspace(uuid)',
+        'app.end_membership()', 'app.end_plan_of_link()'
     ]::regprocedure[] loop
+        execute format('revoke all on function %s from public', ours);
         execute format('alter function %s owner to multivio_definer', ours);
     end loop;
 end

@@ -135,8 +135,7 @@ language sql security definer set search_path = '' as $$
     select app.ensure_personal(p_workspace, p_user)
 $$;
 
--- Null: the user was erased, and this sign-in is of before. The form without the last two is for programs of before
--- this migration.
+-- Null: the user was erased, and this sign-in is of before. The form without the last two asks nobody, and is closed.
 create function app.firebase_user(p_subject text, p_email text, p_name text, p_new_user uuid, p_new_workspace uuid,
                                   p_identity_hash bytea, p_issued_at bigint)
 returns uuid language sql security definer set search_path = '' as $$
@@ -309,3 +308,7 @@ begin
 end
 $$;
 revoke create on schema app from multivio_definer;
+-- As its owner: whoever has given a function away takes nothing back from others.
+set local role multivio_definer;
+revoke execute on function app.firebase_user(text, text, text, uuid, uuid) from multivio_api;
+reset role;

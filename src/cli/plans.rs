@@ -73,9 +73,9 @@ struct DefineArguments {
     /// Small letters, digits, - and _
     #[arg(value_parser = name)]
     plan: String,
-    /// Of the plans that one membership gives, the one with the highest rank counts
-    #[arg(long, default_value_t = 0)]
-    rank: i32,
+    /// Of the plans that one membership gives, the one with the highest rank counts [default: as it is, 0 at first]
+    #[arg(long)]
+    rank: Option<i32>,
     /// Accounts that are connected
     #[arg(long, value_parser = amount())]
     connections: Option<i64>,
@@ -143,7 +143,7 @@ async fn change(tx: &mut PgConnection, command: Command) -> Result<String, Failu
         Command::Define(wish) => {
             let (plan, limits) = (wish.plan.clone(), wish.limits());
             store::define(&mut *tx, &plan, wish.rank, limits).await?;
-            record(tx, None, Action::PlanDefined, plan.clone(), json!(limits)).await?;
+            record(tx, None, Action::PlanDefined, plan.clone(), json!({ "rank": wish.rank, "limits": limits })).await?;
             Ok(format!("The plan \"{plan}\" has these limits from now on."))
         }
         Command::Default { plan } => {

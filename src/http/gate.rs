@@ -133,17 +133,19 @@ impl<E: Endpoint> GateEndpoint<E> {
         let key = caller.and_then(|caller| Some(Subject::Key(caller.key?, caller.key_limit?)));
         let by_key = caller.and_then(|caller| caller.key_limit);
         let own = caller.map_or_else(|| Subject::strangers(ip), |caller| Subject::User(caller.user));
-        let verdict = self.limiter.count(own, cost).await;
-        let mut counted = Counted { name: OWN, verdict, by_address: is_own, by_key };
-        let others = [(KEY, key), (SHARED, is_own.then(|| Subject::address(ip)))];
-        for (name, subject) in others {
-            let (Verdict::Pass { remaining, .. }, Some(subject)) = (counted.verdict, subject) else { continue };
+        let (mut name, mut verdict) = match key {
+            Some(key) => (KEY, self.limiter.count(key, cost).await),
+            None => (OWN, self.limiter.count(own, cost).await),
+        };
+        let others = [(OWN, key.map(|_| own)), (SHARED, is_own.then(|| Subject::address(ip)))];
+        for (other, subject) in others {
+            let (Verdict::Pass { remaining, .. }, Some(subject)) = (verdict, subject) else { continue };
             match self.limiter.count(subject, cost).await {
                 Verdict::Pass { remaining: as_well, .. } if as_well >= remaining => {}
-                tighter => counted = Counted { name, verdict: tighter, ..counted },
+                tighter => (name, verdict) = (other, tighter),
             }
         }
-        counted
+        Counted { name, verdict, by_address: is_own, by_key }
     }
 
     fn admit(

@@ -75,6 +75,20 @@ impl IdempotencyKey {
         self.0.is_some()
     }
 
+    /// Whether work was done under it before. To be asked where the body is judged before it is all there; whether it
+    /// is the same body says [`Self::claim`].
+    pub async fn has_answer(&self, db: &mut PgConnection, tenant: TenantId) -> sqlx::Result<bool> {
+        let Some(given) = &self.0 else { return Ok(false) };
+        sqlx::query_scalar(
+            "select exists (select from idempotency_keys where tenant_id = $1 and route = $2 and key = $3)",
+        )
+        .bind(tenant)
+        .bind(&given.route)
+        .bind(&given.key)
+        .fetch_one(db)
+        .await
+    }
+
     /// Looks the key up in the caller's open transaction. `request` is the body as it was understood, so that
     /// spaces and the order of fields do not make another request of it.
     pub async fn claim<A: Answer>(

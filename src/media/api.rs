@@ -59,7 +59,14 @@ impl MediaApi {
     ) -> Result<Created<MediaView>, Problem> {
         caller.require(Scope::Publish)?;
         let mut form = form.0;
-        let bound = plans::bound(&mut *app.db.of(&caller).await?, caller.tenant, Each::UploadBytes).await?;
+        let bound = {
+            let mut db = app.db.of(&caller).await?;
+            // What was taken before is answered as before, whatever the plan has become.
+            match key.has_answer(&mut db, caller.tenant).await? {
+                true => None,
+                false => plans::bound(&mut db, caller.tenant, Each::UploadBytes).await?,
+            }
+        };
         let (arrived, probe, sent_name) = receive(&caller, &media, &mut form, bound).await?;
         let name = upload::clean_name(sent_name.as_deref(), arrived.kind);
         let kept = keep(&app, &caller, key, &arrived, &probe, &name).await;

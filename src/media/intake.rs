@@ -56,8 +56,10 @@ pub async fn take(
             Err(error) => return Err(error.into()),
         }
     }
+    // A film whose length its container does not tell may be of any.
+    let is_film = arrived.kind.is_video_container() && probe.video.is_some();
     if let Some(bound) = plans::bound(tx, tenant, Each::UploadSeconds).await?
-        && probe.video_duration_ms().is_some_and(|ms| ms > bound.most.unsigned_abs().saturating_mul(1000))
+        && probe.video_duration_ms().map_or(is_film, |ms| ms > bound.most.unsigned_abs().saturating_mul(1000))
     {
         return Err(PlanError::from(bound).into());
     }

@@ -182,9 +182,7 @@ impl PatreonApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        // Otherwise one membership could serve one workspace after the other, each for the time of grace.
         let account = store::remove(&mut tx, caller.tenant).await?.ok_or_else(no_link)?;
-        plans::store::take_back(&mut tx, caller.tenant, Source::Patreon).await?;
         let details = json!({"patreon_user_id": account});
         audit::record(&mut tx, &caller, Action::PatreonUnlinked, caller.tenant, details).await?;
         let answer = claim.keep(&mut tx, Gone::default()).await?;

@@ -141,7 +141,8 @@ pub async fn sealed(db: impl PgExecutor<'_>, id: PatreonLinkId) -> sqlx::Result<
     .await
 }
 
-/// Keeps a new pair in place of the one it was traded for. `false`: that one is not the kept one any more.
+/// Keeps a new pair in place of the one it was traded for, also when another run was refused with that one meanwhile.
+/// `false`: that one is not the kept one any more.
 pub async fn save_pair(
     db: impl PgExecutor<'_>,
     id: PatreonLinkId,
@@ -150,7 +151,7 @@ pub async fn save_pair(
 ) -> sqlx::Result<bool> {
     let done = sqlx::query(
         "update patreon_links set access_token = $3, refresh_token = $4, \
-           access_expires_at = now() + make_interval(secs => $5), generation = generation + 1 \
+           access_expires_at = now() + make_interval(secs => $5), generation = generation + 1, state = 'active' \
          where id = $1 and generation = $2",
     )
     .bind(id)
@@ -222,16 +223,23 @@ pub async fn of_account(tx: &mut PgConnection, patreon_user_id: &str) -> sqlx::R
     sqlx::query_as("select id, tenant_id from app.patreon_link($1)").bind(patreon_user_id).fetch_optional(tx).await
 }
 
-/// Those that were not looked at for so long, the longest first.
+/// Those that were neither read nor looked for so long, the longest first: one that cannot be read waits for its turn
+/// like the others.
 pub async fn stale(db: impl PgExecutor<'_>, after: Duration, limit: i64) -> sqlx::Result<Vec<Found>> {
     sqlx::query_as(
-        "select id, tenant_id from patreon_links where state = 'active' and read_at < now() - make_interval(secs => $1) \
-         order by read_at limit $2",
+        "select id, tenant_id from patreon_links where state = 'active' \
+           and looked_at < now() - make_interval(secs => $1) and read_at < now() - make_interval(secs => $1) \
+         order by looked_at limit $2",
     )
     .bind(after.as_secs_f64())
     .bind(limit)
     .fetch_all(db)
     .await
+}
+
+/// Says that a look at them has begun.
+pub async fn looked(db: impl PgExecutor<'_>, id: PatreonLinkId) -> sqlx::Result<()> {
+    sqlx::query("update patreon_links set looked_at = now() where id = $1").bind(id).execute(db).await.map(drop)
 }
 
 /// Forgets linkings that came to nothing, and hints that nobody repeats any more. How many.

@@ -41,6 +41,7 @@ impl Job for PatreonUpkeep {
                 Err(EnqueueError::Ledger(error)) => return Err(error.into()),
                 Err(error) => return Err(Stop::retry("not_enqueued", error.to_string())),
             }
+            store::looked(cx.db(), link.id).await?;
         }
         Ok(Done { looks_begun, forgotten: store::prune(cx.db(), 1000).await? })
     }

@@ -96,7 +96,9 @@ impl fmt::Display for Refused {
                 }
             }
             Beyond::Each(Each::UploadBytes) => write!(f, "uploads of up to {most} bytes, and this one has more"),
-            Beyond::Each(Each::UploadSeconds) => write!(f, "videos of up to {most} seconds, and this one is longer"),
+            Beyond::Each(Each::UploadSeconds) => {
+                write!(f, "videos of up to {most} seconds, and this one is longer or does not say how long it is")
+            }
         }
     }
 }

@@ -146,11 +146,12 @@ pub async fn list(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Defined>> {
 }
 
 /// Makes a plan, or gives the one that there is these limits: they hold at once for whoever has it.
-pub async fn define(tx: &mut PgConnection, name: &str, rank: i32, limits: Limits) -> sqlx::Result<()> {
+/// Without a rank it keeps the one it has; a new plan's is 0.
+pub async fn define(tx: &mut PgConnection, name: &str, rank: Option<i32>, limits: Limits) -> sqlx::Result<()> {
     sqlx::query(
         "insert into plans (name, rank, connections, posts_per_month, media_bytes, upload_bytes, upload_seconds, \
-           ai_ticks_per_month) values ($1, $2, $3, $4, $5, $6, $7, $8) \
-         on conflict (name) do update set rank = excluded.rank, connections = excluded.connections, \
+           ai_ticks_per_month) values ($1, coalesce($2, 0), $3, $4, $5, $6, $7, $8) \
+         on conflict (name) do update set rank = coalesce($2, plans.rank), connections = excluded.connections, \
            posts_per_month = excluded.posts_per_month, media_bytes = excluded.media_bytes, \
            upload_bytes = excluded.upload_bytes, upload_seconds = excluded.upload_seconds, \
            ai_ticks_per_month = excluded.ai_ticks_per_month",

@@ -85,6 +85,12 @@ impl Stage {
         wait_until(SOON, &format!("the plan to be {name}"), || async { self.plan().await["name"] == name }).await;
     }
 
+    async fn look_after_links(&self) {
+        let belt = Belt::new(&self.app.config().redis.url, self.app.pool.clone()).unwrap();
+        let engine = Engine::new(self.app.pool.clone(), self.app.session(), belt);
+        engine.enqueue(NewJob::of(&PatreonUpkeep {}, TenantId::SYSTEM)).await.unwrap();
+    }
+
     /// What the workers did with one kind of job.
     async fn jobs(&self, state: &str) -> i64 {
         let sql = "select count(*) from jobs where kind = 'read_membership' and state::text = $1";
@@ -306,6 +312,10 @@ async fn a_membership_that_lapses_takes_its_plan_back_after_the_grace() {
     let patron = stage.patron(&["7002"]).await;
     assert_eq!(stage.link(&patron).await.0, 200);
     let until = stage.plan().await["until"].clone();
+    let grace =
+        "select extract(epoch from until - now())::float8 / 86400 from workspace_plans where source = 'patreon'";
+    let days: f64 = sqlx::query_scalar(grace).fetch_one(&stage.app.pool).await.unwrap();
+    assert!((6.9..=7.0).contains(&days), "{days}");
     stage.change(&patron, json!({"tiers": []})).await;
     wait_until(SOON, "the look", || async {
         stage.api.get("/api/v1/patreon/link").await.1["patron_status"] == "former_patron"
@@ -322,20 +332,54 @@ async fn a_membership_that_lapses_takes_its_plan_back_after_the_grace() {
 }
 
 #[tokio::test]
+async fn whoever_owns_a_workspace_no_more_gives_it_no_plan_and_may_give_it_to_another() {
+    let stage = Stage::new().await;
+    let linked = async || -> i64 {
+        sqlx::query_scalar("select count(*) from patreon_links").fetch_one(&stage.app.pool).await.unwrap()
+    };
+    for end in [
+        "update workspace_members set role = 'viewer' where user_id = $1",
+        "delete from workspace_members where user_id = $1",
+    ] {
+        let patron = stage.patron(&["7002"]).await;
+        let (status, answer) = stage.link(&patron).await;
+        assert_eq!((status, linked().await), (200, 1), "{answer}");
+        assert_eq!(stage.plan().await["name"], "patron");
+        sqlx::query(end).bind(stage.app.user).execute(&stage.app.pool).await.unwrap();
+        assert_eq!(linked().await, 0, "{end}");
+        assert_eq!(stage.plan().await["name"], "free", "{end}");
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_cannot_be_read_waits_for_its_next_turn_like_the_others() {
+    let stage = Stage::new().await;
+    let _worker = stage.app.worker(Queue::Ops).await;
+    assert_eq!(stage.link(&stage.patron(&["7001"]).await).await.0, 200);
+    // The account that answers is another one: nothing is noted of what is read.
+    let unreadable = "update patreon_links set patreon_user_id = 'another', read_at = now() - interval '2 days', \
+                      looked_at = now() - interval '2 days'";
+    sqlx::query(unreadable).execute(&stage.app.pool).await.unwrap();
+    stage.look_after_links().await;
+    let is = async |column: &str| -> bool {
+        let sql = format!("select {column} > now() - interval '1 hour' from patreon_links");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&stage.app.pool).await.unwrap()
+    };
+    wait_until(SOON, "the look to begin", || is("looked_at")).await;
+    assert!(!is("read_at").await);
+}
+
+#[tokio::test]
 async fn hints_that_were_lost_are_made_up_for_by_the_clock() {
     let stage = Stage::new().await;
     let _worker = stage.app.worker(Queue::Ops).await;
     let patron = stage.patron(&["7001"]).await;
     assert_eq!(stage.link(&patron).await.0, 200);
     stage.change(&patron, json!({"tiers": ["7002"], "fires": false})).await;
-    sqlx::query("update patreon_links set read_at = now() - interval '13 hours'")
-        .execute(&stage.app.pool)
-        .await
-        .unwrap();
-    let config = stage.app.config();
-    let belt = Belt::new(&config.redis.url, stage.app.pool.clone()).unwrap();
-    let engine = Engine::new(stage.app.pool.clone(), stage.app.session(), belt);
-    engine.enqueue(NewJob::of(&PatreonUpkeep {}, TenantId::SYSTEM)).await.unwrap();
+    let long_ago =
+        "update patreon_links set read_at = now() - interval '13 hours', looked_at = now() - interval '13 hours'";
+    sqlx::query(long_ago).execute(&stage.app.pool).await.unwrap();
+    stage.look_after_links().await;
     stage.until_plan("patron").await;
 }
 

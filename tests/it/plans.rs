@@ -11,14 +11,14 @@ use multivio::{
     http::Scope,
     ids::TenantId,
 };
-use reqwest::Method;
+use reqwest::{Method, multipart};
 use serde_json::{Value, json};
 
 use crate::{
     harness::{Api, App, wait_until},
     identity::{SOON, call, get},
     media_api::upload,
-    media_clips::Clips,
+    media_clips::{Clips, X264, sources},
     publish::Stage,
 };
 
@@ -142,6 +142,42 @@ async fn posts_of_a_month_are_counted_by_account_and_what_is_cancelled_is_not() 
 }
 
 #[tokio::test]
+async fn of_uploads_that_each_fit_only_as_many_as_fit_together_are_kept() {
+    let (app, clips) = (App::new().await, Clips::new());
+    let api = app.api().await;
+    let mut files = Vec::new();
+    for number in 0..4 {
+        // Other bytes each, nearly as many.
+        let path = clips.clip(&format!("{number}.mp4"), "160x90", 0.6, &format!("-metadata comment=n{number}")).await;
+        files.push(std::fs::read(path).unwrap());
+    }
+    let most = files.iter().map(Vec::len).max().unwrap() * 3 / 2;
+    plan(&app, &api, &["--media-bytes", &most.to_string()]).await;
+    let answers = join_all(files.into_iter().map(|bytes| upload(&api, "one.mp4", bytes))).await;
+    let (kept, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|(status, _)| *status == 201);
+    assert_eq!(kept.len(), 1, "{answers:?}");
+    refused.into_iter().for_each(|answer| assert_refused(answer, "media_bytes"));
+}
+
+#[tokio::test]
+async fn a_repeated_upload_is_answered_as_before_whatever_the_plan_has_become() {
+    let (app, clips) = (App::new().await, Clips::new());
+    let api = app.api().await;
+    let bytes = std::fs::read(clips.clip("short.mp4", "160x90", 0.6, "").await).unwrap();
+    let send = async || {
+        let part = multipart::Part::bytes(bytes.clone()).file_name("short.mp4");
+        let request = api.request(Method::POST, "/api/v1/media").header("Idempotency-Key", "once");
+        let answer = request.multipart(multipart::Form::new().part("file", part)).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let first = send().await;
+    assert_eq!(first.0, 201, "{}", first.1);
+    plan(&app, &api, &["--upload-bytes", "1"]).await;
+    assert_eq!(send().await, first);
+    assert_refused(&upload(&api, "short.mp4", bytes.clone()).await, "upload_bytes");
+}
+
+#[tokio::test]
 async fn uploads_are_bounded_one_by_one_and_all_together() {
     let (app, clips) = (App::new().await, Clips::new());
     let api = app.api().await;
@@ -170,6 +206,10 @@ async fn uploads_are_bounded_one_by_one_and_all_together() {
 
     operator(&app, &["plans", "define", "small", "--upload-seconds", "2"]).await;
     assert_refused(&upload(&api, "long.mp4", long).await, "upload_seconds");
+    // As a browser records it: the file does not say how long it is.
+    let words = format!("{} {X264} -an -f matroska -live 1", sources("160x90", 0.6));
+    let live = std::fs::read(clips.make("live.mkv", &words).await).unwrap();
+    assert_refused(&upload(&api, "live.mkv", live).await, "upload_seconds");
     assert_eq!(upload(&api, "short.mp4", short).await.0, 201);
     // Nothing of what was refused is kept.
     let sql = "select count(*) from media_objects where state = 'kept'";

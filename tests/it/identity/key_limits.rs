@@ -52,6 +52,16 @@ async fn a_keys_own_limit_holds_over_processes_and_is_told() {
 }
 
 #[tokio::test]
+async fn what_a_keys_own_limit_refuses_does_not_use_up_its_makers() {
+    let mut app = App::new().await;
+    app.set("RATE_LIMIT_WINDOW", "600").set("RATE_LIMIT_REQUESTS", "100");
+    let api = app.api().await;
+    let (_, key) = new_key(&api, json!({"rate_limit": 10})).await;
+    assert_eq!(passing([&api, &api], &key, 150).await, 10);
+    assert_eq!(ask(&api, &api.token).await.status(), 200);
+}
+
+#[tokio::test]
 async fn a_keys_limit_is_changed_while_it_is_in_use() {
     let mut app = App::new().await;
     app.set("RATE_LIMIT_WINDOW", "600");
