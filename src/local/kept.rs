@@ -126,7 +126,7 @@ fn spawn(recipe: &Recipe, log: &Log) -> Result<Process, LocalError> {
     let mut process = Process::spawn(recipe.name, command, Spawning::default())
         .map_err(LocalError::io(format!("run {}", recipe.program.display())))?;
     let log = log.clone();
-    process.follow(move |line| log.line(line));
+    process.follow(move |_, line| log.line(line));
     Ok(process)
 }
 

@@ -25,7 +25,7 @@ pub use error::LocalError;
 pub use folder::ServerFolder;
 pub use kept::{Kept, Recipe};
 pub use postgres::{Durability, Postgres};
-pub use process::{Process, Spawning, free_port};
+pub use process::{Process, Spawning, Stream, free_port};
 pub use programs::{Programs, Remedy, find_in_path};
 pub use redis::{Dump, Persistence, Redis};
 pub use stack::{Stack, StackError, StackOptions};

@@ -34,6 +34,13 @@ impl Default for Spawning {
     }
 }
 
+/// Where a child said something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Output,
+    Error,
+}
+
 /// A child process with a process group of its own. Dropping it kills the whole group, and so does its end.
 #[derive(Debug)]
 pub struct Process {
@@ -152,18 +159,18 @@ impl Process {
         }
     }
 
-    /// Calls `line` with every line of its standard output and error, each from a thread of its own. Both must be
-    /// piped; call at most once.
-    pub fn follow(&mut self, line: impl Fn(&str) + Send + Sync + Clone + 'static) {
-        let output = self.child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
-        let error = self.child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
-        for pipe in [output, error].into_iter().flatten() {
+    /// Calls `line` with every line of its standard output and error, each from a thread of its own: between the two
+    /// there is no order. Both must be piped; call at most once.
+    pub fn follow(&mut self, line: impl Fn(Stream, &str) + Send + Sync + Clone + 'static) {
+        let output = self.child.stdout.take().map(|pipe| (Stream::Output, Box::new(pipe) as Box<dyn Read + Send>));
+        let error = self.child.stderr.take().map(|pipe| (Stream::Error, Box::new(pipe) as Box<dyn Read + Send>));
+        for (stream, pipe) in [output, error].into_iter().flatten() {
             let line = line.clone();
             thread::spawn(move || {
                 let mut reader = BufReader::new(pipe);
                 let mut bytes = Vec::new();
                 while reader.read_until(b'\n', &mut bytes).is_ok_and(|read| read > 0) {
-                    line(String::from_utf8_lossy(&bytes).trim_end());
+                    line(stream, String::from_utf8_lossy(&bytes).trim_end());
                     bytes.clear();
                 }
             });
@@ -286,7 +293,7 @@ mod tests {
 
     fn first_line(process: &mut Process) -> String {
         let (sender, lines) = mpsc::channel();
-        process.follow(move |line| drop(sender.send(line.to_owned())));
+        process.follow(move |_, line| drop(sender.send(line.to_owned())));
         lines.recv_timeout(Duration::from_secs(10)).expect("the child writes a line")
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{App, Servers};
+use crate::harness::{App, Ended, Servers};
 
 #[tokio::test]
 async fn many_that_migrate_at_once_apply_each_migration_once() {
@@ -85,7 +85,7 @@ async fn wrong_use_and_wrong_settings_end_with_2_and_the_remedy() {
     let mut app = App::new().await;
     let run = async |app: &App, args: &[&str]| {
         let program = app.program(env!("CARGO_BIN_EXE_multivio"), args);
-        let (status, said) = program.finish(Duration::from_secs(20)).await;
+        let Ended { status, said, .. } = program.finish(Duration::from_secs(20)).await;
         (status.code(), said)
     };
     for args in [&["jobs", "pause", "everything"][..], &["jobs", "show", "job_1"], &["nothing"], &["jobs", "retry"]] {

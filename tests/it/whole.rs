@@ -6,7 +6,7 @@ use multivio::local::ServerFolder;
 use serde_json::Value;
 
 use crate::{
-    harness::{Program, eventually, full_size},
+    harness::{Ended, Program, eventually, full_size},
     http::client,
     media_api::walk,
     media_clips::{Clips, X264, sources},
@@ -21,10 +21,10 @@ fn multivio(args: &[&str]) -> Program {
 }
 
 /// The result among what a program said.
-fn result_in(said: &str) -> Option<Value> {
-    let start = said.lines().position(|line| line == "{")?;
-    let end = said.lines().position(|line| line == "}")?;
-    let lines: Vec<_> = said.lines().skip(start).take(end + 1 - start).collect();
+fn result_in(output: &str) -> Option<Value> {
+    let start = output.lines().position(|line| line == "{")?;
+    let end = output.lines().position(|line| line == "}")?;
+    let lines: Vec<_> = output.lines().skip(start).take(end + 1 - start).collect();
     serde_json::from_str(&lines.join("\n")).ok()
 }
 
@@ -45,7 +45,7 @@ async fn up_runs_everything_says_where_and_stops_all_of_it() {
     let mut up = multivio(&["--json", "up", "--sandbox", "--data", folder, "--listen", "127.0.0.1:0"]);
     let said = eventually(SOON, "the addresses", || {
         assert!(!up.has_ended(), "{}", up.log());
-        let said = result_in(&up.log());
+        let said = result_in(&up.output());
         async move { said }
     })
     .await;
@@ -88,8 +88,8 @@ async fn the_demo_shows_a_job_of_every_kind_and_tells_what_a_file_is_not_fit_for
     let clip = clips.make("short.mp4", &words).await;
     let folder = clips.path("demo");
     let args = ["--json", "demo", "--once", "--folder", folder.to_str().unwrap(), clip.to_str().unwrap()];
-    let (status, said) = multivio(&args).finish(2 * SOON).await;
-    let report = result_in(&said).unwrap_or_else(|| panic!("no report in {said}"));
+    let Ended { status, said, output } = multivio(&args).finish(2 * SOON).await;
+    let report = result_in(&output).unwrap_or_else(|| panic!("no report in {said}"));
     assert!(status.success() && report["succeeded"] == true, "{said}");
     let states = states(&report);
     assert!(states.iter().all(|(_, state)| state == "succeeded"), "{said}");
@@ -116,8 +116,8 @@ async fn the_demo_makes_a_clip_and_every_rendition_of_it() {
     let place = tempfile::tempdir().unwrap();
     let folder = place.path().join("demo");
     let args = ["--json", "demo", "--once", "--folder", folder.to_str().unwrap()];
-    let (status, said) = multivio(&args).finish(10 * SOON).await;
-    let report = result_in(&said).unwrap_or_else(|| panic!("no report in {said}"));
+    let Ended { status, said, output } = multivio(&args).finish(10 * SOON).await;
+    let report = result_in(&output).unwrap_or_else(|| panic!("no report in {said}"));
     assert!(status.success() && report["rows"].as_array().unwrap().len() == 8, "{said}");
     assert_eq!(report["refused"], serde_json::json!([]), "{said}");
     assert!(!folder.exists(), "it removes what it made");
@@ -143,8 +143,8 @@ async fn bench_prints_each_figure_beside_its_limit_and_leaves_nothing() {
     let place = tempfile::tempdir().unwrap();
     let folder = place.path().to_str().unwrap();
     let args = ["--json", "bench", "--folder", folder, "drain", "--jobs", "1000"];
-    let (status, said) = multivio(&args).finish(2 * SOON).await;
-    let report = result_in(&said).unwrap_or_else(|| panic!("no report in {said}"));
+    let Ended { status, said, output } = multivio(&args).finish(2 * SOON).await;
+    let report = result_in(&output).unwrap_or_else(|| panic!("no report in {said}"));
     assert!(status.success(), "{said}");
     let drain = &report["figures"][0];
     assert!(drain["value"].as_f64().unwrap() > 0.0 && drain["limit"]["value"].as_f64().unwrap() > 0.0, "{said}");

@@ -86,7 +86,7 @@ async fn run(
     let mut process =
         Process::spawn("ffmpeg", command, Spawning::default()).map_err(|error| ClipError::Start(name, error))?;
     let (words, mut said) = tokio::sync::mpsc::unbounded_channel();
-    process.follow(move |line| {
+    process.follow(move |_, line| {
         hear(line);
         // Nobody listens any more once it has ended.
         let _ = words.send(line.to_owned());

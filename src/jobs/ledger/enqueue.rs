@@ -104,6 +104,9 @@ async fn write(
 /// Writes one job that waits for others. The parents are locked first, so that none of them can finish between
 /// being counted and being depended on (E8). A parent that already ended badly, or is gone, means for the child
 /// what its edge says.
+///
+/// A child stands behind its parents in every serial order (P6): who waits for a parent and who waits for a
+/// predecessor both wait for something that is due earlier, so that nothing ever waits in a circle.
 pub async fn insert_with_parents(tx: &mut PgConnection, job: &NewJob) -> sqlx::Result<Option<(JobId, State)>> {
     let mut parents: Vec<(JobId, OnParent)> = job.parents.clone();
     parents.sort_unstable_by_key(|(parent, _)| *parent);
@@ -127,7 +130,12 @@ pub async fn insert_with_parents(tx: &mut PgConnection, job: &NewJob) -> sqlx::R
     sqlx::query(
         "with edges as (insert into job_edges (parent_id, child_id, on_parent, open) \
                         select parent_id, $2, on_parent, open \
-                        from unnest($1::uuid[], $3::text[], $4::boolean[]) as e (parent_id, on_parent, open)) \
+                        from unnest($1::uuid[], $3::text[], $4::boolean[]) as e (parent_id, on_parent, open)), \
+              behind as (select p.due_at + interval '1 microsecond' as due_at from jobs p, jobs c \
+                         where p.id = any($1) and c.id = $2 and (p.due_at, p.id) >= (c.due_at, c.id) \
+                         order by p.due_at desc limit 1), \
+              lined_up as (update jobs c set due_at = b.due_at, serial_until = serial_until + (b.due_at - c.due_at) \
+                           from behind b where c.id = $2) \
          update jobs set has_children = true where id = any($1) and not has_children",
     )
     .bind(&ids)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use multivio::jobs::{NewJob, State};
+use multivio::jobs::{NewJob, OnParent, State};
 
 use super::{Act, Stage, Step};
 use crate::harness::wait_until;
@@ -132,4 +132,21 @@ async fn each_end_of_a_job_frees_its_order() {
     wait_until(SOON, "all to have ended", || async { stage.count(State::Scheduled).await == 0 }).await;
     let words = stage.witness.words();
     assert_eq!(words, ["cancel me", "last begins", "last ends"]);
+}
+
+/// A child that is due before its parent would hold the parent it waits for, over one order or over two.
+#[tokio::test]
+async fn a_job_stands_behind_what_it_waits_for_so_that_nothing_waits_in_a_circle() {
+    let stage = Stage::new().await;
+    let soon = chrono::Utc::now() + Duration::from_millis(500);
+    let last = |serial: &str| told(&stage, serial).run_at(soon).serial(serial);
+    let parents = stage.enqueue_all(&[last("lane"), last("one"), last("other")]).await;
+    let first =
+        |parent: usize, serial: &str| told(&stage, serial).after(parents[parent], OnParent::Cancel).serial(serial);
+    let between = stage.enqueue(stage.steps([]).after(parents[0], OnParent::Cancel)).await;
+    let mut jobs = stage.enqueue_all(&[first(0, "lane"), first(1, "other"), first(2, "one")]).await;
+    jobs.push(stage.enqueue(told(&stage, "lane").after(between, OnParent::Cancel).serial("lane")).await);
+    let _worker = stage.worker(4).await;
+    jobs.extend(&parents);
+    stage.all_succeed(&jobs, SOON).await;
 }

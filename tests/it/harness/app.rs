@@ -15,7 +15,7 @@ use serde_json::Value;
 use sqlx::PgPool;
 use tempfile::TempDir;
 
-use super::{Program, Sandbox, Servers, TestDb, eventually, servers::config_of};
+use super::{Ended, Program, Sandbox, Servers, TestDb, eventually, servers::config_of};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -148,7 +148,7 @@ impl App {
     /// `multivio ARGS`, to its end: whether it succeeded, and what it said.
     pub async fn cli(&self, args: &[&str]) -> (bool, String) {
         let program = self.program(env!("CARGO_BIN_EXE_multivio"), args);
-        let (status, said) = program.finish(Duration::from_secs(60)).await;
+        let Ended { status, said, .. } = program.finish(Duration::from_secs(60)).await;
         (status.success(), said)
     }
 

@@ -14,7 +14,7 @@ mod wait;
 
 pub use app::{Api, App, Worker, worker_path};
 pub use pgbouncer::PgBouncer;
-pub use program::Program;
+pub use program::{Ended, Program};
 pub use proxy::Proxy;
 pub use sandbox::Sandbox;
 pub use servers::{Servers, TestDb};

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use multivio::local::{Process, Spawning};
+use multivio::local::{Process, Spawning, Stream};
 use serde_json::Value;
 
 use super::{eventually, wait_until};
@@ -19,7 +19,7 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// A running program with its log. Dropping it kills it; when that is because a test fails, its log is printed.
 pub struct Program {
     process: Process,
-    lines: Arc<Mutex<VecDeque<String>>>,
+    lines: Arc<Mutex<VecDeque<(Stream, String)>>>,
 }
 
 impl Program {
@@ -41,12 +41,12 @@ impl Program {
             .unwrap_or_else(|error| panic!("{name} could not be started: {error}"));
         let lines = Arc::new(Mutex::new(VecDeque::new()));
         let keep = lines.clone();
-        process.follow(move |line| {
+        process.follow(move |stream, line| {
             let mut lines = keep.lock().unwrap_or_else(PoisonError::into_inner);
             if lines.len() == KEPT_LINES {
                 lines.pop_front();
             }
-            lines.push_back(line.to_owned());
+            lines.push_back((stream, line.to_owned()));
         });
         Self { process, lines }
     }
@@ -104,24 +104,47 @@ impl Program {
     }
 
     /// Its end, for programs that end by themselves.
-    pub async fn finish(mut self, within: Duration) -> (ExitStatus, String) {
+    pub async fn finish(mut self, within: Duration) -> Ended {
         let status = self.process.exited(within).await;
         let status = status.unwrap_or_else(|| panic!("{} goes on after {within:?}", self.process.name()));
-        // The pipes are read by threads of their own; they end with it.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        (status, self.log())
+        wait_until(within, "its last words", || {
+            // The threads that read its pipes each hold the lines until their pipe ends.
+            let is_read = Arc::strong_count(&self.lines) == 1;
+            async move { is_read }
+        })
+        .await;
+        Ended { status, said: self.log(), output: self.output() }
     }
 
     /// All it has said, standard output and error as they came.
     pub fn log(&self) -> String {
+        self.joined(|_| true)
+    }
+
+    /// What it has said on standard output.
+    pub fn output(&self) -> String {
+        self.joined(|stream| stream == Stream::Output)
+    }
+
+    fn joined(&self, of: impl Fn(Stream) -> bool) -> String {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+        let lines = lines.iter().filter(|(stream, _)| of(*stream)).map(|(_, line)| line.as_str());
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     pub fn find_line(&self, matches: impl Fn(&str) -> bool) -> Option<String> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().find(|line| matches(line)).cloned()
+        lines.iter().map(|(_, line)| line).find(|line| matches(line)).cloned()
     }
+}
+
+/// How a program ended, and what it had said.
+pub struct Ended {
+    pub status: ExitStatus,
+    /// Standard output and error as they came.
+    pub said: String,
+    /// Standard output alone.
+    pub output: String,
 }
 
 impl Drop for Program {

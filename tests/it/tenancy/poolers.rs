@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{App, PgBouncer, Servers, eventually, worker_path},
+    harness::{App, Ended, PgBouncer, Servers, eventually, worker_path},
     publish::SOON,
 };
 
@@ -68,7 +68,7 @@ async fn a_pooler_in_transaction_mode_is_refused_by_every_program_with_the_remed
             (multivio, &["keys", "rotate", "--check"]),
             (worker_path(Queue::Ops), &[]),
         ] {
-            let (status, said) = app.program(path, args).finish(Duration::from_secs(40)).await;
+            let Ended { status, said, .. } = app.program(path, args).finish(Duration::from_secs(40)).await;
             assert!(!status.success() && said.contains("transaction mode"), "{path} {args:?} {more}: {said}");
         }
     }
