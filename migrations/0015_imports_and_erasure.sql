@@ -135,13 +135,13 @@ language sql security definer set search_path = '' as $$
     select app.ensure_personal(p_workspace, p_user)
 $$;
 
--- Null: the user was erased, and this sign-in is of before. The form without the last two asks nobody, and is closed.
+-- Null: the user was erased, and signed in before that (a token that is issued later does not change it). The form without the last two asks nobody, and is closed.
 create function app.firebase_user(p_subject text, p_email text, p_name text, p_new_user uuid, p_new_workspace uuid,
-                                  p_identity_hash bytea, p_issued_at bigint)
+                                  p_identity_hash bytea, p_signed_in_at bigint)
 returns uuid language sql security definer set search_path = '' as $$
     select case when not exists (
         select from public.erasures e
-        where e.identity_hash = p_identity_hash and extract(epoch from e.requested_at) >= p_issued_at
+        where e.identity_hash = p_identity_hash and extract(epoch from e.requested_at) >= p_signed_in_at
     ) then app.firebase_user(p_subject, p_email, p_name, p_new_user, p_new_workspace) end
 $$;
 

@@ -62,7 +62,7 @@ pub enum AuthError {
     UnknownKey,
     #[error("the API key is revoked, expired, or its maker is no member any more")]
     DeadKey,
-    #[error("the user is disabled, or signed out everywhere after the token was issued")]
+    #[error("the user is disabled, or has signed out everywhere since they signed in")]
     SignedOut,
     #[error("the workspace does not exist or is not theirs")]
     NoSuchWorkspace,
@@ -173,7 +173,7 @@ impl Authenticator {
         };
         let user = *person.user.get_or_try_init(first).await?;
         let access = self.access_of(user, workspace).await?.ok_or(AuthError::NoSuchWorkspace)?;
-        if access.is_disabled || access.tokens_valid_after.is_some_and(|after| person.issued_at < after) {
+        if access.is_disabled || access.tokens_valid_after.is_some_and(|after| person.signed_in_at < after) {
             return Err(AuthError::SignedOut);
         }
         let all =

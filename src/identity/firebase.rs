@@ -1,7 +1,9 @@
 //! Firebase ID tokens: RS256, signed by Google with keys that it publishes, checked without the Admin SDK.
 //!
 //! The checks stand in [`check`], in their order. An ID token stays valid until it expires, whatever Firebase is told
-//! meanwhile; who has to be out at once is signed out here (`users.tokens_valid_after`, `disabled_at`).
+//! meanwhile; who has to be out at once is signed out here (`users.tokens_valid_after`, `disabled_at`). What counts then
+//! is when its user signed in (`auth_time`) and not when it was issued (`iat`): nothing of ours ends the session at
+//! Firebase, from which a client has a new token every hour.
 
 use std::sync::Arc;
 
@@ -20,8 +22,8 @@ pub struct Person {
     /// Only when Firebase says that it is verified.
     pub email: Option<String>,
     pub name: Option<String>,
-    /// Seconds of the epoch.
-    pub issued_at: u64,
+    /// When they showed who they are, in seconds of the epoch. Every token of one session at Firebase says the same.
+    pub signed_in_at: u64,
     /// Looked up once for each token.
     pub user: OnceCell<UserId>,
 }
@@ -84,7 +86,7 @@ impl Firebase {
             uid: claims.sub,
             email: claims.email.filter(|email| claims.email_verified && !email.is_empty()),
             name: claims.name.filter(|name| !name.is_empty()),
-            issued_at: claims.iat,
+            signed_in_at: claims.auth_time,
             user: OnceCell::new(),
         });
         self.seen.remember(token, Arc::clone(&person), good_until, now);

@@ -50,7 +50,7 @@ pub async fn firebase_user(db: impl PgExecutor<'_>, person: &Person) -> sqlx::Re
         .bind(UserId::new())
         .bind(TenantId::new())
         .bind(erasures::identity_hash("firebase", &person.uid).to_vec())
-        .bind(i64::try_from(person.issued_at).unwrap_or(i64::MAX))
+        .bind(i64::try_from(person.signed_in_at).unwrap_or(i64::MAX))
         .fetch_one(db)
         .await
 }
@@ -85,7 +85,7 @@ pub async fn user_by_email(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result
     sqlx::query_scalar("select app.user_by_email($1)").bind(email).fetch_one(db).await
 }
 
-/// Tokens issued before now are refused from now on.
+/// Tokens of sign-ins before now are refused from now on, also those that are issued later.
 pub async fn sign_out_everywhere(tx: &mut PgConnection, user: UserId) -> sqlx::Result<()> {
     sqlx::query("update users set tokens_valid_after = now() where id = $1").bind(user).execute(tx).await?;
     Ok(())

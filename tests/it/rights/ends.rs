@@ -2,7 +2,7 @@
 
 use multivio::jobs::Queue;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Life, SOON, delete, finished, rows, tables};
 use crate::{
@@ -71,7 +71,7 @@ async fn whoever_deletes_themselves_leaves_nothing_but_a_line_in_the_audit_log()
     // Nobody else has noticed.
     assert_eq!((rows(pool, "posts", life.neighbour).await, rows(pool, "connections", life.neighbour).await), (1, 1));
     assert_eq!(get(&stage.api, &life.of_neighbour, "/api/v1/posts").await.0, 200);
-    let said: Vec<(String, serde_json::Value)> =
+    let said: Vec<(String, Value)> =
         sqlx::query_as("select action, details from audit_log where tenant_id = $1 and action like 'user.%'")
             .bind(tenant)
             .fetch_all(pool)
@@ -192,18 +192,21 @@ async fn a_sign_in_of_before_the_end_makes_nobody_anew() {
     let mut app = App::new().await;
     let sandbox = app.sandbox().await;
     let (api, other) = (app.api().await, app.api().await);
-    let token = async |iat: Option<i64>| {
-        let claims = iat.map_or(json!({}), |iat| json!({"iat": iat}));
+    let token = async |claims: Value| {
         let signed = sandbox.post("/_sandbox/firebase/tokens", json!({"uid": "ada", "claims": claims})).await;
         signed["token"].as_str().unwrap().to_owned()
     };
-    let before = token(None).await;
+    let before = token(json!({})).await;
     let (_, me) = get(&api, &before, "/api/v1/me").await;
     let path = format!("/api/v1/me?confirm={}", me["user_id"].as_str().unwrap());
     assert_eq!(delete(&api, &before, None, &path).await.0, 202);
     // This process has seen the token; the other one has not.
     assert!(matches!(get(&api, &before, "/api/v1/me").await.0, 401 | 403));
     assert_eq!(get(&other, &before, "/api/v1/me").await.0, 401);
+    // Nor does the open tab that is given a new token for the old sign-in.
+    let now = chrono::Utc::now().timestamp();
+    let renewed = token(json!({"iat": now + 20, "auth_time": now - 60})).await;
+    assert_eq!(get(&other, &renewed, "/api/v1/me").await.0, 401);
     let users: i64 = sqlx::query_scalar("select count(*) from users where provider = 'firebase'")
         .fetch_one(&app.pool)
         .await
@@ -211,7 +214,7 @@ async fn a_sign_in_of_before_the_end_makes_nobody_anew() {
     assert_eq!(users, 0);
     // Who signs in again is somebody new.
     sqlx::query("update erasures set requested_at = now() - interval '10 seconds'").execute(&app.pool).await.unwrap();
-    let again = token(None).await;
+    let again = token(json!({})).await;
     let (status, anew) = get(&other, &again, "/api/v1/me").await;
     assert_eq!(status, 200, "{anew}");
     assert_ne!((&anew["user_id"], &anew["workspace_id"]), (&me["user_id"], &me["workspace_id"]));
