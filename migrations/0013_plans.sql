@@ -56,6 +56,8 @@ create table patreon_flows (
     -- SHA-256 of a secret that whoever began keeps, and shows at the end.
     challenge bytea not null constraint patreon_flows_challenge_is_sha256 check (octet_length(challenge) = 32),
     expires_at timestamptz not null,
+    -- Since when what came back is being worked on; `expires_at` says from then on how long that may take.
+    taken_at timestamptz,
     constraint patreon_flows_one_each unique (tenant_id, user_id)
 );
 create index patreon_flows_user on patreon_flows (user_id);
@@ -145,6 +147,8 @@ grant select (id, tenant_id, linked_by, patreon_user_id, state), delete on publi
 grant select (tenant_id, source), delete on public.workspace_plans to multivio_definer;
 create policy definer on public.workspace_plans to multivio_definer using (true);
 create policy definer on public.patreon_links to multivio_definer using (true) with check (true);
+grant select (tenant_id, user_id), delete on public.patreon_flows to multivio_definer;
+create policy definer on public.patreon_flows to multivio_definer using (true);
 grant insert on public.patreon_hints to multivio_definer;
 create policy definer on public.patreon_hints to multivio_definer using (true) with check (true);
 
@@ -183,6 +187,8 @@ $$;
 -- came from, however that ends: one membership could serve one workspace after the other otherwise.
 create function app.end_membership() returns trigger language plpgsql security definer set search_path = '' as $$
 begin
+    -- First what is about to become a link: whoever finishes it has it locked.
+    delete from public.patreon_flows f where f.tenant_id = old.tenant_id and f.user_id = old.user_id;
     delete from public.patreon_links l where l.tenant_id = old.tenant_id and l.linked_by = old.user_id;
     return null;
 end

@@ -29,6 +29,10 @@ alter table connections add column proven_at timestamptz;
 create index connections_proven on connections (platform, remote_account_id)
     where proven_at is not null and state = 'active';
 
+-- Answers that hold a secret, kept to be given again: encrypted, bound to an id of their own.
+alter table idempotency_keys add column sealed_id uuid, add column sealed bytea;
+create unique index idempotency_keys_sealed on idempotency_keys (sealed_id) where sealed is not null;
+
 -- Whose these are (0012 says how): an asking is its user's own, in the workspace where it began.
 alter table account_consents enable row level security;
 alter table account_consents force row level security;

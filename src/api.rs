@@ -68,10 +68,12 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures))
         .at("/webhooks/patreon", webhook)
         .nest("/", service());
+    let keyring = services.publisher.accounts.keyring().clone();
     let Services { app, limiter, health, publisher, models, media, fetcher, patreon, .. } = services;
     let calls = Give(calls, move |extensions: &mut Extensions| {
         extensions.insert(Arc::clone(&health));
         extensions.insert(publisher.clone());
+        extensions.insert(keyring.clone());
         extensions.insert(Arc::clone(&models));
         extensions.insert(Arc::clone(&media));
         extensions.insert(fetcher.clone());
@@ -93,13 +95,16 @@ impl<E: Endpoint, F: Fn(&mut Extensions) + Send + Sync> Endpoint for Give<E, F> 
     }
 }
 
+/// Patreon's callback.
+const PATREON_BACK: &str = "/api/v1/patreon/link/finish";
+
 /// For how many requests a call counts in its caller's limit: more where it keeps ffmpeg or a language model busy.
 fn cost(method: &Method, path: &str) -> u32 {
     match path {
         "/api/v1/ai/transform" if method == Method::POST => 10,
         "/api/v1/media" | "/api/v1/media/import" if method == Method::POST => 5,
         path if method == Method::POST && path.ends_with("/transcode") => 10,
-        path if method == Method::POST && path.ends_with("/callback") => 5,
+        path if method == Method::POST && (path.ends_with("/callback") || path == PATREON_BACK) => 5,
         _ => 1,
     }
 }

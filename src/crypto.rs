@@ -79,6 +79,16 @@ impl Place {
     }
 }
 
+/// 256 random bits in base64url: what is only to be known to whoever was told it.
+pub fn random_text() -> SecretString {
+    engine::general_purpose::URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()).into()
+}
+
+/// What is kept of such a text. Its bits need no slower hash.
+pub fn sha256(text: &str) -> [u8; 32] {
+    Sha256::digest(text).into()
+}
+
 /// All keys of this deployment.
 #[derive(Clone)]
 pub struct Keyring {

@@ -12,7 +12,9 @@ use uuid::Uuid;
 use crate::{
     connections, crypto,
     crypto::{CryptoError, Keyring, Place, Standing},
-    db, media, patreon, publishing,
+    db,
+    http::idempotency,
+    media, patreon, publishing,
 };
 
 /// A column of secrets, and how each of them is bound to its place.
@@ -27,7 +29,7 @@ pub struct SealedColumn {
 }
 
 /// Every column that holds secrets. A test compares it with the schema.
-pub const SEALED: [SealedColumn; 7] = [
+pub const SEALED: [SealedColumn; 8] = [
     connections::accounts::SEALED[0],
     connections::accounts::SEALED[1],
     connections::consent::SEALED,
@@ -35,6 +37,7 @@ pub const SEALED: [SealedColumn; 7] = [
     media::import_store::SEALED,
     patreon::SEALED[0],
     patreon::SEALED[1],
+    idempotency::SEALED,
 ];
 
 /// Rows that one statement looks at: short enough to be in nobody's way.

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use sqlx::{Postgres, Transaction};
 
 use super::{
     Accounts,
@@ -24,8 +25,6 @@ use crate::{
 
 /// How often the name is asked for: the code is spent, so that its tokens are worth a second try.
 const TRIES: u32 = 2;
-/// A repeat of our own request holds its key for the moment in which it finds that we are at work.
-const KEY_TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// One answer of one owner, on its way to a connection.
@@ -57,7 +56,14 @@ impl<E: Into<Problem>> From<E> for Refused {
 }
 
 impl Arrival {
-    pub async fn finish(self, code: SecretString, verifier: SecretString) -> Result<Created<ConnectionView>, Refused> {
+    /// `taken` is the transaction in which the answer's state was taken: whoever commits it goes on to the end.
+    pub async fn finish(
+        self,
+        taken: Transaction<'static, Postgres>,
+        code: SecretString,
+        verifier: SecretString,
+    ) -> Result<Created<ConnectionView>, Refused> {
+        taken.commit().await?;
         let seen = Seen::default();
         let outcome = self.connect(&code, &verifier, &seen).await;
         if let Err(refused) = &outcome {
@@ -110,7 +116,8 @@ impl Arrival {
 
     async fn keep(&self, pair: &TokenPair, owner: &Owner) -> Result<Created<ConnectionView>, Refused> {
         let platform = self.connector.platform();
-        let (mut tx, claim) = match self.claim().await? {
+        let claimed = self.key.claim_at_last(&self.app.db, &self.caller, &self.request).await?;
+        let (mut tx, claim) = match claimed {
             (tx, Turn::New(claim)) => (tx, claim),
             (_, Turn::Replay(answer)) => return Ok(answer),
         };
@@ -141,22 +148,6 @@ impl Arrival {
         let answer = claim.keep(&mut tx, answer).await?;
         tx.commit().await?;
         Ok(answer)
-    }
-
-    /// The key once more. Its row is ours to write, whatever a repeat of the request holds for a moment.
-    async fn claim(
-        &self,
-    ) -> Result<(sqlx::Transaction<'static, sqlx::Postgres>, Turn<Created<ConnectionView>>), Problem> {
-        let mut tries = 1;
-        loop {
-            let mut tx = self.app.db.begin(&self.caller).await?;
-            match self.key.clone().claim(&mut tx, &self.caller, Some(self.request.clone())).await {
-                Err(problem) if problem.retry_after().is_some() && tries < KEY_TRIES => tries += 1,
-                turn => return Ok((tx, turn?)),
-            }
-            drop(tx);
-            tokio::time::sleep(PAUSE).await;
-        }
     }
 
     /// Tokens that nobody will use. Where the platform does not take them back, they end by themselves.

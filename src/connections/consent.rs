@@ -14,7 +14,7 @@ use sqlx::{FromRow, PgConnection, PgExecutor};
 use url::Url;
 
 use crate::{
-    crypto::{CryptoError, Keyring, Place},
+    crypto::{self, CryptoError, Keyring, Place, random_text},
     identity::Caller,
     ids::ConsentId,
     platforms::{Asking, Connector, Platform},
@@ -27,7 +27,6 @@ pub const LIFETIME: Duration = Duration::from_secs(10 * 60);
 const UNDER_WAY: Duration = Duration::from_secs(60);
 /// How long one that is over is told apart from one that never was.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
-const RANDOM_BYTES: usize = 32;
 
 /// What is encrypted here.
 pub const SEALED: SealedColumn = SealedColumn {
@@ -50,8 +49,7 @@ pub struct Secrets {
 
 impl Secrets {
     fn generate() -> Self {
-        let random = || SecretString::from(URL_SAFE_NO_PAD.encode(rand::random::<[u8; RANDOM_BYTES]>()));
-        Self { state: random(), verifier: random() }
+        Self { state: random_text(), verifier: random_text() }
     }
 
     fn seal(&self, keyring: &Keyring, id: ConsentId) -> Vec<u8> {
@@ -224,5 +222,5 @@ pub async fn is_held_elsewhere(tx: &mut PgConnection, platform: Platform, remote
 }
 
 fn hash(state: &str) -> Vec<u8> {
-    Sha256::digest(state).to_vec()
+    crypto::sha256(state).to_vec()
 }

@@ -84,7 +84,7 @@ impl ConsentApi {
         identity::api::ensure(&app, &caller).await?;
         let keyring = publisher.accounts.keyring();
         let mut tx = app.db.begin(&caller).await?;
-        let claim = match key.claim(&mut tx, &caller, None).await? {
+        let claim = match key.of_person(&caller).claim(&mut tx, &caller, None).await? {
             Turn::Replay(Json(KeptConsent { id })) => {
                 let again = consent::reopen(&mut *tx, keyring, &caller, &*connector, id).await;
                 return again.map(view).map_err(not_reopened);
@@ -117,6 +117,7 @@ impl ConsentApi {
         let connector = allowed(&publisher, &caller, platform.0)?;
         let input = body.0;
         let code = check(&input)?;
+        let key = key.of_person(&caller);
         let request = json!({"state": input.state.to_json(), "code": input.code.to_json(), "error": input.error});
         let keyring = publisher.accounts.keyring();
         let mut tx = app.db.begin(&caller).await?;
@@ -136,7 +137,7 @@ impl ConsentApi {
             tx.commit().await?;
             return Err(denied(connector.platform()));
         };
-        tx.commit().await?;
+        // What cannot be read stays open: nothing is committed.
         let verifier = secrets.map_err(|error| Problem::internal(&error))?.verifier;
         let arrival = Arrival {
             app: Arc::clone(&app),
@@ -148,7 +149,7 @@ impl ConsentApi {
             request,
         };
         // On its own feet: a browser that leaves now must not cost the tokens that are on their way.
-        let done = tokio::spawn(arrival.finish(code, verifier)).await;
+        let done = tokio::spawn(arrival.finish(tx, code, verifier)).await;
         done.map_err(|error| Problem::internal(&error))?.map_err(not_connected)
     }
 }

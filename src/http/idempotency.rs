@@ -14,6 +14,8 @@
 //! let answer = claim.keep(&mut tx, Accepted::new(location, body)).await?;
 //! tx.commit().await?;
 //! ```
+//!
+//! An answer that holds a secret is kept encrypted ([`IdempotencyKey::claim_sealed`], [`Claim::keep_sealed`]).
 
 use std::time::Duration;
 
@@ -23,14 +25,21 @@ use poem_openapi::{
     registry::{MetaParamIn, MetaSchema, MetaSchemaRef},
 };
 use serde_json::Value;
+use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
-use sqlx::PgConnection;
+use sqlx::{FromRow, PgConnection, Postgres, Transaction};
+use uuid::Uuid;
 
 use super::{
     Caller, Problem,
     answer::{Answer, Kept},
 };
-use crate::ids::TenantId;
+use crate::{
+    crypto::{Keyring, Place},
+    db::TenantDb,
+    ids::{TenantId, UserId},
+    rotation::SealedColumn,
+};
 
 pub const HEADER: &str = "Idempotency-Key";
 /// How long a key is kept, whatever becomes of what it made.
@@ -38,6 +47,22 @@ pub const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const LONGEST: usize = 255;
 /// When to come back while the first request is still under way.
 const UNDER_WAY: Duration = Duration::from_secs(1);
+/// A repeat of our own request holds its key for the moment in which it finds that we are at work.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What is encrypted here.
+pub const SEALED: SealedColumn = SealedColumn {
+    table: "idempotency_keys",
+    column: "sealed",
+    row: "sealed_id",
+    position: "0::smallint",
+    place: |row, _| place(row),
+};
+
+const fn place(id: Uuid) -> Place {
+    Place::new("idempotency_keys", "sealed", id)
+}
 
 /// The `Idempotency-Key` of a write, if it has one. A handler takes it as
 /// `#[oai(name = "Idempotency-Key")] key: IdempotencyKey`.
@@ -46,7 +71,7 @@ pub struct IdempotencyKey(Option<Given>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Given {
-    /// Method and path: the same key on another call is another key.
+    /// Method and path, and the user where it is a person's: the same key on another call is another key.
     route: String,
     key: String,
 }
@@ -89,6 +114,12 @@ impl IdempotencyKey {
         .await
     }
 
+    /// For a call that is the caller's own, whoever else is in the workspace: a colleague with the same key does
+    /// not get this one's answer.
+    pub fn of_person(self, caller: &Caller) -> Self {
+        Self(self.0.map(|given| Given { route: persons_route(&given.route, caller.user), ..given }))
+    }
+
     /// Looks the key up in the caller's open transaction. `request` is the body as it was understood, so that
     /// spaces and the order of fields do not make another request of it.
     pub async fn claim<A: Answer>(
@@ -96,6 +127,47 @@ impl IdempotencyKey {
         tx: &mut PgConnection,
         caller: &Caller,
         request: Option<Value>,
+    ) -> Result<Turn<A>, Problem> {
+        self.turn(tx, caller, request, None).await
+    }
+
+    /// The same for an answer that [`Claim::keep_sealed`] keeps.
+    pub async fn claim_sealed<A: Answer>(
+        self,
+        tx: &mut PgConnection,
+        caller: &Caller,
+        request: Option<Value>,
+        keyring: &Keyring,
+    ) -> Result<Turn<A>, Problem> {
+        self.turn(tx, caller, request, Some(keyring)).await
+    }
+
+    /// [`Self::claim`] once more, after work that was done in no transaction. The key's row is ours to write, whatever a
+    /// repeat of the request holds for a moment.
+    pub async fn claim_at_last<A: Answer>(
+        &self,
+        db: &TenantDb,
+        caller: &Caller,
+        request: &Value,
+    ) -> Result<(Transaction<'static, Postgres>, Turn<A>), Problem> {
+        let mut tries = 1;
+        loop {
+            let mut tx = db.begin(caller).await?;
+            match self.clone().claim(&mut tx, caller, Some(request.clone())).await {
+                Err(problem) if problem.retry_after().is_some() && tries < TRIES => tries += 1,
+                turn => return Ok((tx, turn?)),
+            }
+            drop(tx);
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn turn<A: Answer>(
+        self,
+        tx: &mut PgConnection,
+        caller: &Caller,
+        request: Option<Value>,
+        keyring: Option<&Keyring>,
     ) -> Result<Turn<A>, Problem> {
         let Some(given) = self.0 else { return Ok(Turn::New(Claim(None))) };
         let request_hash = Sha256::digest(request.unwrap_or_default().to_string()).into();
@@ -109,7 +181,7 @@ impl IdempotencyKey {
         if kept.request_hash != claimed.request_hash {
             return Err(used_otherwise());
         }
-        A::replay(kept.answer).map(Turn::Replay).ok_or_else(|| {
+        A::replay(kept.answer(keyring)?).map(Turn::Replay).ok_or_else(|| {
             Problem::internal_with("the answer kept with an Idempotency-Key has not the form this call answers")
         })
     }
@@ -119,10 +191,32 @@ impl Claim {
     /// Keeps the answer in the work's own transaction and hands it back.
     pub async fn keep<A: Answer>(self, tx: &mut PgConnection, answer: A) -> Result<A, Problem> {
         if let Some(claimed) = self.0 {
-            insert(tx, &claimed, answer.kept()).await?;
+            insert(tx, &claimed, answer.kept(), None).await?;
         }
         Ok(answer)
     }
+
+    /// The same for an answer that holds a secret: its body is kept encrypted. Whoever repeats it must be allowed to
+    /// see it: bind the key to its person ([`IdempotencyKey::of_person`]).
+    pub async fn keep_sealed<A: Answer>(
+        self,
+        tx: &mut PgConnection,
+        keyring: &Keyring,
+        answer: A,
+    ) -> Result<A, Problem> {
+        if let Some(claimed) = self.0 {
+            let mut kept = answer.kept();
+            let id = Uuid::now_v7();
+            let text = SecretString::from(kept.body.take().unwrap_or_default().to_string());
+            insert(tx, &claimed, kept, Some((id, keyring.encrypt(place(id), &text)))).await?;
+        }
+        Ok(answer)
+    }
+}
+
+/// What a key of a person's own belongs to. `route` is the method and the path.
+pub fn persons_route(route: &str, user: UserId) -> String {
+    format!("{route} of {user}")
 }
 
 /// `None`: there is an answer already, and no lock is taken: a repeat that is only answered would still hold it for a
@@ -153,33 +247,55 @@ pub fn lock_of(tenant: TenantId, route: &str, key: &str) -> i64 {
     i64::from_be_bytes(name[..8].try_into().expect("a hash is longer than 8 bytes"))
 }
 
-type Columns = (Vec<u8>, Option<i16>, Option<String>, Option<Value>);
-
+#[derive(FromRow)]
 struct Row {
     request_hash: Vec<u8>,
-    answer: Kept,
+    status: Option<i16>,
+    location: Option<String>,
+    response: Option<Value>,
+    sealed_id: Option<Uuid>,
+    sealed: Option<Vec<u8>>,
+}
+
+impl Row {
+    fn answer(self, keyring: Option<&Keyring>) -> Result<Kept, Problem> {
+        let body = match (self.sealed_id, self.sealed, keyring) {
+            (Some(id), Some(sealed), Some(keyring)) => {
+                let text = keyring.decrypt(place(id), &sealed).map_err(|error| Problem::internal(&error))?;
+                // Of a parser's error, which may repeat what it read, nothing is told.
+                Some(serde_json::from_str(text.expose_secret()).map_err(|_error| {
+                    Problem::internal_with("an encrypted answer of an Idempotency-Key is no JSON")
+                })?)
+            }
+            _ => self.response,
+        };
+        let status = self.status.unwrap_or_default().try_into().unwrap_or_default();
+        Ok(Kept { status, location: self.location, body })
+    }
 }
 
 async fn find(tx: &mut PgConnection, claimed: &Claimed) -> sqlx::Result<Option<Row>> {
-    let row: Option<Columns> = sqlx::query_as(
-        "select request_hash, status, location, response from idempotency_keys \
+    sqlx::query_as(
+        "select request_hash, status, location, response, sealed_id, sealed from idempotency_keys \
          where tenant_id = $1 and route = $2 and key = $3",
     )
     .bind(claimed.tenant)
     .bind(&claimed.given.route)
     .bind(&claimed.given.key)
     .fetch_optional(tx)
-    .await?;
-    Ok(row.map(|(request_hash, status, location, body)| Row {
-        request_hash,
-        answer: Kept { status: status.unwrap_or_default().try_into().unwrap_or_default(), location, body },
-    }))
+    .await
 }
 
-async fn insert(tx: &mut PgConnection, claimed: &Claimed, kept: Kept) -> sqlx::Result<()> {
+async fn insert(
+    tx: &mut PgConnection,
+    claimed: &Claimed,
+    kept: Kept,
+    sealed: Option<(Uuid, Vec<u8>)>,
+) -> sqlx::Result<()> {
+    let (sealed_id, sealed) = sealed.unzip();
     sqlx::query(
-        "insert into idempotency_keys (tenant_id, route, key, request_hash, status, location, response, created_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, now())",
+        "insert into idempotency_keys (tenant_id, route, key, request_hash, status, location, response, sealed_id, \
+           sealed, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, now())",
     )
     .bind(claimed.tenant)
     .bind(&claimed.given.route)
@@ -188,6 +304,8 @@ async fn insert(tx: &mut PgConnection, claimed: &Claimed, kept: Kept) -> sqlx::R
     .bind(i16::try_from(kept.status).expect("a status has three digits"))
     .bind(kept.location)
     .bind(kept.body)
+    .bind(sealed_id)
+    .bind(sealed)
     .execute(tx)
     .await?;
     Ok(())

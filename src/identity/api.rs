@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use poem::web::Data;
 use poem_openapi::{
-    ApiResponse, Enum, Object, OpenApi,
+    Enum, Object, OpenApi,
     param::{Path, Query},
     payload::Json,
     types::ToJSON,
@@ -140,14 +140,6 @@ struct RoleInput {
     role: RoleName,
 }
 
-/// Nothing more to say.
-#[derive(ApiResponse)]
-enum Done {
-    /// It is done
-    #[oai(status = 204)]
-    Done,
-}
-
 const WORKSPACES: &str = "workspaces";
 const MEMBERS: &str = "members";
 
@@ -174,16 +166,16 @@ impl IdentityApi {
 
     /// Sign out everywhere
     ///
-    /// Firebase tokens issued until now are refused from now on, here at once and by other processes within seconds.
-    /// API keys stay; revoke those by themselves.
+    /// Every sign-in with Firebase until now ends, here at once and in other processes within seconds: its tokens are
+    /// refused, also those that Firebase issues for it later. Sign in again to go on. API keys stay; revoke those by
+    /// themselves.
     #[oai(path = "/me/sign-out", method = "post", operation_id = "signOutEverywhere")]
     async fn sign_out(
         &self,
         app: Data<&Arc<App>>,
         caller: Caller,
-        // Signing out twice is signing out once: there is nothing to keep.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
-    ) -> Result<Done, Problem> {
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+    ) -> Result<Gone, Problem> {
         if caller.key.is_some() {
             return Err(super::Forbidden::Key { scope: Scope::Manage }.into());
         }
@@ -194,11 +186,16 @@ impl IdentityApi {
             return Err(Problem::conflict("local_token", text));
         }
         let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.of_person(&caller).claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
         store::sign_out_everywhere(&mut tx, caller.user).await?;
         audit::record(&mut tx, &caller, Action::SignedOutEverywhere, caller.user, json!({})).await?;
+        let answer = claim.keep(&mut tx, Gone::default()).await?;
         tx.commit().await?;
         app.auth.forget();
-        Ok(Done::Done)
+        Ok(answer)
     }
 
     /// List your workspaces
@@ -251,7 +248,7 @@ impl IdentityApi {
         caller.require(Scope::Read)?;
         ensure(&app, &caller).await?;
         let mut tx = app.db.begin(&caller).await?;
-        let claim = match key.claim(&mut tx, &caller, body.0.to_json()).await? {
+        let claim = match key.of_person(&caller).claim(&mut tx, &caller, body.0.to_json()).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
@@ -342,21 +339,25 @@ impl IdentityApi {
         caller: Caller,
         id: Path<TenantId>,
         user: Path<UserId>,
-        // The same role twice is the same role: there is nothing to keep.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<RoleInput>,
     ) -> Result<Json<MemberView>, Problem> {
         caller.require(Scope::Manage)?;
         inside(&app, &caller, id.0).await?;
         let role = Role::from(body.0.role);
         let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, body.0.to_json()).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
         let before = changed(store::change_member(&mut tx, id.0, user.0, Some(role)).await?)?;
         let details = json!({"before": before, "role": role});
         audit::record(&mut tx, &caller, Action::MemberChanged, user.0, details).await?;
         let row = store::member(&mut *tx, id.0, user.0).await?.ok_or_else(|| Problem::not_found("member"))?;
+        let answer = claim.keep(&mut tx, Json(row.into())).await?;
         tx.commit().await?;
         app.auth.forget();
-        Ok(Json(row.into()))
+        Ok(answer)
     }
 
     /// Remove a member

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use poem::web::Data;
 use poem_openapi::{
-    ApiResponse, Enum, Object, OpenApi,
+    Enum, Object, OpenApi,
     param::{Path, Query},
     payload::Json,
     types::{MaybeUndefined, ToJSON},
@@ -20,7 +20,8 @@ use super::{
 use crate::{
     audit::{self, Action},
     connections,
-    http::{App, Created, FieldError, IdempotencyKey, Input, Page, Problem, Tag, Turn, page},
+    crypto::Keyring,
+    http::{App, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Tag, Turn, page},
     ids::{ApiKeyId, ConnectionId, UserId},
 };
 
@@ -80,15 +81,15 @@ struct KeyChange {
     rate_limit: MaybeUndefined<i32>,
 }
 
-/// An API key.
-#[derive(Debug, Clone, PartialEq, Object)]
+/// An API key. May hold the key itself: never printed.
+#[derive(Clone, PartialEq, Object)]
 #[oai(rename = "ApiKey", skip_serializing_if_is_none)]
 struct KeyView {
     id: ApiKeyId,
     name: String,
     /// What it begins with.
     prefix: String,
-    /// The key itself: only in the first answer to its making, never again.
+    /// The key itself: only in the answer to its making.
     key: Option<String>,
     scopes: Vec<String>,
     connections: Option<Vec<ConnectionId>>,
@@ -103,20 +104,12 @@ struct KeyView {
 }
 
 /// A page of API keys.
-#[derive(Debug, Object)]
+#[derive(Object)]
 #[oai(skip_serializing_if_is_none)]
 struct KeyList {
     items: Vec<KeyView>,
     /// Pass it as `cursor` to get the next page; absent on the last one.
     next_cursor: Option<String>,
-}
-
-/// The key opens nothing any more.
-#[derive(ApiResponse)]
-enum Revoked {
-    /// It is revoked: refused here at once, and by other processes within five seconds
-    #[oai(status = 204)]
-    Done,
 }
 
 const LIST: &str = "api-keys";
@@ -125,12 +118,14 @@ const LIST: &str = "api-keys";
 impl KeysApi {
     /// Make an API key
     ///
-    /// `key` is shown in this answer alone; a repeat with the same `Idempotency-Key` does not show it again. A key can
-    /// do no more than its maker can at the time of each call, and ends with their membership.
+    /// `key` is shown in this answer alone, and to its maker again who repeats the call with the same
+    /// `Idempotency-Key`. A key can do no more than its maker can at the time of each call, and ends with their
+    /// membership.
     #[oai(path = "/api-keys", method = "post", operation_id = "createApiKey")]
     async fn create(
         &self,
         app: Data<&Arc<App>>,
+        keyring: Data<&Keyring>,
         caller: Caller,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<KeyInput>,
@@ -138,7 +133,8 @@ impl KeysApi {
         caller.require(Scope::Manage)?;
         api::ensure(&app, &caller).await?;
         let mut tx = app.db.begin(&caller).await?;
-        let claim = match key.claim(&mut tx, &caller, body.0.to_json()).await? {
+        let key = key.of_person(&caller);
+        let claim = match key.claim_sealed(&mut tx, &caller, body.0.to_json(), &keyring).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
@@ -148,11 +144,10 @@ impl KeysApi {
         let details = json!({"name": wish.name, "prefix": made.prefix, "scopes": wish.scopes.words()});
         audit::record(&mut tx, &caller, Action::KeyCreated, id, details).await?;
         let row = key_store::get(&mut *tx, caller.tenant, id).await?.ok_or_else(|| Problem::not_found("API key"))?;
-        // Kept without the key, which stands nowhere but in the answer that leaves now.
-        let answer = Created::new(format!("/api/v1/api-keys/{id}"), KeyView::from(row));
-        let mut answer = claim.keep(&mut tx, answer).await?;
+        let view = KeyView { key: Some(made.text.expose_secret().to_owned()), ..row.into() };
+        let answer = Created::new(format!("/api/v1/api-keys/{id}"), view);
+        let answer = claim.keep_sealed(&mut tx, &keyring, answer).await?;
         tx.commit().await?;
-        answer.body.key = Some(made.text.expose_secret().to_owned());
         Ok(answer)
     }
 
@@ -223,24 +218,30 @@ impl KeysApi {
     }
 
     /// Revoke an API key
+    ///
+    /// It is refused here at once, and by other processes within five seconds.
     #[oai(path = "/api-keys/:id", method = "delete", operation_id = "revokeApiKey")]
     async fn revoke(
         &self,
         app: Data<&Arc<App>>,
         caller: Caller,
         id: Path<ApiKeyId>,
-        // Revoking twice is revoking once: there is nothing to keep.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
-    ) -> Result<Revoked, Problem> {
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
+    ) -> Result<Gone, Problem> {
         caller.require(Scope::Manage)?;
         let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
         let is_news = key_store::revoke(&mut tx, caller.tenant, id.0).await?;
         if is_news.ok_or_else(|| Problem::not_found("API key"))? {
             audit::record(&mut tx, &caller, Action::KeyRevoked, id.0, json!({})).await?;
         }
+        let answer = claim.keep(&mut tx, Gone::default()).await?;
         tx.commit().await?;
         app.auth.forget();
-        Ok(Revoked::Done)
+        Ok(answer)
     }
 }
 

@@ -1,25 +1,25 @@
 //! `/api/v1/patreon/link`: a workspace's plan by its owner's membership on Patreon.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use poem::{http::StatusCode, web::Data};
-use poem_openapi::{Object, OpenApi, payload::Json, types::Password};
+use poem_openapi::{Object, OpenApi, payload::Json, types::{Password, ToJSON}};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 
 use super::{
-    Patreon, PatreonError,
-    client::{Identity, Tokens},
-    link, membership,
-    store::{self, LinkRow},
+    Patreon,
+    arrival::Arrival,
+    link,
+    store::{self, LinkRow, Taken},
 };
 use crate::{
     audit::{self, Action},
-    http::{App, Caller, FieldError, Gone, IdempotencyKey, Input, Problem, Scope, Tag, Turn},
+    crypto::{random_text, sha256},
+    http::{App, Caller, Gone, IdempotencyKey, Input, Problem, Scope, Tag, Turn},
     identity::api::ensure,
-    ids::{PatreonLinkId, UserId},
-    plans::{self, Source},
+    ids::UserId,
 };
 
 /// Needs `Arc<Option<Patreon>>` as `Data`.
@@ -34,8 +34,8 @@ struct BeginInput {
     code_challenge: String,
 }
 
-/// Where to send the user.
-#[derive(Debug, Clone, PartialEq, Eq, Object)]
+/// Where to send the user. Holds the state: never printed.
+#[derive(Clone, PartialEq, Eq, Object)]
 struct LinkBegun {
     /// Patreon's own page; it comes back to the redirect URI of this installation with `code` and `state`, or with
     /// `error=access_denied`.
@@ -61,7 +61,7 @@ struct FinishInput {
 /// The account whose membership gives the workspace a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Object)]
 #[oai(rename = "PatreonLink", skip_serializing_if_is_none)]
-struct LinkView {
+pub struct LinkView {
     /// `active`, or `broken`: Patreon refuses our access, and it has to be linked again.
     state: String,
     /// Patreon's own id of the account.
@@ -87,8 +87,7 @@ impl PatreonApi {
         app: Data<&Arc<App>>,
         patreon: Data<&Arc<Option<Patreon>>>,
         caller: Caller,
-        // Beginning again is another beginning: there is nothing to keep.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<BeginInput>,
     ) -> Result<Json<LinkBegun>, Problem> {
         caller.require(Scope::Manage)?;
@@ -98,12 +97,20 @@ impl PatreonApi {
             Problem::invalid_field("code_challenge", "is no SHA-256 in base64url", remedy)
         })?;
         ensure(&app, &caller).await?;
-        let (state, hash) = link::new_state();
         let mut tx = app.db.begin(&caller).await?;
+        let key = key.of_person(&caller);
+        let claim = match key.claim_sealed(&mut tx, &caller, body.0.to_json(), &patreon.keyring).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let state = random_text();
+        let hash = sha256(state.expose_secret());
         let expires_at = store::begin(&mut tx, hash, caller.tenant, caller.user, challenge).await?;
-        tx.commit().await?;
         let authorize_url = patreon.client.authorize_url(state.expose_secret()).into();
-        Ok(Json(LinkBegun { authorize_url, expires_at }))
+        let answer = Json(LinkBegun { authorize_url, expires_at });
+        let answer = claim.keep_sealed(&mut tx, &patreon.keyring, answer).await?;
+        tx.commit().await?;
+        Ok(answer)
     }
 
     /// Finish to link Patreon
@@ -120,43 +127,32 @@ impl PatreonApi {
         body: Input<FinishInput>,
     ) -> Result<Json<LinkView>, Problem> {
         caller.require(Scope::Manage)?;
-        let patreon = on(&patreon)?;
+        on(&patreon)?;
+        let key = key.of_person(&caller);
         let FinishInput { state, code, code_verifier } = body.0;
-        let request = Some(json!({ "state": state, "code": code.0, "verifier": code_verifier.0 }));
-        // A repeat is answered before the code is spent a second time.
-        if key.is_given() {
-            let mut tx = app.db.begin(&caller).await?;
-            if let Turn::Replay(answer) = key.clone().claim(&mut tx, &caller, request.clone()).await? {
-                return Ok(answer);
-            }
-            tx.rollback().await?;
+        let request = json!({ "state": state, "code": code.0, "verifier": code_verifier.0 });
+        let state_hash = sha256(&state);
+        let mut tx = app.db.begin(&caller).await?;
+        // Looked up now and kept at the end: between the two we speak with Patreon, in no transaction.
+        if let Turn::Replay(answer) = key.clone().claim(&mut tx, &caller, Some(request.clone())).await? {
+            return Ok(answer);
         }
+        let challenge = match store::take_flow(&mut tx, state_hash, caller.tenant, caller.user).await? {
+            Taken::Now(challenge) => challenge,
+            Taken::UnderWay => return Err(under_way()),
+            Taken::Unknown => return Err(not_begun()),
+        };
         // Over with the first try, however that ends.
-        let challenge =
-            store::take_flow(&mut *app.db.of(&caller).await?, link::hash(&state), caller.tenant, caller.user).await?;
-        let verifier = SecretString::from(code_verifier.0);
-        if !challenge.is_some_and(|challenge| link::fits(&verifier, &challenge)) {
+        if !link::fits(&SecretString::from(code_verifier.0), &challenge) {
+            store::end_flow(&mut *tx, state_hash, caller.tenant, caller.user).await?;
+            tx.commit().await?;
             return Err(not_begun());
         }
-        let (tokens, identity) = patreon.learn(&SecretString::from(code.0)).await.map_err(not_linked)?;
-        let mut tx = app.db.begin(&caller).await?;
-        let claim = match key.claim(&mut tx, &caller, request).await? {
-            Turn::Replay(answer) => return Ok(answer),
-            Turn::New(claim) => claim,
-        };
-        let id = PatreonLinkId::new();
-        let sealed = patreon.seal(id, &tokens);
-        let before = store::put(&mut tx, id, caller.tenant, caller.user, &identity, &sealed).await.map_err(taken)?;
-        if before.is_some_and(|before| before != identity.user_id) {
-            plans::store::take_back(&mut tx, caller.tenant, Source::Patreon).await?;
-        }
-        let plan = membership::give(&mut tx, caller.tenant, &identity, patreon.config.grace).await?;
-        let details = json!({"patreon_user_id": identity.user_id, "plan": plan});
-        audit::record(&mut tx, &caller, Action::PatreonLinked, caller.tenant, details).await?;
-        let row = store::get(&mut *tx, caller.tenant).await?.ok_or_else(no_link)?;
-        let answer = claim.keep(&mut tx, Json(LinkView::from(row))).await?;
-        tx.commit().await?;
-        Ok(answer)
+        let (app, patreon) = (Arc::clone(&app), Arc::clone(&patreon));
+        let arrival = Arrival { app, patreon, caller, state_hash, key, request };
+        // On its own feet: a browser that leaves now must not cost the code, which is good once.
+        let done = tokio::spawn(arrival.finish(tx, SecretString::from(code.0))).await;
+        done.map_err(|error| Problem::internal(&error))?
     }
 
     /// Get the link to Patreon
@@ -191,14 +187,6 @@ impl PatreonApi {
     }
 }
 
-impl Patreon {
-    async fn learn(&self, code: &SecretString) -> Result<(Tokens, Identity), PatreonError> {
-        let tokens = self.client.exchange(code).await?;
-        let identity = self.client.identity(&tokens.access).await?;
-        Ok((tokens, identity))
-    }
-}
-
 impl From<LinkRow> for LinkView {
     fn from(row: LinkRow) -> Self {
         let LinkRow { state, patreon_user_id, patron_status, tiers, read_at, linked_by, created_at } = row;
@@ -206,7 +194,7 @@ impl From<LinkRow> for LinkView {
     }
 }
 
-fn on(patreon: &Option<Patreon>) -> Result<&Patreon, Problem> {
+pub fn on(patreon: &Option<Patreon>) -> Result<&Patreon, Problem> {
     patreon.as_ref().ok_or_else(|| {
         Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -217,50 +205,18 @@ fn on(patreon: &Option<Patreon>) -> Result<&Patreon, Problem> {
     })
 }
 
-fn no_link() -> Problem {
+pub fn no_link() -> Problem {
     Problem::not_found("link to Patreon")
 }
 
 /// One answer for a linking that nobody began, that somebody else began, that is over, or whose secret is another.
-fn not_begun() -> Problem {
+pub fn not_begun() -> Problem {
     let text = "There is no such linking of yours in this workspace, or it is over. Begin again: POST \
                 /api/v1/patreon/link";
     Problem::conflict("link_not_begun", text)
 }
 
-fn not_linked(error: PatreonError) -> Problem {
-    match error {
-        PatreonError::Ended => {
-            Problem::invalid_field("code", "is not accepted by Patreon", "Begin again: POST /api/v1/patreon/link")
-        }
-        PatreonError::Throttled { after } => Problem::unavailable().with_retry_after(after),
-        error => {
-            tracing::warn!(cause = crate::telemetry::chain(&error), "an account at Patreon was not linked");
-            Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "patreon_failed",
-                "Patreon did not answer as it should",
-                "Nothing was linked. Begin again in a moment: POST /api/v1/patreon/link",
-            )
-        }
-    }
-}
-
-fn taken(error: sqlx::Error) -> Problem {
-    let constraint = error.as_database_error().and_then(|error| error.constraint());
-    match constraint {
-        Some("patreon_links_account_key") => Problem::conflict(
-            "patreon_account_taken",
-            "That account on Patreon gives another workspace its plan. Unlink it there first.",
-        )
-        .with_errors(vec![FieldError::new(
-            "code",
-            "is of an account that is linked elsewhere",
-            "Unlink it there first",
-        )]),
-        Some("patreon_links_tenant_key") => {
-            Problem::conflict("linked_meanwhile", "The workspace was linked by another request. Look at it first.")
-        }
-        _ => error.into(),
-    }
+fn under_way() -> Problem {
+    let text = "Another request is bringing this in. Look at the link: GET /api/v1/patreon/link";
+    Problem::conflict("link_under_way", text).with_retry_after(Duration::from_secs(1))
 }

@@ -5,6 +5,7 @@
 //! Nothing ever has to be taken back for a membership that lapsed, was charged back, or cannot be looked at any more.
 
 pub mod api;
+mod arrival;
 mod client;
 mod job;
 mod link;

@@ -8,8 +8,10 @@ use sqlx::{FromRow, PgConnection, PgExecutor};
 use super::client::Identity;
 use crate::ids::{PatreonLinkId, TenantId, UserId};
 
-/// How long a linking may take.
-pub const FLOW_LIFETIME: Duration = Duration::from_secs(10 * 60);
+/// How long somebody may think about it at Patreon.
+const FLOW_LIFETIME: Duration = Duration::from_secs(10 * 60);
+/// Longer than the two calls that what they bring back leads to may take.
+const UNDER_WAY: Duration = Duration::from_secs(60);
 
 /// Begins a linking; an earlier one of the same user ends. When it ends by itself.
 pub async fn begin(
@@ -23,7 +25,7 @@ pub async fn begin(
         "insert into patreon_flows (state_hash, tenant_id, user_id, challenge, expires_at) \
          values ($1, $2, $3, $4, now() + make_interval(secs => $5)) \
          on conflict (tenant_id, user_id) do update set state_hash = excluded.state_hash, \
-           challenge = excluded.challenge, expires_at = excluded.expires_at returning expires_at",
+           challenge = excluded.challenge, expires_at = excluded.expires_at, taken_at = null returning expires_at",
     )
     .bind(state_hash.as_slice())
     .bind(tenant)
@@ -34,23 +36,66 @@ pub async fn begin(
     .await
 }
 
-/// The challenge of a linking, which is over with that. `None`: there is none of this user in this workspace; somebody
-/// else's stays untouched.
+/// What became of a state that came back.
+pub enum Taken {
+    /// Ours to work on, and nobody else's from now on. Holds the challenge.
+    Now(Vec<u8>),
+    /// Another request brings it in at this moment.
+    UnderWay,
+    /// There is none of this user in this workspace, or it is over; somebody else's stays untouched.
+    Unknown,
+}
+
+/// Takes a linking, which works once. Whoever comes second waits for the first one's commit and sees it taken.
 pub async fn take_flow(
-    db: impl PgExecutor<'_>,
+    tx: &mut PgConnection,
     state_hash: [u8; 32],
     tenant: TenantId,
     user: UserId,
-) -> sqlx::Result<Option<Vec<u8>>> {
-    sqlx::query_scalar(
-        "delete from patreon_flows where state_hash = $1 and tenant_id = $2 and user_id = $3 and expires_at > now() \
-         returning challenge",
+) -> sqlx::Result<Taken> {
+    let row: Option<(Vec<u8>, bool)> = sqlx::query_as(
+        "select challenge, taken_at is not null from patreon_flows \
+         where state_hash = $1 and tenant_id = $2 and user_id = $3 and expires_at > now() for update",
     )
     .bind(state_hash.as_slice())
     .bind(tenant)
     .bind(user)
-    .fetch_optional(db)
-    .await
+    .fetch_optional(&mut *tx)
+    .await?;
+    let challenge = match row {
+        None => return Ok(Taken::Unknown),
+        Some((_, true)) => return Ok(Taken::UnderWay),
+        Some((challenge, false)) => challenge,
+    };
+    sqlx::query(
+        "update patreon_flows set taken_at = now(), expires_at = now() + make_interval(secs => $2) \
+         where state_hash = $1",
+    )
+    .bind(state_hash.as_slice())
+    .bind(UNDER_WAY.as_secs_f64())
+    .execute(tx)
+    .await?;
+    Ok(Taken::Now(challenge))
+}
+
+/// Ends a linking that was taken. `false`: it is gone, because its user began anew, or is no owner of the workspace
+/// any more.
+pub async fn end_flow(
+    db: impl PgExecutor<'_>,
+    state_hash: [u8; 32],
+    tenant: TenantId,
+    user: UserId,
+) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "delete from patreon_flows \
+         where state_hash = $1 and tenant_id = $2 and user_id = $3 and taken_at is not null",
+    )
+    .bind(state_hash.as_slice())
+    .bind(tenant)
+    .bind(user)
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Tokens as they are kept.

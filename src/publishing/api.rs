@@ -254,19 +254,22 @@ impl PublishingApi {
         publisher: Data<&Publisher>,
         caller: Caller,
         id: Path<PublicationId>,
-        // Saying it twice is saying it once: there is nothing to keep.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<SettleInput>,
     ) -> Result<Json<PublicationView>, Problem> {
         caller.require(Scope::Publish)?;
         let publication = find(&app, &caller, id.0).await?;
+        let request = body.0.to_json();
         let post = named(&app, &publisher, &caller, &publication, body.0).await?;
         let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, request).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
         match settle::settle(&mut tx, &publication, post.as_ref()).await? {
             Settled::Done => {
                 let details = json!({"exists": post.is_some(), "remote_id": post.map(|post| post.id)});
                 audit::record(&mut tx, &caller, Action::PublicationSettled, id.0, details).await?;
-                tx.commit().await?;
             }
             Settled::NotInDoubt(phase) => {
                 let text = format!("The publication is {phase}; only an unconfirmed one is settled by your word.");
@@ -282,7 +285,12 @@ impl PublishingApi {
                 return Err(Problem::conflict("remote_post_taken", text));
             }
         }
-        Ok(Json(view(&app, &publisher, &caller, find(&app, &caller, id.0).await?).await?))
+        let publication = store::get(&mut *tx, caller.reach(), id.0).await?;
+        let publication = publication.ok_or_else(|| Problem::not_found("publication"))?;
+        // It is in doubt no more, so there is nothing to look at.
+        let answer = claim.keep(&mut tx, Json(PublicationView::new(publication, None))).await?;
+        tx.commit().await?;
+        Ok(answer)
     }
 
     /// Remove the post from its platform
@@ -294,29 +302,35 @@ impl PublishingApi {
         app: Data<&Arc<App>>,
         caller: Caller,
         id: Path<PublicationId>,
-        // Removing twice is removing once: there is nothing to keep.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
     ) -> Result<Accepted<RemovalAccepted>, Problem> {
         caller.require(Scope::Publish)?;
         let publication = find(&app, &caller, id.0).await?;
+        let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, None).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
         if publication.phase != Phase::Sent {
             let text = format!("The publication is {}; there is no post to remove.", publication.phase);
             return Err(Problem::conflict("not_out", text));
         }
         let job = NewJob::of(&RemovePost { publication: id.0 }, caller.tenant).unique(id.0.uuid().to_string());
-        let mut tx = app.db.begin(&caller).await?;
-        let job_id = match app.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await {
+        let (job_id, tickets) = match app.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await {
             Ok(tickets) => {
                 let details = json!({"remote_id": publication.remote.map(|post| post.id)});
                 audit::record(&mut tx, &caller, Action::RemotePostRemoved, id.0, details).await?;
-                tx.commit().await?;
-                app.engine.ring(&tickets).await;
-                job.id
+                (job.id, tickets)
             }
-            Err(EnqueueError::Duplicate { existing }) => existing,
+            // It was asked for before: that is the job to follow.
+            Err(EnqueueError::Duplicate { existing }) => (existing, Vec::new()),
             Err(error) => return Err(error.into()),
         };
-        Ok(Accepted::new(format!("/api/v1/jobs/{job_id}"), RemovalAccepted { job_id }))
+        let answer = Accepted::new(format!("/api/v1/jobs/{job_id}"), RemovalAccepted { job_id });
+        let answer = claim.keep(&mut tx, answer).await?;
+        tx.commit().await?;
+        app.engine.ring(&tickets).await;
+        Ok(answer)
     }
 }
 

@@ -89,7 +89,7 @@ impl RightsApi {
         }
         identity::api::ensure(&app, &caller).await?;
         let mut tx = app.db.begin(&caller).await?;
-        let claim = match key.claim(&mut tx, &caller, Some(json!({"confirm": confirm.0}))).await? {
+        let claim = match key.of_person(&caller).claim(&mut tx, &caller, Some(json!({"confirm": confirm.0}))).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
@@ -259,7 +259,7 @@ async fn export(
     action: Action,
 ) -> Result<Accepted<ExportAccepted>, Problem> {
     let mut tx = app.db.begin(caller).await?;
-    let claim = match key.claim(&mut tx, caller, None).await? {
+    let claim = match key.of_person(caller).claim(&mut tx, caller, None).await? {
         Turn::Replay(answer) => return Ok(answer),
         Turn::New(claim) => claim,
     };

@@ -1,6 +1,8 @@
 //! Plans by membership: linking an account, hints that are signed, forged, repeated or lost, tiers that change, and
 //! memberships that end.
 
+use std::time::Duration;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use md5::Md5;
@@ -269,6 +271,62 @@ async fn one_membership_serves_one_workspace_and_a_repeat_is_answered_alike() {
     // Another account in its place: what the first one gave goes with it.
     let (status, _) = stage.link(&stage.patron(&[]).await).await;
     assert_eq!((status, &stage.plan().await["name"]), (200, &json!("free")));
+}
+
+const FINISH: &str = "/api/v1/patreon/link/finish";
+
+/// Long enough for something else to happen meanwhile.
+async fn patreon_is_slow(stage: &Stage) {
+    let slow = json!({"service": "patreon", "operation": "oauth.token", "effect": {"accept_then_delay_ms": 4000}});
+    stage.sandbox.fault(slow).await;
+}
+
+#[tokio::test]
+async fn a_browser_that_leaves_does_not_cost_the_code_and_a_repeat_meanwhile_is_told_to_wait() {
+    let stage = Stage::new().await;
+    let patron = stage.patron(&["7001"]).await;
+    let (code, state) = allowed(&stage.begin().await, &patron).await;
+    patreon_is_slow(&stage).await;
+    let body = json!({ "code": code, "state": state, "code_verifier": VERIFIER });
+    let finish = || stage.api.request(Method::POST, FINISH).header("Idempotency-Key", "k").json(&body);
+    assert!(finish().timeout(Duration::from_millis(800)).send().await.is_err(), "it left before the answer");
+    let meanwhile = finish().send().await.unwrap();
+    assert!(meanwhile.headers().contains_key("retry-after"), "{meanwhile:?}");
+    let (status, problem) = (meanwhile.status(), meanwhile.json::<Value>().await.unwrap());
+    assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("link_under_way")), "{problem}");
+    // Sent again, it is answered as the first one would have been.
+    wait_until(SOON, "the link", || async { finish().send().await.unwrap().status() == 200 }).await;
+    assert_eq!(stage.plan().await["name"], "supporter");
+    assert_eq!(stage.sandbox.count("service=patreon&operation=oauth.token").await, 1);
+    let open: i64 = sqlx::query_scalar("select count(*) from patreon_flows").fetch_one(&stage.app.pool).await.unwrap();
+    assert_eq!(open, 0);
+}
+
+#[tokio::test]
+async fn a_linking_that_ends_while_it_is_on_its_way_links_nothing() {
+    let stage = Stage::new().await;
+    let demote = "update workspace_members set role = 'editor' where user_id = $1";
+    for demote in [None, Some(demote)] {
+        let patron = stage.patron(&["7001"]).await;
+        let (code, state) = allowed(&stage.begin().await, &patron).await;
+        patreon_is_slow(&stage).await;
+        let end = async {
+            wait_until(SOON, "the code to be on its way", || async {
+                let sql = "select exists (select from patreon_flows where taken_at is not null)";
+                sqlx::query_scalar(sql).fetch_one(&stage.app.pool).await.unwrap()
+            })
+            .await;
+            match demote {
+                None => drop(stage.begin().await),
+                Some(sql) => drop(sqlx::query(sql).bind(stage.app.user).execute(&stage.app.pool).await.unwrap()),
+            }
+        };
+        let ((status, problem), ()) = tokio::join!(stage.finish(&code, &state, VERIFIER), end);
+        assert_eq!((status, &problem["code"]), (409, &json!("link_not_begun")), "{demote:?}: {problem}");
+        let links: i64 =
+            sqlx::query_scalar("select count(*) from patreon_links").fetch_one(&stage.app.pool).await.unwrap();
+        assert_eq!(links, 0, "{demote:?}");
+    }
 }
 
 #[tokio::test]

@@ -172,3 +172,23 @@ async fn posts_go_out_before_during_and_after_a_rotation() {
     stage.until(&third, "sent").await;
     assert_eq!(stage.posts().await.len(), 3);
 }
+
+/// An answer with a secret in it is kept for whoever lost it, under whatever key there is by then.
+#[tokio::test]
+async fn an_answer_with_a_secret_is_given_again_after_a_rotation() {
+    let mut app = App::new().await;
+    app.set("ENCRYPTION_KEY", OLD);
+    let make = async |api: &crate::harness::Api| {
+        let request = api.request(reqwest::Method::POST, "/api/v1/api-keys").header("Idempotency-Key", "once");
+        let answer = request.json(&serde_json::json!({"name": "ci", "scopes": ["read"]})).send().await.unwrap();
+        assert_eq!(answer.status(), 201);
+        answer.json::<serde_json::Value>().await.unwrap()
+    };
+    let first = make(&app.api().await).await;
+    assert!(first["key"].is_string(), "{first}");
+    app.set("ENCRYPTION_KEY", NEW).set("ENCRYPTION_KEYS_OLD", OLD);
+    let (done, said) = app.cli(&["keys", "rotate"]).await;
+    assert!(done && said.contains("1 encrypted anew") && said.contains("idempotency_keys.sealed"), "{said}");
+    app.set("ENCRYPTION_KEYS_OLD", "");
+    assert_eq!(make(&app.api().await).await, first);
+}

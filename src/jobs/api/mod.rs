@@ -14,6 +14,7 @@ use poem_openapi::{
     ApiResponse, Object, OpenApi,
     param::{Header, Path, Query},
     payload::{EventStream, Json},
+    types::ToJSON,
 };
 use serde_json::json;
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
@@ -78,7 +79,7 @@ struct Retried {
 
 /// A status that knows whether the client has it already.
 #[derive(ApiResponse)]
-enum Status<T: poem_openapi::types::ToJSON + Send> {
+enum Status<T: ToJSON + Send> {
     /// As it is now
     #[oai(status = 200)]
     Now(
@@ -301,21 +302,26 @@ impl JobsApi {
         app: Data<&Arc<App>>,
         caller: Caller,
         id: Path<JobId>,
-        // The same priority twice is the same priority: there is nothing to keep.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         change: Json<JobChange>,
     ) -> Result<Json<JobView>, Problem> {
         caller.require(Scope::Publish)?;
         unlimited(&caller)?;
-        let mut db = app.db.of(&caller).await?;
-        let changed = ledger::set_priority(&mut *db, Some(caller.tenant), id.0, change.priority.into()).await?;
-        let row = find(&mut db, &caller, id.0).await?;
+        let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, change.0.to_json()).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        let changed = ledger::set_priority(&mut *tx, Some(caller.tenant), id.0, change.priority.into()).await?;
+        let row = find(&mut tx, &caller, id.0).await?;
         if changed.is_none() {
             return Err(Problem::too_late(format!("The job has already {}; nothing of it is left to run.", row.state)));
         }
-        let view = view_of(&app, db, &row).await?;
+        let context = Context::of(&mut tx, std::slice::from_ref(&row)).await?;
+        let answer = claim.keep(&mut tx, Json(JobView::new(&row, &context))).await?;
+        tx.commit().await?;
         app.engine.moved(id.0).await;
-        Ok(Json(view))
+        Ok(answer)
     }
 
     /// Retry failed jobs
@@ -326,8 +332,7 @@ impl JobsApi {
         &self,
         app: Data<&Arc<App>>,
         caller: Caller,
-        // A repeat finds what has failed by then: those that run again are left alone.
-        #[oai(name = "Idempotency-Key")] _key: IdempotencyKey,
+        #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         wish: Json<RetryFailed>,
     ) -> Result<Json<Retried>, Problem> {
         caller.require(Scope::Admin)?;
@@ -339,11 +344,22 @@ impl JobsApi {
                 format!("Send a number from 1 to {MOST_RETRIED}, and call again while as many were retried"),
             ));
         }
-        // Written down first: it is done in many transactions, and any of them may be the last.
+        // The key is held while it is done, in many transactions, any of which may be the last: then no answer is
+        // kept, and a repeat goes on with what is left.
+        let mut tx = app.db.begin(&caller).await?;
+        let claim = match key.claim(&mut tx, &caller, wish.0.to_json()).await? {
+            Turn::Replay(answer) => return Ok(answer),
+            Turn::New(claim) => claim,
+        };
+        // Longer than any answer may take.
+        sqlx::query("set local idle_in_transaction_session_timeout = '60s'").execute(&mut *tx).await?;
+        // Written down first, whatever becomes of it.
         let details = json!({"queue": super::Queue::from(wish.queue), "kind": wish.kind, "limit": limit});
         audit::record(&mut *app.db.of(&caller).await?, &caller, Action::FailedJobsRetried, "jobs", details).await?;
         let retried = app.engine.retry_failed(wish.queue.into(), wish.kind.as_deref(), limit.into()).await?;
-        Ok(Json(Retried { retried }))
+        let answer = claim.keep(&mut tx, Json(Retried { retried })).await?;
+        tx.commit().await?;
+        Ok(answer)
     }
 
     /// Retry a job

@@ -184,20 +184,45 @@ async fn users_come_in_while_the_key_server_is_down_and_a_start_without_keys_ask
 }
 
 #[tokio::test]
-async fn signing_out_everywhere_ends_the_tokens_there_are() {
+async fn signing_out_everywhere_ends_every_sign_in_and_the_tokens_it_will_yet_get() {
     let stage = Stage::new().await;
     let token = stage.token(json!({"uid": "ada"})).await;
     let (status, _) = call(&stage.api, &token, None, Method::POST, "/api/v1/me/sign-out", None).await;
     assert_eq!(status, 204);
     assert_eq!(stage.status(&token).await, 401);
-    let later = chrono::Utc::now().timestamp() + 5;
-    let fresh = stage.token(json!({"uid": "ada", "claims": {"iat": later}})).await;
+    let now = chrono::Utc::now().timestamp();
+    // The session at Firebase goes on, and gives whoever holds it a new token: of the same sign-in.
+    let renewed = stage.token(json!({"uid": "ada", "claims": {"iat": now + 5, "auth_time": now - 60}})).await;
+    assert_eq!(stage.status(&renewed).await, 401);
+    let fresh = stage.token(json!({"uid": "ada", "claims": {"iat": now + 5, "auth_time": now + 5}})).await;
     assert_eq!(stage.status(&fresh).await, 200);
     sqlx::query("update users set disabled_at = now() where subject = 'ada'").execute(&stage.app.pool).await.unwrap();
     crate::harness::wait_until(super::SOON, "a disabled user to be out", || async {
         stage.status(&fresh).await == 401
     })
     .await;
+}
+
+#[tokio::test]
+async fn signing_out_is_done_once_under_a_key() {
+    let stage = Stage::new().await;
+    let sign_out = async |token: &str| {
+        let url = format!("{}/api/v1/me/sign-out", stage.api.url);
+        let request = stage.api.client.post(url).bearer_auth(token).header("Idempotency-Key", "once");
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.headers().contains_key("idempotent-replayed"))
+    };
+    assert_eq!(sign_out(&stage.token(json!({"uid": "ada"})).await).await, (204, false));
+    let later = chrono::Utc::now().timestamp() + 5;
+    let fresh = stage.token(json!({"uid": "ada", "claims": {"iat": later, "auth_time": later}})).await;
+    let after = "select extract(epoch from tokens_valid_after)::float8 from users where subject = 'ada'";
+    let after = async || sqlx::query_scalar::<_, f64>(after).fetch_one(&stage.app.pool).await.unwrap();
+    let before = after().await;
+    // A repeat that comes late does not end the sign-in that was made since.
+    assert_eq!(sign_out(&fresh).await, (204, true));
+    assert_eq!(after().await, before);
+    // In another's hands, in the same workspace or not, it is another key.
+    assert_eq!(sign_out(&stage.token(json!({"uid": "bob"})).await).await, (204, false));
 }
 
 #[tokio::test]

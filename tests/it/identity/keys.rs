@@ -15,18 +15,19 @@ fn guess(number: u64) -> String {
 }
 
 #[tokio::test]
-async fn a_key_is_shown_once_and_kept_nowhere() {
+async fn a_key_is_shown_to_its_maker_alone_and_kept_nowhere_in_the_clear() {
     let app = App::new().await;
     let api = app.api().await;
-    let make = async || {
-        let request = api.request(Method::POST, "/api/v1/api-keys").header("Idempotency-Key", "once");
+    let make = async |token: &str| {
+        let request = api.client.post(format!("{}/api/v1/api-keys", api.url)).bearer_auth(token);
+        let request = request.header("X-Workspace", app.tenant.to_string()).header("Idempotency-Key", "once");
         let answer = request.json(&json!({"name": "ci", "scopes": ["read"]})).send().await.unwrap();
         answer.json::<Value>().await.unwrap()
     };
-    let (first, second) = (make().await, make().await);
+    let (first, second) = (make(&api.token).await, make(&api.token).await);
     let key = first["key"].as_str().unwrap().to_owned();
     assert!(key.starts_with(first["prefix"].as_str().unwrap()) && key.starts_with("mvk_"), "{first}");
-    assert_eq!((&second["id"], &second["key"]), (&first["id"], &Value::Null), "a repeat shows it again");
+    assert_eq!(second, first, "an answer that was lost is given again");
     let (_, list) = api.get("/api/v1/api-keys").await;
     assert_eq!(list["items"].as_array().unwrap().len(), 1);
     assert!(!list.to_string().contains(&key));
@@ -42,6 +43,17 @@ async fn a_key_is_shown_once_and_kept_nowhere() {
         assert!(!found, "{table} holds the key");
     }
     assert_eq!(get(&api, &key, "/api/v1/jobs").await.0, 200);
+    // Another owner who happens to use the same Idempotency-Key makes a key of their own.
+    let (other, of_other) = app.token_of_another();
+    assert_eq!(get(&api, &of_other, "/api/v1/me").await.0, 200);
+    let members = format!("/api/v1/workspaces/{}/members", app.tenant);
+    assert_eq!(api.post(&members, json!({"user_id": other, "role": "owner"})).await.0, 201);
+    let theirs = make(&of_other).await;
+    assert!(theirs["id"] != first["id"] && theirs["key"].is_string() && theirs["key"] != first["key"], "{theirs}");
+    // Revoked, it is answered as it was.
+    let path = format!("/api/v1/api-keys/{}", first["id"].as_str().unwrap());
+    assert_eq!(call(&api, &api.token, None, Method::DELETE, &path, None).await.0, 204);
+    assert_eq!(make(&api.token).await, first);
     assert!(!api.program.log().contains(secret));
 }
 

@@ -150,3 +150,30 @@ async fn what_is_asked_of_workspaces_again_under_one_key_is_done_once() {
         assert_eq!(answers[0], answers[1], "{method} {path}");
     }
 }
+
+/// A copy of one's data, a workspace of one's own: what a person asks for is not answered with a colleague's.
+#[tokio::test]
+async fn a_colleague_with_the_same_key_gets_an_answer_of_their_own() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let (other, of_other) = app.token_of_another();
+    assert_eq!(get(&api, &of_other, "/api/v1/me").await.0, 200);
+    let workspace = app.tenant.to_string();
+    let members = format!("/api/v1/workspaces/{workspace}/members");
+    assert_eq!(api.post(&members, json!({"user_id": other, "role": "owner"})).await.0, 201);
+    let whole = format!("/api/v1/workspaces/{workspace}/export");
+    for (path, body, id) in [
+        ("/api/v1/me/export", json!({}), "export_id"),
+        (whole.as_str(), json!({}), "export_id"),
+        ("/api/v1/workspaces", json!({"name": "Mine"}), "id"),
+    ] {
+        let mut ids = Vec::new();
+        for token in [&api.token, &of_other, &api.token] {
+            let request = api.client.post(format!("{}{path}", api.url)).bearer_auth(token).json(&body);
+            let request = request.header("X-Workspace", &workspace).header("Idempotency-Key", "the-same");
+            let answer: Value = request.send().await.unwrap().json().await.unwrap();
+            ids.push(answer[id].as_str().unwrap_or_else(|| panic!("{path}: {answer}")).to_owned());
+        }
+        assert!(ids[0] == ids[2] && ids[0] != ids[1], "{path}: {ids:?}");
+    }
+}
