@@ -206,7 +206,7 @@ create policy written on public.audit_log for insert to multivio_api with check 
 -- What has to be looked up before it is known whose call it is, and the little that crosses workspaces: one narrow
 -- function each. They run as a role of their own, which may do this and nothing else.
 grant select, insert on public.users to multivio_definer;
-grant update (email, name) on public.users to multivio_definer;
+grant update (email, name, personal_workspace_id) on public.users to multivio_definer;
 grant select, insert on public.workspaces, public.workspace_members to multivio_definer;
 grant select, update (last_used_at) on public.api_keys to multivio_definer;
 grant select, insert, update on public.jobs to multivio_definer;
@@ -285,6 +285,14 @@ begin
     on conflict (provider, subject) do update set email = excluded.email, name = coalesce(excluded.name, users.name)
     returning id, personal_workspace_id into found_user, own_workspace;
     perform app.ensure_personal(own_workspace, found_user);
+    -- Whoever was put out of their own while that was possible, or whose workspace is gone, gets another: without one
+    -- they could not even leave.
+    if not exists (
+        select from public.workspace_members m where m.tenant_id = own_workspace and m.user_id = found_user
+    ) then
+        update public.users set personal_workspace_id = p_new_workspace where id = found_user;
+        perform app.ensure_personal(p_new_workspace, found_user);
+    end if;
     return found_user;
 end
 $$;

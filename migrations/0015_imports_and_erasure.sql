@@ -165,9 +165,12 @@ begin
 end
 $$;
 
--- Whether the workspace of the call is where somebody is who names none.
+-- Whether the workspace of the call is where somebody in it is who names none.
 create function app.is_personal() returns boolean language sql stable security definer set search_path = '' as $$
-    select exists (select from public.users u where u.personal_workspace_id = (select app.tenant()))
+    select exists (
+        select from public.users u join public.workspace_members m
+            on m.user_id = u.id and m.tenant_id = u.personal_workspace_id
+        where u.personal_workspace_id = (select app.tenant()))
 $$;
 
 -- Begins the end of a workspace that the user of the call owns, or is alone in: from this commit on no credential

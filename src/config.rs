@@ -18,7 +18,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use self::reader::{Reader, is_header_name, is_log_filter, is_x264_preset};
-use crate::jobs::LEASE;
+use crate::{http::client_address::Network, jobs::LEASE};
 
 /// More than any Postgres is set up for.
 const MOST_CONNECTIONS: u32 = 10_000;
@@ -64,6 +64,8 @@ pub struct ApiConfig {
     pub allowed_origins: Vec<String>,
     /// How many proxies of ours a request passes before it gets here; 0: whoever connects is the client.
     pub trusted_proxies: u8,
+    /// Where the last of them connects from; none named: from this machine or a private network.
+    pub proxy_networks: Vec<Network>,
     /// Where each of them adds whom it heard the request from.
     pub proxy_header: String,
     pub rate_limit_requests: u32,
@@ -245,6 +247,7 @@ impl Config {
                 port: read.parse("PORT", "a port number", 8080),
                 allowed_origins: read.origins("ALLOWED_ORIGINS"),
                 trusted_proxies: read.number("TRUSTED_PROXIES", 0..=16, 0),
+                proxy_networks: read.networks("TRUSTED_PROXY_NETWORKS"),
                 proxy_header: read
                     .optional("TRUSTED_PROXY_HEADER", "the name of a header", is_header_name)
                     .unwrap_or_else(|| "X-Forwarded-For".into()),
@@ -375,6 +378,8 @@ mod tests {
             ("RATE_LIMIT_ADDRESS_REQUESTS", "0"),
             ("TRUSTED_PROXIES", "everybody"),
             ("TRUSTED_PROXY_HEADER", "x forwarded for"),
+            ("TRUSTED_PROXY_NETWORKS", "10.0.0.0/8, everybody"),
+            ("TRUSTED_PROXY_NETWORKS", "10.0.0.1/8"),
             ("ALLOWED_ORIGINS", "https://app.example/"),
             ("ALLOWED_ORIGINS", "https://App.example"),
             ("ALLOWED_ORIGINS", "https://app.example:443"),

@@ -130,6 +130,11 @@ impl Keyring {
         prefix(self.keys[0].id)
     }
 
+    /// The name of the first key, which tells nothing about it; as [`CryptoError::UnknownKey`] names it.
+    pub fn current_id(&self) -> String {
+        hex::encode(self.keys[0].id)
+    }
+
     /// The same secret under the first key.
     pub fn reseal(&self, place: Place, stored: &[u8]) -> Result<Vec<u8>, CryptoError> {
         Ok(self.encrypt(place, &self.decrypt(place, stored)?))

@@ -51,6 +51,9 @@ stored_names! {
         JobCancelled = "job.cancelled",
         JobRetried = "job.retried",
         FailedJobsRetried = "jobs.failed_retried",
+        QueuePaused = "queue.paused",
+        QueueResumed = "queue.resumed",
+        KeysRotated = "encryption_keys.rotated",
     }
 }
 

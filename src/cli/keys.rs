@@ -8,9 +8,11 @@ use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use serde_json::json;
 
 use super::{Failure, Screen};
 use crate::{
+    audit::{self, Action},
     config::DatabaseConfig,
     crypto::{Keyring, Standing},
     db::{Session, pooler},
@@ -68,6 +70,11 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
     let mut outcome = Outcome::default();
     let mut counts = before;
     if !check {
+        // Written down first: it is done in many transactions, and any of them may be the last.
+        let key = keyring.current_id();
+        let mut connection = db.acquire().await?;
+        audit::record_by_operator(&mut connection, None, Action::KeysRotated, key, json!({})).await?;
+        drop(connection);
         let bar = bar(counts.iter().map(|count| count.rows).sum());
         outcome = rotation::rotate(&db, &keyring, |rows| bar.inc(rows)).await?;
         bar.finish_and_clear();

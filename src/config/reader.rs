@@ -8,6 +8,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
 use super::{AiProviderConfig, FirebaseConfig, JwtConfig, Lookup, PatreonConfig};
+use crate::http::client_address::Network;
 
 const A_YEAR_SECONDS: u64 = 366 * 24 * 3600;
 /// A word alone has to be a level: the library would take a misspelt one for the name of a part.
@@ -70,6 +71,20 @@ impl Reader<'_> {
             self.problems.push(format!("{name} is not valid: {origin:?} is no origin; it needs {needs}"));
         }
         origins
+    }
+
+    pub(super) fn networks(&mut self, name: &str) -> Vec<Network> {
+        let mut networks = Vec::new();
+        for text in self.list(name) {
+            match text.parse() {
+                Ok(network) => networks.push(network),
+                Err(_no_network) => self.problems.push(format!(
+                    "{name} is not valid: {text:?} is no network; it needs addresses or networks such as 10.0.0.0/8, \
+                     with nothing behind the prefix but zeros, separated by commas"
+                )),
+            }
+        }
+        networks
     }
 
     /// Where an outside service sends users back to. As text: it is compared there letter by letter.

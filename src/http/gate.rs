@@ -37,7 +37,7 @@ pub struct Paths {
     pub public: &'static [&'static str],
     /// Beginnings of paths where a write is no change of the workspace: questions, and what concerns the caller alone.
     pub open_to_readers: &'static [&'static str],
-    /// Beginnings of paths whose bodies may be files: streamed, not gathered.
+    /// Paths to which files are posted: streamed, not gathered. An answer there takes as long as its file.
     pub uploads: &'static [&'static str],
     /// The largest of those.
     pub largest_file_bytes: u64,
@@ -175,8 +175,7 @@ impl<E: Endpoint> GateEndpoint<E> {
         if let Some(refused) = encoded(&request) {
             return Ok(refused);
         }
-        let may_have_body = is_write(&request);
-        if may_have_body && is_file(&request) && begins_with(&request, self.paths.uploads) {
+        if is_upload(&request, self.paths.uploads) {
             if let Err(problem) = bound_file(&mut request, self.paths.largest_file_bytes) {
                 return Ok(problem.into_response());
             }
@@ -188,7 +187,9 @@ impl<E: Endpoint> GateEndpoint<E> {
             }
             return Ok(response);
         }
-        if may_have_body && let Err(problem) = gather_body(&mut request).await {
+        if is_write(&request)
+            && let Err(problem) = gather_body(&mut request).await
+        {
             return Ok(problem.into_response());
         }
         match tokio::time::timeout(ANSWER_TIME, self.inner.call(request)).await {
@@ -243,8 +244,12 @@ fn begins_with(request: &Request, paths: &[&str]) -> bool {
     paths.iter().any(|path| request.uri().path().starts_with(path))
 }
 
-fn is_file(request: &Request) -> bool {
-    !request.content_type().is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("application/json"))
+/// Whether a file comes with it. Everything else has to be small and to be answered in time, also where files are.
+fn is_upload(request: &Request, paths: &[&str]) -> bool {
+    let is_json = |kind: &str| kind.trim_start().to_ascii_lowercase().starts_with("application/json");
+    *request.method() == Method::POST
+        && paths.contains(&request.uri().path())
+        && !request.content_type().is_some_and(is_json)
 }
 
 fn declared_length(request: &Request) -> Option<u64> {
@@ -338,6 +343,29 @@ fn took_too_long() -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_file_that_is_posted_where_files_are_taken_has_the_time_of_an_upload() {
+        let is_upload = |method: Method, path: &str, kind: &str| {
+            let request = Request::builder().method(method).uri_str(path).header("content-type", kind).finish();
+            is_upload(&request, &["/api/v1/media"])
+        };
+        let form = "multipart/form-data; boundary=b";
+        assert!(is_upload(Method::POST, "/api/v1/media", form));
+        assert!(is_upload(Method::POST, "/api/v1/media?x=1", "application/octet-stream"));
+        for (method, path, kind) in [
+            (Method::POST, "/api/v1/media", "application/json"),
+            (Method::DELETE, "/api/v1/media/med_1", form),
+            (Method::DELETE, "/api/v1/media/med_1", ""),
+            (Method::DELETE, "/api/v1/media", form),
+            (Method::POST, "/api/v1/media/med_1/transcode", form),
+            (Method::POST, "/api/v1/media/import", form),
+            (Method::POST, "/api/v1/mediawiki", form),
+            (Method::POST, "/api/v1/posts", form),
+        ] {
+            assert!(!is_upload(method.clone(), path, kind), "{method} {path} {kind}");
+        }
+    }
 
     async fn gathered(chunks: Vec<io::Result<&'static [u8]>>) -> Result<Bytes, Problem> {
         gather(futures::stream::iter(chunks.into_iter().map(|chunk| chunk.map(Bytes::from_static)))).await

@@ -24,8 +24,8 @@ use poem_openapi::{
     ApiExtractor, ApiExtractorType, ExtractParamOptions,
     registry::{MetaParamIn, MetaSchema, MetaSchemaRef},
 };
-use serde_json::Value;
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::{FromRow, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
@@ -259,16 +259,17 @@ struct Row {
 
 impl Row {
     fn answer(self, keyring: Option<&Keyring>) -> Result<Kept, Problem> {
-        let body = match (self.sealed_id, self.sealed, keyring) {
-            (Some(id), Some(sealed), Some(keyring)) => {
-                let text = keyring.decrypt(place(id), &sealed).map_err(|error| Problem::internal(&error))?;
-                // Of a parser's error, which may repeat what it read, nothing is told.
-                Some(serde_json::from_str(text.expose_secret()).map_err(|_error| {
-                    Problem::internal_with("an encrypted answer of an Idempotency-Key is no JSON")
-                })?)
-            }
-            _ => self.response,
-        };
+        let body =
+            match (self.sealed_id, self.sealed, keyring) {
+                (Some(id), Some(sealed), Some(keyring)) => {
+                    let text = keyring.decrypt(place(id), &sealed).map_err(|error| Problem::internal(&error))?;
+                    // Of a parser's error, which may repeat what it read, nothing is told.
+                    Some(serde_json::from_str(text.expose_secret()).map_err(|_error| {
+                        Problem::internal_with("an encrypted answer of an Idempotency-Key is no JSON")
+                    })?)
+                }
+                _ => self.response,
+            };
         let status = self.status.unwrap_or_default().try_into().unwrap_or_default();
         Ok(Kept { status, location: self.location, body })
     }

@@ -345,6 +345,7 @@ mod tests {
             port: 0,
             allowed_origins: Vec::new(),
             trusted_proxies: 0,
+            proxy_networks: Vec::new(),
             proxy_header: String::new(),
             rate_limit_requests: limit,
             rate_limit_address_requests: 2 * limit,

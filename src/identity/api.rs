@@ -332,6 +332,8 @@ impl IdentityApi {
     }
 
     /// Change a member's role
+    ///
+    /// Whoever's own workspace it is, where they are who name none, stays its owner.
     #[oai(path = "/workspaces/:id/members/:user", method = "patch", operation_id = "changeMember")]
     async fn change(
         &self,
@@ -362,7 +364,8 @@ impl IdentityApi {
 
     /// Remove a member
     ///
-    /// For owners; everybody may remove themselves. Keys they made end with it.
+    /// For owners; everybody may remove themselves, but from their own workspace, where they are who name none. Keys
+    /// they made end with it.
     #[oai(path = "/workspaces/:id/members/:user", method = "delete", operation_id = "removeMember")]
     async fn remove(
         &self,
@@ -439,6 +442,12 @@ fn changed(outcome: Changed) -> Result<Role, Problem> {
         Changed::LastOwner => {
             let text = "They are the last owner. Make somebody else an owner first.";
             Err(Problem::conflict("last_owner", text))
+        }
+        Changed::Personal => {
+            let text = "It is where they are when they name no workspace: they stay its owner, and it ends with them \
+                        (DELETE /api/v1/me). To hand a workspace over, work in one that you made \
+                        (POST /api/v1/workspaces).";
+            Err(Problem::conflict("personal_workspace", text))
         }
     }
 }

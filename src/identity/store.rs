@@ -197,6 +197,8 @@ pub enum Changed {
     NoMember,
     /// Somebody has to be able to manage the workspace.
     LastOwner,
+    /// It is where they are who name no workspace: they stay its owner.
+    Personal,
 }
 
 /// With another role, or with none: removed.
@@ -208,16 +210,20 @@ pub async fn change_member(
 ) -> sqlx::Result<Changed> {
     // One change of members at a time: two owners must not leave at once, each counting on the other.
     sqlx::query("select from workspaces where id = $1 for update").bind(tenant).execute(&mut *tx).await?;
-    let row: Option<(String, bool)> = sqlx::query_as(
-        "select role, exists (select from workspace_members o where o.tenant_id = $1 and o.user_id <> $2 \
-           and o.role = 'owner') from workspace_members where tenant_id = $1 and user_id = $2",
+    let row: Option<(String, bool, bool)> = sqlx::query_as(
+        "select m.role, exists (select from workspace_members o where o.tenant_id = $1 and o.user_id <> $2 \
+           and o.role = 'owner'), u.personal_workspace_id = $1 \
+         from workspace_members m join users u on u.id = m.user_id where m.tenant_id = $1 and m.user_id = $2",
     )
     .bind(tenant)
     .bind(user)
     .fetch_optional(&mut *tx)
     .await?;
-    let Some((before, has_other_owner)) = row else { return Ok(Changed::NoMember) };
+    let Some((before, has_other_owner, is_personal)) = row else { return Ok(Changed::NoMember) };
     let before: Role = stored(&before)?;
+    if before == Role::Owner && role != Some(Role::Owner) && is_personal {
+        return Ok(Changed::Personal);
+    }
     if before == Role::Owner && role != Some(Role::Owner) && !has_other_owner {
         return Ok(Changed::LastOwner);
     }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tracing::debug;
@@ -305,7 +306,14 @@ impl Engine {
 
     pub async fn resume(&self, queue: Queue) -> sqlx::Result<bool> {
         let resumed = ledger::resume(&self.0.db, queue).await?;
-        let Some(at) = resumed else { return Ok(false) };
+        if let Some(at) = resumed {
+            self.resumed(queue, at).await;
+        }
+        Ok(resumed.is_some())
+    }
+
+    /// What follows from [`ledger::resume`], once it is committed.
+    pub async fn resumed(&self, queue: Queue, at: DateTime<Utc>) {
         self.ring_relay().await;
         // Only brings forward what the audit would find: the queue goes on, whatever becomes of this.
         loop {
@@ -319,7 +327,6 @@ impl Engine {
             }
         }
         self.ring_relay().await;
-        Ok(true)
     }
 
     /// Settles the children of jobs that ended, and theirs, until nothing is left to do.

@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use poem::{http::StatusCode, web::Data};
-use poem_openapi::{Object, OpenApi, payload::Json, types::{Password, ToJSON}};
+use poem_openapi::{
+    Object, OpenApi,
+    payload::Json,
+    types::{Password, ToJSON},
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 

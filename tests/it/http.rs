@@ -261,6 +261,7 @@ fn limits(requests: u32, window: Duration) -> ApiConfig {
         port: 0,
         allowed_origins: Vec::new(),
         trusted_proxies: 0,
+        proxy_networks: Vec::new(),
         proxy_header: String::new(),
         rate_limit_requests: requests,
         rate_limit_address_requests: requests,
@@ -438,6 +439,15 @@ async fn strangers_are_told_apart_by_our_own_proxies_words_alone() {
         let said = format!("127.0.0.1, {client}");
         assert_eq!(ask(&behind, false, &said).await.status(), 401, "{client} is somebody else");
     }
+    // It is not our proxy that connects from there: whatever it says, it is one stranger.
+    app.set("TRUSTED_PROXY_NETWORKS", "192.0.2.0/24");
+    let past = Served::new(&app).await;
+    let mut statuses = Vec::new();
+    for said in ["198.51.100.4", "198.51.100.5", "198.51.100.6"] {
+        statuses.push(ask(&past, false, said).await.status().as_u16());
+    }
+    assert_eq!(statuses, [401, 401, 429]);
+
     // Many users at one address share what an address may.
     let mut names = Vec::new();
     for user in 0..4 {
@@ -467,6 +477,8 @@ async fn a_call_that_keeps_a_model_busy_counts_for_several() {
     assert_eq!(left(Method::GET, "/api/v1/jobs").await, 24);
     assert_eq!(left(Method::POST, "/api/v1/ai/transform").await, 14);
     assert_eq!(left(Method::POST, "/api/v1/posts").await, 13);
+    assert_eq!(left(Method::POST, "/api/v1/connections/x/callback").await, 8);
+    assert_eq!(left(Method::POST, "/api/v1/patreon/link/finish").await, 3);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod show;
 mod stats;
+mod steer;
 
 pub(super) use show::duration;
 
@@ -139,23 +140,16 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
         Command::Retry(wish) => retry(&engine, wish, screen).await,
         Command::Priority { priority, jobs } => set_priority(&engine, priority, jobs, screen).await,
         Command::Pause { queue } => {
-            engine.pause(queue, &operator()).await?;
+            steer::pause(&engine, queue).await?;
             say(screen, queue.as_str(), format!("{queue} is paused; what runs goes on."), true)
         }
         Command::Resume { queue } => {
-            let resumed = engine.resume(queue).await?;
+            let resumed = steer::resume(&engine, queue).await?;
             let text = if resumed { format!("{queue} goes on.") } else { format!("{queue} was not paused.") };
             say(screen, queue.as_str(), text, resumed)
         }
         Command::Stats => stats::stats(&engine, screen).await,
     }
-}
-
-/// Who paused a queue, for whoever wonders later.
-fn operator() -> String {
-    // SAFETY: takes nothing and cannot fail.
-    let user = unsafe { libc::getuid() };
-    format!("uid {user} with multivio jobs")
 }
 
 /// What came of one wish.
@@ -181,7 +175,7 @@ fn say_all(screen: Screen, outcomes: &[Outcome]) -> Result<(), Failure> {
 async fn cancel(engine: &Engine, jobs: Vec<JobId>, screen: Screen) -> Result<(), Failure> {
     let mut outcomes = Vec::new();
     for job in jobs {
-        let (done, text) = match engine.cancel(None, job).await? {
+        let (done, text) = match steer::cancel(engine, job).await? {
             CancelOutcome::Cancelled => (true, "cancelled".to_owned()),
             CancelOutcome::Requested => (true, "runs; it is being stopped".to_owned()),
             CancelOutcome::TooLate(state) => (false, format!("too late, it has {state}")),
@@ -214,12 +208,12 @@ async fn set_priority(engine: &Engine, priority: Priority, jobs: Vec<JobId>, scr
 
 async fn retry(engine: &Engine, wish: RetryArguments, screen: Screen) -> Result<(), Failure> {
     if let Some(queue) = wish.queue {
-        let retried = engine.retry_failed(queue, wish.kind.as_deref(), wish.limit.into()).await?;
+        let retried = steer::retry_failed(engine, queue, wish.kind.as_deref(), wish.limit).await?;
         return say(screen, queue.as_str(), format!("{retried} failed job(s) of {queue} run once more."), true);
     }
     let mut outcomes = Vec::new();
     for job in wish.jobs {
-        let done = engine.retry(None, job).await?;
+        let done = steer::retry(engine, job).await?;
         let text = if done {
             "runs once more".to_owned()
         } else {

@@ -118,3 +118,55 @@ async fn the_table_itself_refuses_every_change_but_forgetting_what_is_old() {
     assert_eq!(gone.rows_affected(), 1);
     assert_eq!(lines(&api).await.len(), 1);
 }
+
+/// By hand, at the machine: as much of it as by a call.
+#[tokio::test]
+async fn what_operators_do_at_the_command_line_is_written_down() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let wish = json!({ "content": "A text that is long enough.", "transformation_type": "shorten" });
+    let (status, asked) = api.post("/api/v1/ai/transform", wish).await;
+    assert_eq!(status, 202, "{asked}");
+    let job = asked["job_id"].as_str().unwrap();
+    for arguments in [
+        &["jobs", "cancel", job][..],
+        &["jobs", "retry", job],
+        &["jobs", "retry", "--failed", "--queue", "media"],
+        &["jobs", "pause", "ops"],
+        &["jobs", "resume", "ops"],
+        &["plans", "define", "free"],
+        &["plans", "set", &app.tenant.to_string(), "free"],
+        &["keys", "rotate"],
+    ] {
+        let (done, said) = app.cli(arguments).await;
+        assert!(done, "{arguments:?}: {said}");
+    }
+    // What changes nothing is not written down.
+    assert!(!app.cli(&["jobs", "retry", job]).await.0);
+    assert!(app.cli(&["jobs", "resume", "ops"]).await.0);
+    assert!(app.cli(&["keys", "rotate", "--check"]).await.0);
+    let written: Vec<(String, bool, Option<String>)> = sqlx::query_as(
+        "select action, tenant_id is not null, target from audit_log where actor = 'operator' order by id",
+    )
+    .fetch_all(&app.pool)
+    .await
+    .unwrap();
+    let said: Vec<_> = written.iter().map(|(action, is_theirs, _)| (action.as_str(), *is_theirs)).collect();
+    let expected = [
+        ("job.cancelled", true),
+        ("job.retried", true),
+        ("jobs.failed_retried", false),
+        ("queue.paused", false),
+        ("queue.resumed", false),
+        ("plan.defined", false),
+        ("plan.given", true),
+        ("encryption_keys.rotated", false),
+    ];
+    assert_eq!(said, expected);
+    assert_eq!((written[0].2.as_deref(), written[3].2.as_deref()), (Some(job), Some("ops")));
+    // The workspace's owners see what was done to what is theirs.
+    let (_, list) = api.get("/api/v1/audit?action=job.cancelled").await;
+    let line = &list["items"][0];
+    assert_eq!((&line["actor"], &line["target"]), (&json!("operator"), &json!(job)), "{list}");
+    assert!(line["details"]["by"].as_str().unwrap().starts_with("uid "), "{list}");
+}

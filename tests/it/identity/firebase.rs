@@ -59,6 +59,25 @@ async fn a_user_comes_in_with_firebase_and_finds_the_same_workspace_every_time()
     assert_ne!(bob["workspace_id"], me["workspace_id"]);
 }
 
+/// Once that was possible, and whoever met with it must not stay locked out.
+#[tokio::test]
+async fn whoever_was_put_out_of_their_own_workspace_finds_another() {
+    let mut stage = Stage::new().await;
+    let (_, ada) = get(&stage.api, &stage.token(json!({"uid": "ada"})).await, "/api/v1/me").await;
+    let (_, bob) = get(&stage.api, &stage.token(json!({"uid": "bob"})).await, "/api/v1/me").await;
+    let others = "update workspace_members m set user_id = b.id from users a, users b \
+                  where a.subject = 'ada' and b.subject = 'bob' and m.tenant_id = a.personal_workspace_id";
+    assert_eq!(sqlx::query(others).execute(&stage.app.pool).await.unwrap().rows_affected(), 1);
+    stage.api = stage.app.api().await;
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let (status, me) = get(&stage.api, &stage.token(json!({"uid": "ada"})).await, "/api/v1/me").await;
+        assert_eq!((status, &me["user_id"], &me["role"]), (200, &ada["user_id"], &json!("owner")), "{me}");
+        seen.push(me["workspace_id"].clone());
+    }
+    assert!(seen[0] == seen[1] && seen[0] != ada["workspace_id"] && seen[0] != bob["workspace_id"], "{seen:?}");
+}
+
 #[tokio::test]
 async fn an_address_that_is_not_verified_is_nobodys() {
     let stage = Stage::new().await;

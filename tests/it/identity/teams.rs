@@ -177,3 +177,30 @@ async fn a_colleague_with_the_same_key_gets_an_answer_of_their_own() {
         assert!(ids[0] == ids[2] && ids[0] != ids[1], "{path}: {ids:?}");
     }
 }
+
+/// Without it they could not ask for their data, nor delete themselves.
+#[tokio::test]
+async fn nobody_is_put_out_of_their_own_workspace() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let (other, of_other) = app.token_of_another();
+    for token in [&api.token, &of_other] {
+        assert_eq!(get(&api, token, "/api/v1/me").await.0, 200);
+    }
+    let workspace = app.tenant.to_string();
+    let members = format!("/api/v1/workspaces/{workspace}/members");
+    assert_eq!(api.post(&members, json!({"user_id": other, "role": "owner"})).await.0, 201);
+    let (me, demotion) = (format!("{members}/{}", app.user), json!({"role": "viewer"}));
+    for token in [&of_other, &api.token] {
+        for (method, body) in [(Method::DELETE, None), (Method::PATCH, Some(&demotion))] {
+            let (status, problem) = call(&api, token, Some(&workspace), method, &me, body).await;
+            assert_eq!((status, &problem["code"]), (409, &json!("personal_workspace")), "{problem}");
+        }
+    }
+    let owner = json!({"role": "owner"});
+    assert_eq!(call(&api, &of_other, Some(&workspace), Method::PATCH, &me, Some(&owner)).await.0, 200);
+    // For the other it is not their own.
+    let theirs = format!("{members}/{other}");
+    assert_eq!(call(&api, &of_other, Some(&workspace), Method::PATCH, &theirs, Some(&demotion)).await.0, 200);
+    assert_eq!(call(&api, &of_other, Some(&workspace), Method::DELETE, &theirs, None).await.0, 204);
+}

@@ -1,0 +1,82 @@
+//! What operators do to jobs and queues, each with its line in the audit log.
+
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+
+use crate::{
+    audit::{self, Action},
+    ids::JobId,
+    jobs::{
+        Engine, Queue,
+        ledger::{self, CancelOutcome},
+    },
+};
+
+/// Who it was, for whoever wonders later: all that the command line knows of them.
+pub fn operator() -> String {
+    // SAFETY: takes nothing and cannot fail.
+    let user = unsafe { libc::getuid() };
+    format!("uid {user} with multivio jobs")
+}
+
+pub async fn cancel(engine: &Engine, job: JobId) -> sqlx::Result<CancelOutcome> {
+    let mut tx = engine.db().begin().await?;
+    let outcome = ledger::cancel(&mut tx, None, job).await?;
+    if matches!(outcome, CancelOutcome::Cancelled | CancelOutcome::Requested) {
+        note(&mut tx, job, Action::JobCancelled).await?;
+    }
+    tx.commit().await?;
+    engine.cancelled(job, outcome).await?;
+    Ok(outcome)
+}
+
+/// `false`: it is in no state to be retried.
+pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<bool> {
+    let mut tx = engine.db().begin().await?;
+    let retried = ledger::request_retry(&mut *tx, None, job).await?.is_some();
+    if retried {
+        note(&mut tx, job, Action::JobRetried).await?;
+    }
+    tx.commit().await?;
+    if retried {
+        engine.moved(job).await;
+    }
+    Ok(retried)
+}
+
+/// How many.
+pub async fn retry_failed(engine: &Engine, queue: Queue, kind: Option<&str>, limit: u32) -> sqlx::Result<u64> {
+    // Written down first: it is done in many transactions, and any of them may be the last.
+    let details = json!({"queue": queue, "kind": kind, "limit": limit, "by": operator()});
+    let mut db = engine.db().acquire().await?;
+    audit::record_by_operator(&mut db, None, Action::FailedJobsRetried, "jobs", details).await?;
+    drop(db);
+    engine.retry_failed(queue, kind, limit.into()).await
+}
+
+pub async fn pause(engine: &Engine, queue: Queue) -> sqlx::Result<()> {
+    let mut tx = engine.db().begin().await?;
+    ledger::pause(&mut *tx, queue, &operator()).await?;
+    audit::record_by_operator(&mut tx, None, Action::QueuePaused, queue, by()).await?;
+    tx.commit().await
+}
+
+/// `false`: it was not paused.
+pub async fn resume(engine: &Engine, queue: Queue) -> sqlx::Result<bool> {
+    let mut tx = engine.db().begin().await?;
+    let Some(at) = ledger::resume(&mut *tx, queue).await? else { return Ok(false) };
+    audit::record_by_operator(&mut tx, None, Action::QueueResumed, queue, by()).await?;
+    tx.commit().await?;
+    engine.resumed(queue, at).await;
+    Ok(true)
+}
+
+/// In the log of the job's own workspace: its owners see who meddled.
+async fn note(tx: &mut PgConnection, job: JobId, action: Action) -> sqlx::Result<()> {
+    let tenant = ledger::get(&mut *tx, None, job).await?.map(|row| row.tenant);
+    audit::record_by_operator(tx, tenant, action, job, by()).await
+}
+
+fn by() -> Value {
+    json!({ "by": operator() })
+}
