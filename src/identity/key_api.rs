@@ -81,7 +81,8 @@ struct KeyChange {
     rate_limit: MaybeUndefined<i32>,
 }
 
-/// An API key. May hold the key itself: never printed.
+/// An API key.
+// May hold the key itself, so it has no `Debug`.
 #[derive(Clone, PartialEq, Object)]
 #[oai(rename = "ApiKey", skip_serializing_if_is_none)]
 struct KeyView {

@@ -38,7 +38,8 @@ struct BeginInput {
     code_challenge: String,
 }
 
-/// Where to send the user. Holds the state: never printed.
+/// Where to send the user.
+// Holds the state, so it has no `Debug`.
 #[derive(Clone, PartialEq, Eq, Object)]
 struct LinkBegun {
     /// Patreon's own page; it comes back to the redirect URI of this installation with `code` and `state`, or with

@@ -49,6 +49,7 @@ fn the_defaults_in_the_sample_are_the_defaults() {
     // Examples, not defaults: nothing is set without them.
     let examples = [
         "ALLOWED_ORIGINS",
+        "TRUSTED_PROXY_NETWORKS",
         "WORKER_CONCURRENCY",
         "WORKER_METRICS_LISTEN",
         "DATABASE_URL",

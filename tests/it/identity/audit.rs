@@ -122,7 +122,8 @@ async fn the_table_itself_refuses_every_change_but_forgetting_what_is_old() {
 /// By hand, at the machine: as much of it as by a call.
 #[tokio::test]
 async fn what_operators_do_at_the_command_line_is_written_down() {
-    let app = App::new().await;
+    let mut app = App::new().await;
+    let _models = app.sandbox().await;
     let api = app.api().await;
     let wish = json!({ "content": "A text that is long enough.", "transformation_type": "shorten" });
     let (status, asked) = api.post("/api/v1/ai/transform", wish).await;
