@@ -194,6 +194,17 @@ create policy seen on public.users for select to multivio_api using (
     or id in (select m.user_id from public.workspace_members m where m.tenant_id = (select app.tenant())));
 create policy changed on public.users for update to multivio_api
     using (id = (select auth.uid())) with check (id = (select auth.uid()));
+-- A session that serves a workspace's things and no caller sees and changes nothing of people, whatever is open above.
+do $$
+declare
+    of_people text;
+begin
+    foreach of_people in array array['api_keys', 'audit_log', 'users', 'workspace_members', 'workspaces'] loop
+        execute format('create policy somebodys on public.%I as restrictive to multivio_api '
+                       'using ((select auth.uid()) is not null)', of_people);
+    end loop;
+end
+$$;
 -- What was done, by whoever did it.
 grant select, insert on public.audit_log to multivio_api;
 create policy seen on public.audit_log for select to multivio_api using (tenant_id = (select app.tenant()));
