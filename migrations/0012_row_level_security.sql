@@ -17,7 +17,9 @@ begin
                 when insufficient_privilege then
                     raise exception 'the role % does not exist and % may not make it', ours, current_user
                         using errcode = 'insufficient_privilege', hint = format(
-                            'As an administrator: create role %I nologin noinherit nobypassrls; grant %I to %I', ours, ours, current_user);
+                            'As an administrator: create role %1$I nologin noinherit nobypassrls; grant %1$I to %2$I%3$s', ours,
+                            current_user, case when is_new then ' with inherit false, set true'
+                                               else format('; alter role %I noinherit', current_user) end);
             end;
         end if;
         for attempt in 1..10 loop

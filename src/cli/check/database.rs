@@ -171,6 +171,16 @@ async fn sessions(session: &Session) -> sqlx::Result<Line> {
     }
 }
 
+const ROLES: [&str; 2] = [SessionRole::Api.as_str(), SessionRole::Worker.as_str()];
+
+/// So that the login can become them, and is nobody until it does.
+fn grant_of(roles: &str, login: &str, grants_say: bool) -> String {
+    match grants_say {
+        true => format!("grant {roles} to \"{login}\" with inherit false, set true"),
+        false => format!("grant {roles} to \"{login}\"; alter role \"{login}\" noinherit"),
+    }
+}
+
 /// Whether this login can become what the programs are, and is bound by row level security when it forgets to.
 async fn roles(connection: &mut PgConnection) -> sqlx::Result<Line> {
     let missing: Vec<String> = sqlx::query_scalar(
@@ -178,12 +188,14 @@ async fn roles(connection: &mut PgConnection) -> sqlx::Result<Line> {
          where p.oid is null or not pg_has_role(current_user, p.oid, case when \
            current_setting('server_version_num')::integer >= 160000 then 'SET' else 'MEMBER' end)",
     )
-    .bind([SessionRole::Api, SessionRole::Worker].map(|role| role.to_string()))
+    .bind(ROLES)
     .fetch_all(&mut *connection)
     .await?;
-    let (login, is_free, inherits): (String, bool, bool) = sqlx::query_as(
+    // Since 16 a grant says itself whether it is inherited; before, the login does.
+    let (login, is_free, inherits, grants_say): (String, bool, bool, bool) = sqlx::query_as(
         "select rolname::text, rolsuper or rolbypassrls, exists ( \
-           select from pg_roles r where r.rolname = $1 and pg_has_role(current_user, r.oid, 'USAGE')) \
+           select from pg_roles r where r.rolname = $1 and pg_has_role(current_user, r.oid, 'USAGE')), \
+           current_setting('server_version_num')::integer >= 160000 \
          from pg_roles where rolname = current_user",
     )
     .bind(SessionRole::Worker.as_str())
@@ -191,15 +203,18 @@ async fn roles(connection: &mut PgConnection) -> sqlx::Result<Line> {
     .await?;
     Ok(if !missing.is_empty() {
         let names = missing.join(", ");
-        let grant = format!("As an administrator: grant {names} to \"{login}\"");
-        Line::problem("roles", format!("{login} cannot become {names}"), grant)
+        let remedy = format!("As an administrator: {}", grant_of(&names, &login, grants_say));
+        Line::problem("roles", format!("{login} cannot become {names}"), remedy)
     } else if is_free {
         Line::ok("roles", format!("{login} is above row level security; its sessions take roles that are not"))
     } else if inherits {
         Line::warning(
             "roles",
             format!("{login} has the rights of its roles also where it has not taken one"),
-            format!("alter role \"{login}\" noinherit (PostgreSQL 15), or grant the roles with inherit false"),
+            match grants_say {
+                true => format!("As whoever granted them: {}", grant_of(&ROLES.join(", "), &login, true)),
+                false => format!("As an administrator: alter role \"{login}\" noinherit"),
+            },
         )
     } else {
         Line::ok("roles", format!("{login} takes the roles of the API and the workers, and is nobody without them"))

@@ -260,12 +260,14 @@ async fn a_sign_in_that_waits_for_the_end_makes_nobody_anew() {
     local(api_session(&app, None).await).await;
     let mut end = app.pool.begin().await.unwrap();
     for (user, hash) in [(ada, Some(&hash)), (app.user.uuid(), None)] {
-        sqlx::query("insert into erasures (id, kind, subject, identity_hash) values (gen_random_uuid(), 'user', $1, $2)")
-            .bind(user)
-            .bind(hash)
-            .execute(&mut *end)
-            .await
-            .unwrap();
+        sqlx::query(
+            "insert into erasures (id, kind, subject, identity_hash) values (gen_random_uuid(), 'user', $1, $2)",
+        )
+        .bind(user)
+        .bind(hash)
+        .execute(&mut *end)
+        .await
+        .unwrap();
     }
     for statement in ["delete from workspace_members", "delete from workspaces", "delete from users"] {
         sqlx::query(statement).execute(&mut *end).await.unwrap();
