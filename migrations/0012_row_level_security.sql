@@ -18,8 +18,10 @@ begin
                     raise exception 'the role % does not exist and % may not make it', ours, current_user
                         using errcode = 'insufficient_privilege', hint = format(
                             'As an administrator: create role %1$I nologin noinherit nobypassrls; grant %1$I to %2$I%3$s', ours,
-                            current_user, case when is_new then ' with inherit false, set true'
-                                               else format('; alter role %I noinherit', current_user) end);
+                            -- Before 16 it is the login that inherits or not; one that does not has no right to `public`
+                            -- by owning the database.
+                            current_user, case when is_new then ' with inherit false, set true' else format(
+                                '; alter role %1$I noinherit; grant create, usage on schema public to %1$I', current_user) end);
             end;
         end if;
         for attempt in 1..10 loop

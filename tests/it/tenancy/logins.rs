@@ -150,7 +150,9 @@ async fn a_login_that_may_make_no_roles_is_told_each_step_of_the_way() {
     ] {
         sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut superuser).await.unwrap();
     }
-    let mut url = url::Url::parse(servers.database_url("modest").expose_secret()).unwrap();
+    let above = servers.database_url("modest").expose_secret().to_owned();
+    let mut superuser = PgConnection::connect(&above).await.unwrap();
+    let mut url = url::Url::parse(&above).unwrap();
     url.set_username("modest").unwrap();
     url.set_password(Some("modest")).unwrap();
     app.set("DATABASE_URL", url.as_str());
@@ -172,7 +174,8 @@ async fn a_login_that_may_make_no_roles_is_told_each_step_of_the_way() {
 }
 
 async fn roles(app: &App) -> Value {
-    let (_, said) = app.cli(&["check", "--json"]).await;
-    let lines: Vec<Value> = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+    let ended = app.program(env!("CARGO_BIN_EXE_multivio"), &["check", "--json"]).finish(SOON).await;
+    let lines: Vec<Value> =
+        serde_json::from_str(&ended.output).unwrap_or_else(|error| panic!("{error}: {}", ended.said));
     lines.into_iter().find(|line| line["name"] == "roles").unwrap()
 }
