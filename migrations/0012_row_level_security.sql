@@ -17,7 +17,11 @@ begin
                 when insufficient_privilege then
                     raise exception 'the role % does not exist and % may not make it', ours, current_user
                         using errcode = 'insufficient_privilege', hint = format(
-                            'As an administrator: create role %I nologin noinherit nobypassrls; grant %I to %I', ours, ours, current_user);
+                            'As an administrator: create role %1$I nologin noinherit nobypassrls; grant %1$I to %2$I%3$s', ours,
+                            -- Before 16 it is the login that inherits or not; one that does not has no right to `public`
+                            -- by owning the database.
+                            current_user, case when is_new then ' with inherit false, set true' else format(
+                                '; alter role %1$I noinherit; grant create, usage on schema public to %1$I', current_user) end);
             end;
         end if;
         for attempt in 1..10 loop
@@ -194,6 +198,17 @@ create policy seen on public.users for select to multivio_api using (
     or id in (select m.user_id from public.workspace_members m where m.tenant_id = (select app.tenant())));
 create policy changed on public.users for update to multivio_api
     using (id = (select auth.uid())) with check (id = (select auth.uid()));
+-- A session that serves a workspace's things and no caller sees and changes nothing of people, whatever is open above.
+do $$
+declare
+    of_people text;
+begin
+    foreach of_people in array array['api_keys', 'audit_log', 'users', 'workspace_members', 'workspaces'] loop
+        execute format('create policy somebodys on public.%I as restrictive to multivio_api '
+                       'using ((select auth.uid()) is not null)', of_people);
+    end loop;
+end
+$$;
 -- What was done, by whoever did it.
 grant select, insert on public.audit_log to multivio_api;
 create policy seen on public.audit_log for select to multivio_api using (tenant_id = (select app.tenant()));

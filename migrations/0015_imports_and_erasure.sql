@@ -42,18 +42,39 @@ create table exports (
     -- Whoever asked: nobody else gets it.
     user_id uuid not null,
     kind text not null constraint exports_kind_known check (kind in ('workspace', 'user')),
-    -- Written before the first byte, so that no file is without a row.
+    -- How its files begin. Each run writes one of its own, `storage_key`-1 and so on, so that one which was silent and
+    -- comes back writes over nothing that was given out.
     storage_key text not null,
+    -- Up to which run there may be such a file. Written before the first byte, so that no file is without a row.
+    runs integer not null default 0,
+    -- Whose file it is.
+    file_run integer,
     size_bytes bigint,
+    row_count bigint,
     created_at timestamptz not null default now(),
     ready_at timestamptz,
     expires_at timestamptz not null default now() + interval '7 days',
     constraint exports_storage_key_key unique (storage_key),
-    constraint exports_ready_has_size check ((ready_at is null) = (size_bytes is null))
+    constraint exports_ready_has_a_file check (
+        num_nulls(ready_at, file_run, size_bytes, row_count) in (0, 4) and (file_run is null or file_run <= runs))
 );
 create index exports_tenant on exports (tenant_id, id);
 create index exports_user on exports (user_id);
 create index exports_expired on exports (expires_at);
+
+-- What erases and exports looks for the rows of a tenant in every table, and a statement has five seconds. Nothing else
+-- needed these: the older ones are led by something else, or leave rows out.
+create index post_media_tenant on post_media (tenant_id);
+create index posts_tenant on posts (tenant_id);
+create index publication_media_tenant on publication_media (tenant_id);
+create index publication_intents_tenant on publication_intents (tenant_id);
+create index budget_grants_tenant on budget_grants (tenant_id);
+create index token_flights_tenant on token_flights (tenant_id);
+create index renditions_tenant on renditions (tenant_id);
+create index media_tenant on media (tenant_id);
+create index media_objects_tenant on media_objects (tenant_id, id);
+-- The same of the lines about a person.
+create index audit_log_user on audit_log (user_id) where user_id is not null;
 
 -- Whose all of this is (0012 says how): closed first, then opened.
 do $$
@@ -75,7 +96,7 @@ $$;
 grant select, insert, update, delete on media_imports to multivio_worker;
 -- Neither is made by a worker: what it may learn of people is bound to what somebody has asked for.
 grant select, update (finished_at, not_revoked) on erasures to multivio_worker;
-grant select, update (size_bytes, ready_at), delete on exports to multivio_worker;
+grant select, update (runs, file_run, size_bytes, row_count, ready_at), delete on exports to multivio_worker;
 -- Addresses go in and never come out: only workers read them.
 grant select (id, tenant_id, name, media_id, created_at, finished_at), insert, delete on media_imports to multivio_api;
 create policy tenant on media_imports to multivio_api
@@ -132,17 +153,40 @@ language sql security definer set search_path = '' as $$
     where not exists (
         select from public.erasures e where e.subject in (p_user, p_workspace) and e.finished_at is null)
     on conflict do nothing;
+    -- Making them waits for an end that is under way, and does not see it.
+    delete from public.users u where u.id = p_user and exists (
+        select from public.erasures e where e.kind = 'user' and e.subject = u.id and e.finished_at is null);
     select app.ensure_personal(p_workspace, p_user)
 $$;
 
--- Null: the user was erased, and signed in before that (a token that is issued later does not change it). The form without the last two asks nobody, and is closed.
+-- Null: the user was erased, and signed in before that; a token that is issued later does not change it. The form
+-- without the last two asks nobody, and is closed.
 create function app.firebase_user(p_subject text, p_email text, p_name text, p_new_user uuid, p_new_workspace uuid,
                                   p_identity_hash bytea, p_signed_in_at bigint)
-returns uuid language sql security definer set search_path = '' as $$
-    select case when not exists (
+returns uuid language plpgsql security definer set search_path = '' as $$
+declare
+    found_user uuid;
+begin
+    if exists (
         select from public.erasures e
         where e.identity_hash = p_identity_hash and extract(epoch from e.requested_at) >= p_signed_in_at
-    ) then app.firebase_user(p_subject, p_email, p_name, p_new_user, p_new_workspace) end
+    ) then
+        return null;
+    end if;
+    found_user := app.firebase_user(p_subject, p_email, p_name, p_new_user, p_new_workspace);
+    -- Once more, because making them waits for an end that is under way: this statement sees what has been committed
+    -- meanwhile.
+    if exists (
+        select from public.erasures e
+        where e.identity_hash = p_identity_hash and extract(epoch from e.requested_at) >= p_signed_in_at
+    ) then
+        raise sqlstate 'MV001';
+    end if;
+    return found_user;
+exception when sqlstate 'MV001' then
+    -- Nothing of it was done.
+    return null;
+end
 $$;
 
 -- Where the user of the call is, and what their end would mean for others, whom policies hide from them. The
@@ -210,7 +254,8 @@ begin
     end if;
     insert into public.erasures (id, kind, subject, identity_hash) values (p_erasure, 'user', app.caller(), p_identity_hash)
     on conflict (kind, subject) do update set requested_at = now(), finished_at = null, not_revoked = 0,
-        identity_hash = excluded.identity_hash
+        -- Whoever asks twice is gone by the second time, and nobody knows any more what their provider calls them.
+        identity_hash = coalesce(excluded.identity_hash, erasures.identity_hash)
     returning id into begun;
     return begun;
 end

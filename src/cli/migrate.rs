@@ -11,6 +11,7 @@ use serde::Serialize;
 use sqlx::{
     PgConnection,
     migrate::{Migrate, MigrateError},
+    postgres::PgDatabaseError,
 };
 
 use super::{Failure, Screen};
@@ -156,12 +157,21 @@ async fn pending(connection: &mut PgConnection) -> Result<Vec<String>, Failure> 
 }
 
 fn failed(error: MigrateError) -> Failure {
-    let remedy = match &error {
-        MigrateError::VersionMismatch(_) => "An applied migration is never edited: bring its file back as it was.",
-        MigrateError::Dirty(_) => {
-            "It stopped halfway: repair the schema by hand, then correct its row in _sqlx_migrations."
+    let remedy = match (&error, hint(&error)) {
+        (MigrateError::VersionMismatch(_), _) => {
+            "An applied migration is never edited: bring its file back as it was.".to_owned()
         }
-        _ => "Nothing after it was applied. Correct the cause and run `multivio migrate` again.",
+        (MigrateError::Dirty(_), _) => {
+            "It stopped halfway: repair the schema by hand, then correct its row in _sqlx_migrations.".to_owned()
+        }
+        (_, Some(hint)) => format!("{hint}. Then run `multivio migrate` again."),
+        _ => "Nothing after it was applied. Correct the cause and run `multivio migrate` again.".to_owned(),
     };
     Failure::failed(format!("the schema could not be brought up to date: {}", chain(&error))).remedy(remedy)
+}
+
+/// What the migration itself says of its remedy.
+fn hint(error: &MigrateError) -> Option<&str> {
+    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else { return None };
+    error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?.hint()
 }

@@ -74,3 +74,9 @@ pub fn is_away(error: &sqlx::Error) -> bool {
         _ => false,
     }
 }
+
+/// Whether the server broke a statement off because it took longer than [`SESSION_LIMIT`], waiting for locks included; or
+/// because an administrator cancelled it, which looks alike. One of those that [`is_away`] knows.
+pub fn met_its_limit(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "57014")
+}

@@ -2,7 +2,7 @@
 //!
 //! How a credential is proved is [`crate::identity`]'s; outside, every way in which one can be wrong is one 401.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use poem::{
     Request, RequestBody,
@@ -12,6 +12,7 @@ use poem_openapi::{
     ApiExtractor, ApiExtractorType, ExtractParamOptions,
     registry::{MetaSecurityScheme, Registry},
 };
+use secrecy::{ExposeSecret, SecretString};
 
 use super::Problem;
 pub use crate::identity::{Caller, Scope};
@@ -76,6 +77,48 @@ pub async fn caller_of(
     match authenticator.caller(authorization.as_bytes(), workspace, exhausted).await {
         Ok(caller) => Ok(Some(caller)),
         Err(error) => Err(refused(&error)),
+    }
+}
+
+/// A caller who is served for longer than one answer takes, by events or while they wait for news. What they may do is
+/// asked again and again: who was removed, signed out or whose key was revoked does not listen on.
+#[derive(Debug)]
+pub struct Pass {
+    caller: Caller,
+    authorization: SecretString,
+    workspace: Option<TenantId>,
+    asked: Instant,
+}
+
+/// Between two looks, which cost nothing as long as what was found out last is believed.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+impl Pass {
+    /// Of the request that this caller came with.
+    pub fn of(request: &Request, caller: &Caller) -> Result<Self, Problem> {
+        let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        Ok(Self {
+            caller: caller.clone(),
+            authorization: authorization.ok_or_else(Problem::unauthorized)?.into(),
+            workspace: workspace_of(request)?,
+            asked: Instant::now(),
+        })
+    }
+
+    /// An error once they may not do this here any more, the one that they would meet at the door.
+    pub async fn check(&mut self, authenticator: &Authenticator, scope: Scope) -> Result<(), Problem> {
+        if self.asked.elapsed() < ASK_AGAIN {
+            return Ok(());
+        }
+        self.asked = Instant::now();
+        let authorization = self.authorization.expose_secret().as_bytes();
+        // It was good a moment ago: no guess.
+        let found = authenticator.caller(authorization, self.workspace, || None).await;
+        let caller = found.map_err(|error| refused(&error))?;
+        if (caller.tenant, caller.user) != (self.caller.tenant, self.caller.user) {
+            return Err(Problem::unauthorized());
+        }
+        Ok(caller.require(scope)?)
     }
 }
 

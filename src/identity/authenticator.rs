@@ -147,6 +147,9 @@ impl Authenticator {
             Some(other) if other != caller.tenant => {
                 let access = Box::pin(self.access_of(caller.user, Some(other))).await?;
                 let access = access.ok_or(AuthError::NoSuchWorkspace)?;
+                if access.is_disabled {
+                    return Err(AuthError::SignedOut);
+                }
                 Ok(in_workspace(&access, caller.user, caller.scopes))
             }
             _ => Ok(caller),

@@ -22,6 +22,10 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Longest one run may take; a run past it counts as a failed attempt.
     const TIMEOUT: Duration = Duration::from_secs(60);
     const BACKOFF: Backoff = Backoff::DEFAULT;
+    /// Whether its statements grow with what there is to do. One that meets the session's time limit may then never fit
+    /// into it, and uses an attempt. Elsewhere a statement finds few rows by an index: the limit tells of a server in
+    /// trouble or of somebody's lock, which must not fail what waits for it to pass.
+    const IS_BULK: bool = matches!(Self::LANE, Lane::Upkeep);
 
     /// What a success leaves in the ledger.
     type Output: Serialize + Send;
@@ -79,11 +83,25 @@ impl Stop {
     pub fn snooze(delay: Duration, code: &str, message: impl Into<String>) -> Self {
         Self::Snooze { until: Until::After(delay), why: Why::new(code, message) }
     }
+
+    /// For kinds that are [`Job::IS_BULK`]: a statement that met its limit was a failed attempt.
+    pub(super) fn at_the_limit_used_an_attempt(self) -> Self {
+        match self {
+            Self::Snooze { why, .. } if why.code == STATEMENT_LIMIT => Self::Retry { after: None, why },
+            other => other,
+        }
+    }
 }
+
+const STATEMENT_LIMIT: &str = "statement_limit";
 
 /// A database that is away is nobody's fault: the job waits and no attempt is used.
 impl From<sqlx::Error> for Stop {
     fn from(error: sqlx::Error) -> Self {
+        if crate::db::met_its_limit(&error) {
+            let text = "a statement took longer than the database's sessions allow";
+            return Self::snooze(Duration::from_secs(2), STATEMENT_LIMIT, text);
+        }
         if crate::db::is_away(&error) {
             return Self::snooze(Duration::from_secs(2), "database_away", "the database could not be reached");
         }

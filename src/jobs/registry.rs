@@ -130,7 +130,10 @@ fn run<'a, J: Job>(
 ) -> Result<BoxFuture<'a, Result<Value, Stop>>, serde_json::Error> {
     let job: J = serde_json::from_str(args.get())?;
     Ok(async move {
-        let output = job.run(cx).await?;
+        let output = job.run(cx).await.map_err(|stop| match J::IS_BULK {
+            true => stop.at_the_limit_used_an_attempt(),
+            false => stop,
+        })?;
         serde_json::to_value(output)
             .map_err(|error| Stop::failed("result_not_json", format!("its result cannot be written as JSON: {error}")))
     }

@@ -215,10 +215,11 @@ impl RightsApi {
         id: Path<ExportId>,
     ) -> Result<FileAnswer, Problem> {
         let row = find(&app, &caller, id.0).await?;
-        if row.size_bytes.is_none() {
+        let Some(written) = row.written() else {
             return Err(Problem::conflict("not_ready", "It is still being written. Follow its job."));
-        }
-        let opened = media.storage().open(&row.storage_key, None).await.map_err(|error| Problem::internal(&error))?;
+        };
+        let opened =
+            media.storage().open(&written.storage_key, None).await.map_err(|error| Problem::internal(&error))?;
         let name =
             format!("attachment; filename=\"multivio-{}-{}.jsonl\"", row.kind, row.created_at.format("%Y-%m-%d"));
         Ok(FileAnswer::Whole(Binary(Body::from_bytes_stream(opened.bytes)), opened.size_bytes, name))

@@ -57,6 +57,7 @@ impl Job for Erase {
     /// Nobody looks after it: it does not give up.
     const MAX_ATTEMPTS: u16 = 1000;
     const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+    const IS_BULK: bool = true;
 
     type Output = Erased;
 

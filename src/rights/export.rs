@@ -11,12 +11,12 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::io::{AsyncWriteExt, BufWriter};
 
 use super::{
-    exports::{self, ExportRow},
+    exports::{self, ExportRow, Written},
     tables::{EXPORTED, PEOPLE},
 };
 use crate::{
     ids::{ExportId, TenantId, UserId},
-    jobs::{Job, JobContext, NewJob, Queue, Stop},
+    jobs::{Backoff, Job, JobContext, NewJob, Queue, Stop},
     media::MediaService,
     telemetry::chain,
 };
@@ -46,25 +46,41 @@ impl Job for Export {
     const QUEUE: Queue = Queue::Ops;
     const MAX_ATTEMPTS: u16 = 5;
     const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+    const BACKOFF: Backoff = Backoff { base: Duration::from_secs(10), cap: Duration::from_secs(5 * 60) };
+    const IS_BULK: bool = true;
 
     type Output = Exported;
 
     async fn run(&self, cx: &JobContext) -> Result<Exported, Stop> {
-        let Some(row) = exports::get(cx.db(), cx.tenant, self.export).await? else {
+        let Some(row) = exports::begin(cx.db(), cx.tenant, self.export, cx.run).await? else {
             return Err(Stop::failed("export_gone", "the export is not wanted any more"));
         };
+        // A run that died before its end was known has given it out, and nothing is read for it any more.
+        if let Some(written) = row.written() {
+            return Ok(written.into());
+        }
         let service = cx.service::<MediaService>();
         let folder = service.scratch().run_folder().map_err(unwritten)?;
         let path = folder.path().join("export.jsonl");
         let rows = write(cx, &row, &path).await?;
-        let stored = service.storage().store_file(&row.storage_key, &path).await;
+        let file = exports::file_of(&row.storage_key, cx.run);
+        let stored = service.storage().store_file(&file, &path).await;
         let (size_bytes, _) = stored.map_err(|error| Stop::retry("storage_failed", chain(&error)))?;
-        if !exports::ready(cx.db(), row.id, size_bytes).await? {
-            let removed = service.storage().remove(&row.storage_key).await;
-            removed.map_err(|error| Stop::retry("storage_failed", chain(&error)))?;
-            return Err(Stop::failed("export_gone", "what was to be exported was erased meanwhile"));
+        if exports::ready(cx.db(), row.id, cx.run, rows, size_bytes).await? {
+            return Ok(Exported { rows, size_bytes });
         }
-        Ok(Exported { rows, size_bytes })
+        let removed = service.storage().remove(&file).await;
+        removed.map_err(|error| Stop::retry("storage_failed", chain(&error)))?;
+        match exports::begin(cx.db(), cx.tenant, self.export, cx.run).await?.and_then(|row| row.written()) {
+            Some(written) => Ok(written.into()),
+            None => Err(Stop::failed("export_gone", "what was to be exported was erased meanwhile")),
+        }
+    }
+}
+
+impl From<Written> for Exported {
+    fn from(Written { rows, size_bytes, .. }: Written) -> Self {
+        Self { rows, size_bytes }
     }
 }
 

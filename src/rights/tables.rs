@@ -33,7 +33,7 @@ pub const EXPORTED: [Exported; 19] = [
     without("jobs", &["worker_id", "seq", "trace_id"]),
     whole("job_groups"),
     whole("ai_usage"),
-    without("exports", &["storage_key"]),
+    without("exports", &["storage_key", "runs", "file_run"]),
     whole("workspace_plans"),
     without("patreon_links", &["access_token", "refresh_token"]),
     whole("audit_log"),

@@ -11,6 +11,7 @@ mod api_jobs;
 mod connecting;
 mod crash;
 mod engine;
+mod following;
 mod http;
 mod http_cli;
 mod http_idempotency;

@@ -171,6 +171,15 @@ async fn sessions(session: &Session) -> sqlx::Result<Line> {
     }
 }
 
+const ROLES: [&str; 2] = [SessionRole::Api.as_str(), SessionRole::Worker.as_str()];
+
+/// Makes a login nobody by itself on Postgres 15. One that may make tables because the database is its own would lose
+/// that as well.
+fn noinherit(login: &str, migrates: bool) -> String {
+    let keeps = if migrates { format!("; grant create, usage on schema public to \"{login}\"") } else { String::new() };
+    format!("alter role \"{login}\" noinherit{keeps}")
+}
+
 /// Whether this login can become what the programs are, and is bound by row level security when it forgets to.
 async fn roles(connection: &mut PgConnection) -> sqlx::Result<Line> {
     let missing: Vec<String> = sqlx::query_scalar(
@@ -178,12 +187,15 @@ async fn roles(connection: &mut PgConnection) -> sqlx::Result<Line> {
          where p.oid is null or not pg_has_role(current_user, p.oid, case when \
            current_setting('server_version_num')::integer >= 160000 then 'SET' else 'MEMBER' end)",
     )
-    .bind([SessionRole::Api, SessionRole::Worker].map(|role| role.to_string()))
+    .bind(ROLES)
     .fetch_all(&mut *connection)
     .await?;
-    let (login, is_free, inherits): (String, bool, bool) = sqlx::query_as(
+    // Since 16 a grant says itself whether it is inherited; before, the login does.
+    let (login, is_free, inherits, grants_say, migrates): (String, bool, bool, bool, bool) = sqlx::query_as(
         "select rolname::text, rolsuper or rolbypassrls, exists ( \
-           select from pg_roles r where r.rolname = $1 and pg_has_role(current_user, r.oid, 'USAGE')) \
+           select from pg_roles r where r.rolname = $1 and pg_has_role(current_user, r.oid, 'USAGE')), \
+           current_setting('server_version_num')::integer >= 160000, \
+           has_schema_privilege(current_user, 'public', 'CREATE') \
          from pg_roles where rolname = current_user",
     )
     .bind(SessionRole::Worker.as_str())
@@ -191,15 +203,27 @@ async fn roles(connection: &mut PgConnection) -> sqlx::Result<Line> {
     .await?;
     Ok(if !missing.is_empty() {
         let names = missing.join(", ");
-        let grant = format!("As an administrator: grant {names} to \"{login}\"");
-        Line::problem("roles", format!("{login} cannot become {names}"), grant)
+        let so_that_it_is_nobody = match grants_say {
+            true => " with inherit false, set true".to_owned(),
+            false => format!("; {}", noinherit(&login, migrates)),
+        };
+        let remedy = format!("As an administrator: grant {names} to \"{login}\"{so_that_it_is_nobody}");
+        Line::problem("roles", format!("{login} cannot become {names}"), remedy)
     } else if is_free {
         Line::ok("roles", format!("{login} is above row level security; its sessions take roles that are not"))
     } else if inherits {
         Line::warning(
             "roles",
             format!("{login} has the rights of its roles also where it has not taken one"),
-            format!("alter role \"{login}\" noinherit (PostgreSQL 15), or grant the roles with inherit false"),
+            match grants_say {
+                true => {
+                    format!(
+                        "As whoever granted them: grant {} to \"{login}\" with inherit false, set true",
+                        ROLES.join(", ")
+                    )
+                }
+                false => format!("As an administrator: {}", noinherit(&login, migrates)),
+            },
         )
     } else {
         Line::ok("roles", format!("{login} takes the roles of the API and the workers, and is nobody without them"))

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::{LOOK_ANYWAY, view, view_of};
 use crate::{
-    http::{App, Caller, Problem},
+    http::{App, Caller, Pass, Problem, Scope},
     ids::JobId,
     jobs::{
         belt::{EVENTS_AT_ONCE, Event},
@@ -25,8 +25,8 @@ use crate::{
 
 /// Proxies close what is silent for long.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// A stream ends after so long, and the client comes back with `Last-Event-ID`: so a token that has expired does not
-/// listen for ever, and a deploy is not the first time a client has to reconnect.
+/// A stream ends after so long, and the client comes back with `Last-Event-ID`: a deploy is not the first time that it
+/// has to.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
 /// While events pour in, the ledger is looked at this often.
 const LOOK_BETWEEN: Duration = Duration::from_millis(250);
@@ -87,10 +87,11 @@ fn place(id: &str) -> Option<String> {
     ((time, count) != (u64::MAX, u64::MAX)).then(|| format!("{time}-{count}"))
 }
 
-pub fn stream(app: Arc<App>, caller: Caller, job: JobId, after: String) -> EventStream<JobEvents> {
+pub fn stream(app: Arc<App>, caller: Caller, pass: Pass, job: JobId, after: String) -> EventStream<JobEvents> {
     let following = Following {
         app,
         caller,
+        pass,
         job,
         after,
         ready: VecDeque::new(),
@@ -113,6 +114,7 @@ pub fn stream(app: Arc<App>, caller: Caller, job: JobId, after: String) -> Event
 struct Following {
     app: Arc<App>,
     caller: Caller,
+    pass: Pass,
     job: JobId,
     /// The last event's id.
     after: String,
@@ -128,6 +130,10 @@ impl Following {
     async fn next(&mut self) -> Option<JobEvent> {
         let follower = self.app.engine.follow(self.job);
         loop {
+            // Also before what is ready: the client comes back, and is told at the door what is wrong.
+            if self.pass.check(&self.app.auth, Scope::Read).await.is_err() {
+                return None;
+            }
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
             }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::future::select_all;
-use poem::web::Data;
+use poem::{Request, web::Data};
 use poem_openapi::{
     ApiResponse, Object, OpenApi,
     param::{Header, Path, Query},
@@ -34,7 +34,7 @@ use super::{
 use crate::{
     audit::{self, Action},
     http::{
-        App, Caller, IdempotencyKey, Page, Problem, Scope, Tag, Turn,
+        App, Caller, IdempotencyKey, Page, Pass, Problem, Scope, Tag, Turn,
         answer::{Answer, Kept},
         page,
     },
@@ -180,6 +180,7 @@ impl JobsApi {
     #[oai(path = "/jobs/:id", method = "get", operation_id = "getJob")]
     async fn get(
         &self,
+        request: &Request,
         app: Data<&Arc<App>>,
         caller: Caller,
         id: Path<JobId>,
@@ -191,8 +192,10 @@ impl JobsApi {
     ) -> Result<Status<JobView>, Problem> {
         caller.require(Scope::Read)?;
         let until = Instant::now() + wait_of(wait.0)?;
+        let mut pass = Pass::of(request, &caller)?;
         let follower = app.engine.follow(id.0);
         loop {
+            pass.check(&app.auth, Scope::Read).await?;
             let mut news = std::pin::pin!(follower.news());
             news.as_mut().enable();
             let mut db = app.db.of(&caller).await?;
@@ -219,6 +222,7 @@ impl JobsApi {
     #[oai(path = "/jobs/:id/events", method = "get", operation_id = "followJob")]
     async fn events(
         &self,
+        request: &Request,
         app: Data<&Arc<App>>,
         caller: Caller,
         id: Path<JobId>,
@@ -233,7 +237,8 @@ impl JobsApi {
             Resume::Ended { run, .. } if row.state.is_final() && row.run == run => return Ok(Events::Over),
             Resume::Ended { after, .. } | Resume::After(after) => after,
         };
-        Ok(Events::Stream(events::stream(Arc::clone(&app), caller, id.0, after)))
+        let pass = Pass::of(request, &caller)?;
+        Ok(Events::Stream(events::stream(Arc::clone(&app), caller, pass, id.0, after)))
     }
 
     /// Get a job's timeline
@@ -407,6 +412,7 @@ impl JobsApi {
     #[oai(path = "/groups/:id", method = "get", operation_id = "getGroup")]
     async fn group(
         &self,
+        request: &Request,
         app: Data<&Arc<App>>,
         caller: Caller,
         id: Path<GroupId>,
@@ -419,6 +425,7 @@ impl JobsApi {
             let group = ledger::group(&mut *app.db.of(&caller).await?, caller.tenant, id.0).await?;
             group.ok_or_else(|| Problem::not_found("group"))
         };
+        let mut pass = Pass::of(request, &caller)?;
         let mut group = find().await?;
         while !ended(&group) && Instant::now() < until && !app.stop.is_cancelled() {
             let open = group.jobs.iter().filter(|job| !job.state.is_final());
@@ -437,6 +444,7 @@ impl JobsApi {
                 true => pause(until, &app, std::future::pending::<()>()).await,
                 false => pause(until, &app, select_all(news)).await,
             }
+            pass.check(&app.auth, Scope::Read).await?;
             group = find().await?;
         }
         let context = Context::of(&mut *app.db.of(&caller).await?, &group.jobs).await?;

@@ -204,3 +204,20 @@ async fn nobody_is_put_out_of_their_own_workspace() {
     assert_eq!(call(&api, &of_other, Some(&workspace), Method::PATCH, &theirs, Some(&demotion)).await.0, 200);
     assert_eq!(call(&api, &of_other, Some(&workspace), Method::DELETE, &theirs, None).await.0, 204);
 }
+
+#[tokio::test]
+async fn a_disabled_users_own_token_enters_nobody_elses_workspace() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let (viewer, of_viewer) = app.token_of_another();
+    assert_eq!(get(&api, &of_viewer, "/api/v1/me").await.0, 200);
+    let (_, team) = api.post("/api/v1/workspaces", json!({"name": "Team"})).await;
+    let team = team["id"].as_str().unwrap();
+    let invite = json!({"user_id": viewer, "role": "viewer"});
+    let members = format!("/api/v1/workspaces/{team}/members");
+    assert_eq!(call(&api, &api.token, Some(team), Method::POST, &members, Some(&invite)).await.0, 201);
+    let enter = async || call(&api, &of_viewer, Some(team), Method::GET, "/api/v1/posts", None).await.0;
+    assert_eq!(enter().await, 200);
+    sqlx::query("update users set disabled_at = now() where id = $1").bind(viewer).execute(&app.pool).await.unwrap();
+    wait_until(SOON, "the door to close", || async { enter().await == 401 }).await;
+}

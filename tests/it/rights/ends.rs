@@ -1,14 +1,19 @@
 //! The end of a person and of a workspace.
 
-use multivio::jobs::Queue;
+use multivio::{
+    ids::{TenantId, UserId},
+    jobs::Queue,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::PgConnection;
 
 use super::{Life, SOON, delete, finished, rows, tables};
 use crate::{
     harness::{App, eventually},
     identity::{call, get},
     publish::Stage,
+    tenancy::api_session,
 };
 
 #[tokio::test]
@@ -182,7 +187,7 @@ async fn a_workspace_ends_by_an_owner_who_names_it_and_for_all_its_members_at_on
     }
     let _ops = app.worker(Queue::Ops).await;
     finished(&app.pool, 1).await;
-    let left = rows(&app.pool, "posts", team.parse::<multivio::ids::TenantId>().unwrap().uuid()).await;
+    let left = rows(&app.pool, "posts", team.parse::<TenantId>().unwrap().uuid()).await;
     assert_eq!(left, 0);
 }
 
@@ -218,4 +223,103 @@ async fn a_sign_in_of_before_the_end_makes_nobody_anew() {
     let (status, anew) = get(&other, &again, "/api/v1/me").await;
     assert_eq!(status, 200, "{anew}");
     assert_ne!((&anew["user_id"], &anew["workspace_id"]), (&me["user_id"], &me["workspace_id"]));
+}
+
+/// A second click, served by another process that has not heard of the first.
+#[tokio::test]
+async fn who_deletes_themselves_twice_is_gone_as_after_once() {
+    let mut app = App::new().await;
+    let sandbox = app.sandbox().await;
+    let (api, other) = (app.api().await, app.api().await);
+    let signed = sandbox.post("/_sandbox/firebase/tokens", json!({"uid": "ada"})).await;
+    let token = signed["token"].as_str().unwrap().to_owned();
+    let (_, me) = get(&api, &token, "/api/v1/me").await;
+    assert_eq!(get(&other, &token, "/api/v1/me").await.0, 200);
+    let path = format!("/api/v1/me?confirm={}", me["user_id"].as_str().unwrap());
+    for process in [&api, &other] {
+        assert_eq!(delete(process, &token, None, &path).await.0, 202);
+    }
+    let fresh = app.api().await;
+    assert_eq!(get(&fresh, &token, "/api/v1/me").await.0, 401);
+    let users: i64 = sqlx::query_scalar("select count(*) from users").fetch_one(&app.pool).await.unwrap();
+    assert_eq!(users, 0);
+}
+
+/// The sign-in finds no end when it looks, and then waits for the very transaction that ends its user.
+#[tokio::test]
+async fn a_sign_in_that_waits_for_the_end_makes_nobody_anew() {
+    let app = App::new().await;
+    let (workspace, hash) = (TenantId::new(), vec![7_u8; 32]);
+    let firebase = async |mut session: PgConnection| -> Option<uuid::Uuid> {
+        let user = "select app.firebase_user('ada', 'ada@a.example', 'Ada', $1, $2, $3, 1700000000)";
+        let user = sqlx::query_scalar(user).bind(UserId::new()).bind(TenantId::new()).bind(&hash);
+        user.fetch_one(&mut session).await.unwrap()
+    };
+    let local = async |mut session: PgConnection| {
+        let user = sqlx::query("select app.ensure_local($1, $2)").bind(workspace).bind(app.user);
+        user.execute(&mut session).await.unwrap();
+    };
+    let ada = firebase(api_session(&app, None).await).await.expect("she is new");
+    local(api_session(&app, None).await).await;
+    let mut end = app.pool.begin().await.unwrap();
+    for (user, hash) in [(ada, Some(&hash)), (app.user.uuid(), None)] {
+        sqlx::query(
+            "insert into erasures (id, kind, subject, identity_hash) values (gen_random_uuid(), 'user', $1, $2)",
+        )
+        .bind(user)
+        .bind(hash)
+        .execute(&mut *end)
+        .await
+        .unwrap();
+    }
+    for statement in ["delete from workspace_members", "delete from workspaces", "delete from users"] {
+        sqlx::query(statement).execute(&mut *end).await.unwrap();
+    }
+    let commit = async {
+        eventually(SOON, "both sign-ins to wait", || async {
+            let waiting: i64 = sqlx::query_scalar(
+                "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'",
+            )
+            .fetch_one(&app.pool)
+            .await
+            .ok()?;
+            (waiting == 2).then_some(())
+        })
+        .await;
+        end.commit().await.unwrap();
+    };
+    let (one, two) = (api_session(&app, None).await, api_session(&app, None).await);
+    let (user, (), ()) = tokio::join!(firebase(one), local(two), commit);
+    assert_eq!(user, None);
+    for table in ["users", "workspace_members"] {
+        let left: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select count(*) from {table}")))
+            .fetch_one(&app.pool)
+            .await
+            .unwrap();
+        assert_eq!(left, 0, "{table}");
+    }
+}
+
+/// What may never fit into the session's limit must not be tried for ever without anybody noticing.
+#[tokio::test]
+async fn a_statement_that_meets_its_limit_uses_an_attempt_of_an_erasure() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let slow = "create function slow() returns trigger language plpgsql as $$ begin perform pg_sleep(6); return null; end $$; \
+        create trigger slow before delete on posts execute function slow()";
+    sqlx::raw_sql(slow).execute(&app.pool).await.unwrap();
+    assert_eq!(delete(&api, &api.token, None, &format!("/api/v1/me?confirm={}", app.user)).await.0, 202);
+    let _ops = app.worker(Queue::Ops).await;
+    let code = eventually(SOON, "an attempt to be used", || async {
+        let used = "select why ->> 'code' from jobs where kind = 'erase' and attempt > 0";
+        sqlx::query_scalar::<_, String>(used).fetch_optional(&app.pool).await.ok()?
+    })
+    .await;
+    assert_eq!(code, "statement_limit");
+    sqlx::raw_sql("drop trigger slow on posts").execute(&app.pool).await.unwrap();
+    sqlx::query("update jobs set run_at = now() where kind = 'erase' and state = 'scheduled'")
+        .execute(&app.pool)
+        .await
+        .unwrap();
+    finished(&app.pool, 2).await;
 }

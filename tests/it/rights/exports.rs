@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 
 use super::Life;
 use crate::{
-    harness::Api,
+    harness::{Api, eventually},
     identity::{call, get},
+    publish::Stage,
 };
 
 async fn export(api: &Api, path: &str) -> String {
@@ -109,4 +110,71 @@ async fn a_workspaces_copy_is_for_its_owners() {
     let (status, done) = call(&api, &api.token, Some(team), Method::GET, &export, None).await;
     assert_eq!((status, &done["kind"]), (200, &json!("workspace")));
     assert!(done["size_bytes"].as_i64().unwrap() > 0);
+}
+
+/// Puts the export's job back as a worker leaves it that dies between its work and its end.
+async fn run_again(stage: &Stage) -> i32 {
+    sqlx::query_scalar(
+        "update jobs set state = 'scheduled', run_at = now(), finished_at = null, result = null \
+         where kind = 'export' returning run",
+    )
+    .fetch_one(&stage.app.pool)
+    .await
+    .unwrap()
+}
+
+async fn result_after(stage: &Stage, run: i32) -> Value {
+    eventually(super::SOON, "the export to end", || async {
+        let ended = "select result from jobs where kind = 'export' and state = 'succeeded' and run > $1";
+        sqlx::query_scalar::<_, Value>(ended).bind(run).fetch_optional(&stage.app.pool).await.ok()?
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_copy_that_was_given_out_stays_when_its_job_runs_again() {
+    let stage = Stage::new().await;
+    let _ops = stage.app.worker(Queue::Ops).await;
+    let path = export(&stage.api, "/api/v1/me/export").await;
+    let (copy, (_, shown)) = (lines(&stage.api, &path).await, stage.api.get(&path).await);
+    let first = result_after(&stage, 0).await;
+    assert_eq!(first["rows"], json!(copy.len()));
+    let run = run_again(&stage).await;
+    assert_eq!(result_after(&stage, run).await, first);
+    assert_eq!(lines(&stage.api, &path).await, copy);
+    assert_eq!(stage.api.get(&path).await.1, shown);
+}
+
+/// Its lease was lost, another run has done the work, and now it finds its tables again.
+#[tokio::test]
+async fn a_run_that_comes_back_late_leaves_the_copy_of_another_alone() {
+    let stage = Stage::new().await;
+    let _ops = stage.app.worker(Queue::Ops).await;
+    let pool = &stage.app.pool;
+    let mut held = pool.begin().await.unwrap();
+    sqlx::query("lock table posts in access exclusive mode").execute(&mut *held).await.unwrap();
+    let (status, asked) = stage.api.post("/api/v1/me/export", json!({})).await;
+    assert_eq!(status, 202, "{asked}");
+    eventually(super::SOON, "the run to be in the middle", || async {
+        let waiting = "select count(*) from pg_locks where relation = 'posts'::regclass and not granted";
+        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(pool).await.ok()?;
+        (waiting == 1).then_some(())
+    })
+    .await;
+    let key: String = sqlx::query_scalar(
+        "update exports set runs = 99, file_run = 99, size_bytes = 15, row_count = 7, ready_at = now() returning storage_key",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap();
+    let folder = stage.app.folder().join("media");
+    let file = folder.join(exports::file_of(&key, 99));
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "{\"table\": \"t\"}").unwrap();
+    held.commit().await.unwrap();
+    assert_eq!(result_after(&stage, 0).await, json!({"rows": 7, "size_bytes": 15}));
+    let path = format!("/api/v1/exports/{}", asked["export_id"].as_str().unwrap());
+    assert_eq!(lines(&stage.api, &path).await, [json!({"table": "t"})]);
+    let files = std::fs::read_dir(file.parent().unwrap()).unwrap().count();
+    assert_eq!(files, 1, "its own file is gone");
 }

@@ -49,6 +49,22 @@ async fn every_table_says_what_becomes_of_it_when_its_owner_goes_or_asks_for_a_c
     assert_eq!(found, own(exported), "exported, or left out for a reason");
 }
 
+/// What erases and exports asks every table for the rows of one tenant, and a statement has five seconds.
+#[tokio::test]
+async fn the_rows_of_a_tenant_are_found_by_an_index_in_every_table() {
+    let app = App::new().await;
+    let found: Vec<String> = sqlx::query_scalar(
+        "select c.relname::text from pg_class c where exists ( \
+           select from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0] \
+           where i.indrelid = c.oid and i.indpred is null and i.indisvalid and a.attname = 'tenant_id')",
+    )
+    .fetch_all(&app.pool)
+    .await
+    .unwrap();
+    let without: Vec<_> = tables(&app.pool).await.into_iter().filter(|table| !found.contains(table)).collect();
+    assert!(without.is_empty(), "{without:?} are read from the first row to the last");
+}
+
 /// Something of everything that a person can have.
 struct Life {
     stage: Stage,

@@ -224,6 +224,7 @@ async fn every_call_answers_another_user_about_my_things_as_about_none() {
             before.push((call, answer));
         }
     }
+    let mut refused = Vec::new();
     for call in &calls {
         let name = &call.operation;
         let (about_mine, about_none) =
@@ -236,6 +237,10 @@ async fn every_call_answers_another_user_about_my_things_as_about_none() {
         } else {
             assert_eq!(about_mine.0, about_none.0, "{name}: {about_mine:?} {about_none:?}");
             assert!(about_mine.0 < 500, "{name}: {about_mine:?}");
+            if about_mine.0 >= 400 {
+                assert_eq!(about_mine.1, about_none.1, "{name} tells that what is in its body exists");
+                refused.push(name.as_str());
+            }
         }
         // Ids were taken out of the answer to the call that names them; none of mine may be left in the other.
         for id in mine.values() {
@@ -243,9 +248,30 @@ async fn every_call_answers_another_user_about_my_things_as_about_none() {
         }
         assert!(!about_mine.1.contains("xyzzy"), "{name} shows what I wrote: {about_mine:?}");
     }
+    for naming in ["createPost", "publish", "createApiKey"] {
+        assert!(refused.contains(&naming), "{naming} takes what is another's: {refused:?}");
+    }
     for (call, answer) in before {
         assert_eq!(ask(api, Some(&api.token), call, &mine).await, answer, "{} was changed by another", call.operation);
     }
+    // Nor does anybody stand in another's line: with an account of their own they publish too.
+    let (status, own) = ask_as(api, &theirs, "/api/v1/connections", body_of("addConnection", &none)).await;
+    assert!(matches!(status, 200 | 201), "{own}");
+    let wish = json!({ "text": "a", "connections": [own["id"]] });
+    let (status, published) = ask_as(api, &theirs, "/api/v1/publish", wish).await;
+    assert_eq!(status, 202, "{published}");
+    let lines: Vec<(String, i64)> = sqlx::query_as(
+        "select serial_key, count(distinct tenant_id) from jobs where serial_key is not null group by serial_key",
+    )
+    .fetch_all(&stage.app.pool)
+    .await
+    .unwrap();
+    assert!(lines.len() >= 2, "each has a line: {lines:?}");
+    assert!(lines.iter().all(|(_, tenants)| *tenants == 1), "{lines:?}");
+}
+
+async fn ask_as(api: &Api, token: &str, path: &str, body: Value) -> (u16, Value) {
+    crate::identity::call(api, token, None, Method::POST, path, Some(&body)).await
 }
 
 #[tokio::test]

@@ -113,7 +113,7 @@ async fn a_plain_login_migrates_serves_and_is_nobody_by_itself() {
         assert!(open.is_empty(), "{client} may run {open:?}");
     }
 
-    // A login that may not become what the programs are is told so.
+    // A login that may not become what the programs are is told what to ask for.
     sqlx::raw_sql(
         "create role poor login password 'poor'; grant connect on database plain to poor; \
                    grant select on _sqlx_migrations to poor",
@@ -124,6 +124,58 @@ async fn a_plain_login_migrates_serves_and_is_nobody_by_itself() {
     url.set_username("poor").unwrap();
     url.set_password(Some("poor")).unwrap();
     app.set("DATABASE_URL", url.as_str());
-    let (done, said) = app.cli(&["check"]).await;
-    assert!(!done && said.contains("grant multivio_api, multivio_worker to"), "{said}");
+    let line = roles(&app).await;
+    assert_eq!(line["verdict"], "problem", "{line}");
+    // With that it becomes them, and is nobody without.
+    let remedy = line["remedy"].as_str().unwrap().strip_prefix("As an administrator: ").unwrap();
+    sqlx::raw_sql(AssertSqlSafe(remedy.to_owned())).execute(&mut superuser).await.unwrap();
+    let line = roles(&app).await;
+    assert_eq!(line["verdict"], "ok", "{line}");
+}
+
+/// What it is told to ask an administrator for is all that there is to do.
+#[tokio::test]
+async fn a_login_that_may_make_no_roles_is_told_each_step_of_the_way() {
+    let servers = Servers::private().await;
+    let mut app = App::on(&servers).await;
+    let admin = servers.database_url("postgres").expose_secret().to_owned();
+    let mut superuser = PgConnection::connect(&admin).await.unwrap();
+    app.pool.close().await;
+    for statement in [
+        &format!("drop database {} with (force)", app.db.name()),
+        "drop database multivio_template with (force)",
+        "drop role multivio_api, multivio_worker, multivio_definer",
+        "create role modest login password 'modest'",
+        "create database modest owner modest",
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut superuser).await.unwrap();
+    }
+    let above = servers.database_url("modest").expose_secret().to_owned();
+    let mut superuser = PgConnection::connect(&above).await.unwrap();
+    let mut url = url::Url::parse(&above).unwrap();
+    url.set_username("modest").unwrap();
+    url.set_password(Some("modest")).unwrap();
+    app.set("DATABASE_URL", url.as_str());
+    let mut steps = 0;
+    loop {
+        let (done, said) = app.cli(&["migrate"]).await;
+        if done {
+            break;
+        }
+        steps += 1;
+        assert!(steps <= 3, "{said}");
+        let remedy = said.split("As an administrator: ").nth(1).and_then(|said| said.split(". Then run").next());
+        let remedy = remedy.unwrap_or_else(|| panic!("no remedy: {said}")).to_owned();
+        sqlx::raw_sql(AssertSqlSafe(remedy)).execute(&mut superuser).await.unwrap();
+    }
+    assert_eq!(steps, 3, "each role is asked for");
+    let line = roles(&app).await;
+    assert_eq!(line["verdict"], "ok", "{line}");
+}
+
+async fn roles(app: &App) -> Value {
+    let ended = app.program(env!("CARGO_BIN_EXE_multivio"), &["check", "--json"]).finish(SOON).await;
+    let lines: Vec<Value> =
+        serde_json::from_str(&ended.output).unwrap_or_else(|error| panic!("{error}: {}", ended.said));
+    lines.into_iter().find(|line| line["name"] == "roles").unwrap()
 }

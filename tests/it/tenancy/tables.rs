@@ -95,6 +95,17 @@ async fn tables(app: &App) -> Vec<(String, bool)> {
     .unwrap()
 }
 
+async fn columns(app: &App, table: &str) -> Vec<String> {
+    sqlx::query_scalar(
+        "select a.attname::text from pg_attribute a \
+         where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped order by a.attnum",
+    )
+    .bind(format!("public.{table}"))
+    .fetch_all(&app.pool)
+    .await
+    .unwrap()
+}
+
 async fn count(session: &mut PgConnection, table: &str, and: &str) -> sqlx::Result<i64> {
     sqlx::query_scalar(AssertSqlSafe(format!("select count(*) from public.{table} {and}"))).fetch_one(session).await
 }
@@ -155,24 +166,31 @@ async fn no_table_shows_gives_or_takes_a_row_of_another_tenant() {
             "create table stolen.{table} as select * from public.{table}; grant select on stolen.{table} to multivio_api"
         );
         sqlx::raw_sql(AssertSqlSafe(copy)).execute(&mut *all).await.unwrap();
-        if EVERYBODYS.contains(&table.as_str()) {
-            continue;
-        }
+        let is_everybodys = EVERYBODYS.contains(&table.as_str());
         for whose in [Some(theirs), None] {
             let mut session = api_session(&app, whose).await;
             match count(&mut session, &table, "").await {
-                Ok(seen) => assert_eq!(seen, 0, "{table} shows {seen} row(s) to {whose:?}"),
+                Ok(seen) => assert!(is_everybodys || seen == 0, "{table} shows {seen} row(s) to {whose:?}"),
                 error => assert_eq!(code(error).as_deref(), Some(DENIED), "{table}"),
             }
-            let delete = format!("delete from public.{table}");
-            match sqlx::query(AssertSqlSafe(delete)).execute(&mut session).await {
-                Ok(done) => assert_eq!(done.rows_affected(), 0, "{table} lets {whose:?} delete"),
-                error => assert_eq!(code(error).as_deref(), Some(DENIED), "{table}"),
+            // Without a condition and without a value of the row: nothing has to be seen for it.
+            let mut writes = vec![format!("delete from public.{table}")];
+            writes.extend(
+                columns(&app, &table).await.iter().map(|it| format!("update public.{table} set {it} = default")),
+            );
+            for write in writes {
+                match sqlx::query(AssertSqlSafe(write.clone())).execute(&mut session).await {
+                    Ok(done) => assert_eq!(done.rows_affected(), 0, "{whose:?} may: {write}"),
+                    error => assert_eq!(code(error).as_deref(), Some(DENIED), "{whose:?}: {write}"),
+                }
             }
             // What is the owner's cannot be written in his name either.
             let insert = format!("insert into public.{table} overriding system value select * from stolen.{table}");
             let refused = sqlx::query(AssertSqlSafe(insert)).execute(&mut session).await;
             assert_eq!(code(refused).as_deref(), Some(DENIED), "{table} takes a row from {whose:?}");
+        }
+        if is_everybodys {
+            continue;
         }
         // The owner sees what the API may show: the looks above were not empty for another reason.
         let mut session = api_session(&app, Some(mine)).await;
@@ -193,6 +211,71 @@ async fn rows_cannot_be_moved_to_another_tenant() {
         let away = format!("update public.{table} set tenant_id = gen_random_uuid()");
         let refused = sqlx::query(AssertSqlSafe(away)).execute(&mut session).await;
         assert_eq!(code(refused).as_deref(), Some(DENIED), "{table}");
+    }
+}
+
+/// Rows that name no tenant are of whoever has the rows that they hang on.
+#[tokio::test]
+async fn what_hangs_on_ones_own_cannot_be_hung_on_anothers() {
+    let app = App::new().await;
+    let theirs = (TenantId::new(), UserId::new());
+    fill(&app, app.tenant, app.user).await;
+    fill(&app, theirs.0, theirs.1).await;
+    for (table, column, of) in [
+        ("job_edges", "child_id", "jobs"),
+        ("job_edges", "parent_id", "jobs"),
+        ("job_attempts", "job_id", "jobs"),
+        ("job_notes", "job_id", "jobs"),
+        ("jobs", "group_id", "job_groups"),
+        ("media_references", "media_id", "media"),
+    ] {
+        let other: uuid::Uuid = sqlx::query_scalar(AssertSqlSafe(format!("select id from {of} where tenant_id = $1")))
+            .bind(theirs.0)
+            .fetch_one(&app.pool)
+            .await
+            .unwrap();
+        let copy = format!(
+            "create table {table}_{column} as select * from {table} where {column} <> '{other}'; \
+            update {table}_{column} set {column} = '{other}'; grant select on {table}_{column} to multivio_api"
+        );
+        sqlx::raw_sql(AssertSqlSafe(copy)).execute(&app.pool).await.unwrap();
+        for write in [
+            format!("update {table} set {column} = '{other}'"),
+            format!("insert into {table} overriding system value select * from {table}_{column}"),
+        ] {
+            let mut session = api_session(&app, Some((app.tenant, app.user))).await;
+            let refused = sqlx::query(AssertSqlSafe(write.clone())).execute(&mut session).await;
+            assert_eq!(code(refused).as_deref(), Some(DENIED), "{write}");
+        }
+    }
+}
+
+/// As services open one that are told a workspace and not who is calling.
+async fn session_of_things(app: &App) -> PgConnection {
+    let mut session = api_session(app, Some((app.tenant, app.user))).await;
+    sqlx::query("select set_config('request.jwt.claims', '', false)").execute(&mut session).await.unwrap();
+    session
+}
+
+#[tokio::test]
+async fn a_session_of_a_workspaces_things_knows_nothing_of_people() {
+    let app = App::new().await;
+    fill(&app, app.tenant, app.user).await;
+    for table in CLOSED_TO_WORKERS.into_iter().chain(APPEND_ONLY) {
+        let mut callers = api_session(&app, Some((app.tenant, app.user))).await;
+        assert!(count(&mut callers, table, "").await.unwrap() > 0, "{table}");
+        let mut session = session_of_things(&app).await;
+        assert_eq!(count(&mut session, table, "").await.unwrap(), 0, "{table}");
+    }
+    let mut session = session_of_things(&app).await;
+    for write in [
+        "delete from workspace_members",
+        "update workspace_members set role = 'viewer'",
+        "update workspaces set name = 'theirs'",
+        "update api_keys set revoked_at = now()",
+    ] {
+        let done = sqlx::query(write).execute(&mut session).await.unwrap();
+        assert_eq!(done.rows_affected(), 0, "{write}");
     }
 }
 
