@@ -5,9 +5,11 @@
 create table media_imports (
     id uuid primary key,
     tenant_id uuid not null,
+    -- Whose end is the address's.
+    job_id uuid not null,
     -- Encrypted, bound to this row.
     sealed bytea,
-    -- The name the user gave; without one it is the last part of the address.
+    -- The name the user gave.
     name text constraint media_imports_name_length check (length(name) between 1 and 255),
     -- What came of it. Kept for a while, so that a job that is repeated finds what it has made.
     media_id uuid references media (id) on delete set null,
@@ -15,7 +17,9 @@ create table media_imports (
     finished_at timestamptz,
     constraint media_imports_finished_keeps_no_address check ((finished_at is null) = (sealed is not null))
 );
-create index media_imports_oldest on media_imports (tenant_id, created_at);
+create index media_imports_tenant on media_imports (tenant_id);
+create index media_imports_oldest on media_imports (created_at);
+create index media_imports_open on media_imports (job_id) where finished_at is null;
 create index media_imports_media on media_imports (media_id);
 
 -- What was asked to be erased: the work to do, and for ever after the reason why credentials of before open nothing.
@@ -77,7 +81,7 @@ grant select, insert, update, delete on media_imports to multivio_worker;
 grant select, update (finished_at, not_revoked) on erasures to multivio_worker;
 grant select, update (size_bytes, ready_at), delete on exports to multivio_worker;
 -- Addresses go in and never come out: only workers read them.
-grant select (id, tenant_id, name, media_id, created_at, finished_at), insert, delete on media_imports to multivio_api;
+grant select (id, tenant_id, name, media_id, created_at, finished_at), insert on media_imports to multivio_api;
 create policy tenant on media_imports to multivio_api
     using (tenant_id = (select app.tenant())) with check (tenant_id = (select app.tenant()));
 -- A copy is for whoever asked.

@@ -1,4 +1,4 @@
-//! Runs the jobs of the `ops` queue: tokens, webhooks, mail, upkeep, each in a lane of its own.
+//! Runs the jobs of the `ops` queue: tokens, webhooks, mail, imports, upkeep, each in a lane of its own.
 
 use std::{process::ExitCode, sync::Arc};
 
