@@ -35,9 +35,23 @@ create table erasures (
     finished_at timestamptz,
     -- Accounts whose platform did not take their tokens back; they were forgotten here all the same.
     not_revoked integer not null default 0,
+    changed_at timestamptz not null default clock_timestamp(),
     constraint erasures_subject_key unique (kind, subject)
 );
+create index erasures_changed on erasures (changed_at);
+create function app.erasure_changed() returns trigger language plpgsql set search_path = '' as $$
+begin
+    new.changed_at := clock_timestamp();
+    return new;
+end
+$$;
+create trigger erasures_say_when_they_changed before update on erasures
+    for each row execute function app.erasure_changed();
 create index erasures_identity on erasures (identity_hash) where identity_hash is not null;
+
+-- Tokens of an account that was disconnected stay until the platform has them back, for a day at most.
+alter table connections drop constraint connections_removed_holds_no_token;
+create index connections_to_give_back on connections (updated_at) where state = 'removed' and access_token is not null;
 
 -- A file with somebody's data, for them alone, for a week.
 create table exports (
@@ -107,10 +121,13 @@ set local row_security = on;
 -- The user of the call. Read now and not when it runs, as in app.create_workspace.
 create function app.caller() returns uuid language sql stable begin atomic select auth.uid(); end;
 
--- Who was erased, for those who believe a token without asking for its user. Ids and times.
-create function app.erased() returns table (subject uuid, requested_at bigint, is_finished boolean)
+-- Who was erased, for those who believe a token without asking for its user. Ids and times. Of what has changed since
+-- then, and a while before: a transaction that was slow to commit shows its changes later than it made them.
+create function app.erased(p_since timestamptz)
+returns table (subject uuid, requested_at bigint, is_finished boolean, changed_at timestamptz)
 language sql stable security definer set search_path = '' as $$
-    select e.subject, ceil(extract(epoch from e.requested_at))::bigint, e.finished_at is not null from public.erasures e
+    select e.subject, ceil(extract(epoch from e.requested_at))::bigint, e.finished_at is not null, e.changed_at
+    from public.erasures e where e.changed_at > coalesce(p_since - interval '5 minutes', '-infinity')
 $$;
 
 -- What is being erased is not made anew meanwhile.
@@ -150,12 +167,17 @@ returns uuid language sql security definer set search_path = '' as $$
 $$;
 
 -- Where the user of the call is, and what their end would mean for others, whom policies hide from them. The
--- workspaces stay as they are until the transaction ends.
+-- workspaces stay as they are until the transaction ends, and so does where the user is: a membership takes hold of its
+-- workspace and then of its user, so we do as well; and then once more of workspaces, for one made in between.
 create function app.own_memberships()
 returns table (tenant_id uuid, name text, is_owner boolean, has_others boolean, has_other_owner boolean)
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 begin
+    perform from public.workspaces w
+    where w.id in (select m.tenant_id from public.workspace_members m where m.user_id = app.caller())
+    order by w.id for update;
+    perform from public.users u where u.id = app.caller() for update;
     perform from public.workspaces w
     where w.id in (select m.tenant_id from public.workspace_members m where m.user_id = app.caller())
     order by w.id for update;
@@ -289,7 +311,7 @@ do $$
 declare
     ours regprocedure;
     for_api regprocedure[] := array[
-        'app.erased()', 'app.ensure_local(uuid, uuid)', 'app.own_memberships()', 'app.is_personal()',
+        'app.erased(timestamptz)', 'app.ensure_local(uuid, uuid)', 'app.own_memberships()', 'app.is_personal()',
         'app.firebase_user(text, text, text, uuid, uuid, bytea, bigint)', 'app.end_workspace(uuid, uuid)',
         'app.end_user(uuid, bytea)', 'app.forget_user()'
     ]::regprocedure[];
