@@ -1,5 +1,6 @@
 //! A copy of one's data, and its end.
 
+mod by_operator;
 mod ends;
 mod exports;
 
