@@ -58,8 +58,15 @@ impl Session {
     /// The engine's own, whose few statements all find their rows by index. Said outright, because statistics of a
     /// table that fills and drains in seconds mislead the planner into reading all of it.
     pub fn engine(config: &DatabaseConfig, application: &str) -> sqlx::Result<Self> {
-        let off =
-            ["enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "enable_material", "jit"];
+        let off = [
+            "enable_seqscan",
+            "enable_hashjoin",
+            "enable_mergejoin",
+            "enable_bitmapscan",
+            "enable_incremental_sort",
+            "enable_material",
+            "jit",
+        ];
         let session = Self::worker(config, application)?.set("plan_cache_mode", "force_generic_plan");
         Ok(off.into_iter().fold(session, |session, name| session.set(name, "off")))
     }

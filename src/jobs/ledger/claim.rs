@@ -115,12 +115,12 @@ pub async fn claim_from_ledger(
                 select a.priority, a.place, a.part, a.high, n.tenant_id, 1 as depth from arcs a cross join lateral ( \
                     select tenant_id from jobs where state = 'queued' and not suspect and queue = $4 and lane = $6 \
                     and priority = a.priority and tenant_id >= a.low and tenant_id < a.high \
-                    order by tenant_id limit 1) n \
+                    order by tenant_id, seq limit 1) n \
                 union all \
                 select t.priority, t.place, t.part, t.high, n.tenant_id, t.depth + 1 from turns t cross join lateral ( \
                     select tenant_id from jobs where state = 'queued' and not suspect and queue = $4 and lane = $6 \
                     and priority = t.priority and tenant_id > t.tenant_id and tenant_id < t.high \
-                    order by tenant_id limit 1) n \
+                    order by tenant_id, seq limit 1) n \
                 where t.depth < $3 \
              ), shared as ( \
                 select priority, tenant_id, ($3 + count(*) over (partition by priority) - 1) \

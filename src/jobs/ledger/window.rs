@@ -45,7 +45,8 @@ pub struct Waiting {
 }
 
 /// The tenants that have queued jobs in queues that are not paused, at most `limit` of each list, beginning with the
-/// tenant that `after` names for it; one index probe each, however many jobs they have.
+/// tenant that `after` names for it; one index probe each, however many jobs they have. Ordered by the sequence as well,
+/// for the index of what is queued alone has it: the one of all jobs of a tenant would be walked to its end.
 pub async fn waiting(db: impl PgExecutor<'_>, after: &[(List, TenantId)], limit: i64) -> sqlx::Result<Vec<Waiting>> {
     let priorities: Vec<(List, i16)> = List::all()
         .filter_map(|list| match list.slot {
@@ -60,12 +61,12 @@ pub async fn waiting(db: impl PgExecutor<'_>, after: &[(List, TenantId)], limit:
             from unnest($1::text[], $2::text[], $3::smallint[], $4::uuid[]) as l (queue, lane, priority, first) \
             cross join lateral ( \
                 select tenant_id from jobs where state = 'queued' and not suspect and queue = l.queue \
-                and lane = l.lane and priority = l.priority and tenant_id >= l.first order by tenant_id limit 1) n \
+                and lane = l.lane and priority = l.priority and tenant_id >= l.first order by tenant_id, seq limit 1) n \
             where not exists (select from queue_controls c where c.queue = l.queue and c.paused_at is not null) \
             union all \
             select t.queue, t.lane, t.priority, n.tenant_id, t.place + 1 from turns t cross join lateral ( \
                 select tenant_id from jobs where state = 'queued' and not suspect and queue = t.queue \
-                and lane = t.lane and priority = t.priority and tenant_id > t.tenant_id order by tenant_id limit 1) n \
+                and lane = t.lane and priority = t.priority and tenant_id > t.tenant_id order by tenant_id, seq limit 1) n \
             where t.place < $5 \
          ) \
          select queue, lane, priority, tenant_id from turns order by queue, lane, priority, tenant_id",
