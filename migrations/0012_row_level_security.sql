@@ -323,12 +323,13 @@ create function app.user_by_email(p_email text) returns uuid language sql stable
 $$;
 
 -- With the user of the call as its first owner. Read now and not when it runs: on Supabase the schema `auth` is not
--- open to roles of ours.
+-- open to roles of ours. A user who ends meanwhile is waited for, and owns nothing then.
 create function app.create_workspace(p_id uuid, p_name text) returns void
 language sql security definer set search_path = ''
 begin atomic
     insert into public.workspaces (id, name) values (p_id, p_name);
-    insert into public.workspace_members (tenant_id, user_id, role) values (p_id, (select auth.uid()), 'owner');
+    insert into public.workspace_members (tenant_id, user_id, role)
+    select p_id, u.id, 'owner' from public.users u where u.id = (select auth.uid()) for key share of u;
 end;
 
 -- Wakes what is parked on a key and remembers the event; in a call, only what is its workspace's.

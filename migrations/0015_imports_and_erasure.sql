@@ -5,9 +5,11 @@
 create table media_imports (
     id uuid primary key,
     tenant_id uuid not null,
+    -- Whose end is the address's.
+    job_id uuid not null,
     -- Encrypted, bound to this row.
     sealed bytea,
-    -- The name the user gave; without one it is the last part of the address.
+    -- The name the user gave.
     name text constraint media_imports_name_length check (length(name) between 1 and 255),
     -- What came of it. Kept for a while, so that a job that is repeated finds what it has made.
     media_id uuid references media (id) on delete set null,
@@ -15,7 +17,9 @@ create table media_imports (
     finished_at timestamptz,
     constraint media_imports_finished_keeps_no_address check ((finished_at is null) = (sealed is not null))
 );
-create index media_imports_oldest on media_imports (tenant_id, created_at);
+create index media_imports_tenant on media_imports (tenant_id);
+create index media_imports_oldest on media_imports (created_at);
+create index media_imports_open on media_imports (job_id) where finished_at is null;
 create index media_imports_media on media_imports (media_id);
 
 -- What was asked to be erased: the work to do, and for ever after the reason why credentials of before open nothing.
@@ -31,9 +35,23 @@ create table erasures (
     finished_at timestamptz,
     -- Accounts whose platform did not take their tokens back; they were forgotten here all the same.
     not_revoked integer not null default 0,
+    changed_at timestamptz not null default clock_timestamp(),
     constraint erasures_subject_key unique (kind, subject)
 );
+create index erasures_changed on erasures (changed_at);
+create function app.erasure_changed() returns trigger language plpgsql set search_path = '' as $$
+begin
+    new.changed_at := clock_timestamp();
+    return new;
+end
+$$;
+create trigger erasures_say_when_they_changed before update on erasures
+    for each row execute function app.erasure_changed();
 create index erasures_identity on erasures (identity_hash) where identity_hash is not null;
+
+-- Tokens of an account that was disconnected stay until the platform has them back, for a day at most.
+alter table connections drop constraint connections_removed_holds_no_token;
+create index connections_to_give_back on connections (updated_at) where state = 'removed' and access_token is not null;
 
 -- A file with somebody's data, for them alone, for a week.
 create table exports (
@@ -98,7 +116,7 @@ grant select, insert, update, delete on media_imports to multivio_worker;
 grant select, update (finished_at, not_revoked) on erasures to multivio_worker;
 grant select, update (runs, file_run, size_bytes, row_count, ready_at), delete on exports to multivio_worker;
 -- Addresses go in and never come out: only workers read them.
-grant select (id, tenant_id, name, media_id, created_at, finished_at), insert, delete on media_imports to multivio_api;
+grant select (id, tenant_id, name, media_id, created_at, finished_at), insert on media_imports to multivio_api;
 create policy tenant on media_imports to multivio_api
     using (tenant_id = (select app.tenant())) with check (tenant_id = (select app.tenant()));
 -- A copy is for whoever asked.
@@ -124,10 +142,13 @@ set local row_security = on;
 -- The user of the call. Read now and not when it runs, as in app.create_workspace.
 create function app.caller() returns uuid language sql stable begin atomic select auth.uid(); end;
 
--- Who was erased, for those who believe a token without asking for its user. Ids and times.
-create function app.erased() returns table (subject uuid, requested_at bigint, is_finished boolean)
+-- Who was erased, for those who believe a token without asking for its user. Ids and times. Of what has changed since
+-- then, and a while before: a transaction that was slow to commit shows its changes later than it made them.
+create function app.erased(p_since timestamptz)
+returns table (subject uuid, requested_at bigint, is_finished boolean, changed_at timestamptz)
 language sql stable security definer set search_path = '' as $$
-    select e.subject, ceil(extract(epoch from e.requested_at))::bigint, e.finished_at is not null from public.erasures e
+    select e.subject, ceil(extract(epoch from e.requested_at))::bigint, e.finished_at is not null, e.changed_at
+    from public.erasures e where e.changed_at > coalesce(p_since - interval '5 minutes', '-infinity')
 $$;
 
 -- What is being erased is not made anew meanwhile.
@@ -190,12 +211,17 @@ end
 $$;
 
 -- Where the user of the call is, and what their end would mean for others, whom policies hide from them. The
--- workspaces stay as they are until the transaction ends.
+-- workspaces stay as they are until the transaction ends, and so does where the user is: a membership takes hold of its
+-- workspace and then of its user, so we do as well; and then once more of workspaces, for one made in between.
 create function app.own_memberships()
 returns table (tenant_id uuid, name text, is_owner boolean, has_others boolean, has_other_owner boolean)
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 begin
+    perform from public.workspaces w
+    where w.id in (select m.tenant_id from public.workspace_members m where m.user_id = app.caller())
+    order by w.id for update;
+    perform from public.users u where u.id = app.caller() for update;
     perform from public.workspaces w
     where w.id in (select m.tenant_id from public.workspace_members m where m.user_id = app.caller())
     order by w.id for update;
@@ -333,7 +359,7 @@ do $$
 declare
     ours regprocedure;
     for_api regprocedure[] := array[
-        'app.erased()', 'app.ensure_local(uuid, uuid)', 'app.own_memberships()', 'app.is_personal()',
+        'app.erased(timestamptz)', 'app.ensure_local(uuid, uuid)', 'app.own_memberships()', 'app.is_personal()',
         'app.firebase_user(text, text, text, uuid, uuid, bytea, bigint)', 'app.end_workspace(uuid, uuid)',
         'app.end_user(uuid, bytea)', 'app.forget_user()'
     ]::regprocedure[];

@@ -1,11 +1,11 @@
-//! Runs the jobs of the `ops` queue: tokens, webhooks, mail, upkeep, each in a lane of its own.
+//! Runs the jobs of the `ops` queue: tokens, webhooks, mail, imports, upkeep, each in a lane of its own.
 
 use std::{process::ExitCode, sync::Arc};
 
 use multivio::{
     ai::{AiUpkeep, Transformer},
     audit::AuditRetention,
-    connections::{Accounts, RefreshToken},
+    connections::{Accounts, GiveBackTokens, RefreshToken},
     crypto::Keyring,
     jobs::{Queue, Registry},
     media::{Import, MediaService, MediaUpkeep},
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         let patreon = config.patreon.as_ref().map(|patreon| Patreon::new(patreon, client, keyring));
         Ok(Registry::of(Queue::Ops)
             .job::<RefreshToken>()
+            .job::<GiveBackTokens>()
             .job::<Import>()
             .job::<Erase>()
             .job::<Export>()

@@ -79,6 +79,28 @@ pub async fn record(
     store::insert(tx, &line).await
 }
 
+/// A line by whoever runs the installation, for somebody: in their workspace, where it is among the lines about them.
+pub async fn record_by_operator_for(
+    tx: &mut PgConnection,
+    person: &Caller,
+    action: Action,
+    target: impl fmt::Display,
+    details: Value,
+) -> sqlx::Result<()> {
+    let line = store::NewLine {
+        tenant: Some(person.tenant),
+        actor: "operator",
+        user: Some(person.user),
+        key: None,
+        action,
+        target: target.to_string(),
+        details,
+        address: None,
+        request_id: None,
+    };
+    store::insert(tx, &line).await
+}
+
 /// A line by whoever runs the installation, at its command line.
 pub async fn record_by_operator(
     tx: &mut PgConnection,

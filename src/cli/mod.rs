@@ -22,6 +22,7 @@ pub mod openapi;
 pub mod plans;
 pub mod token;
 pub mod up;
+pub mod users;
 
 /// One line per sub-command: its doc comment is its help, its module has `Arguments` and `run`.
 macro_rules! commands {
@@ -58,6 +59,8 @@ commands! {
     Keys = keys,
     /// How much each workspace may do: list, define and give plans
     Plans = plans,
+    /// Do for a person what they may ask for: a copy of their data, their end
+    Users = users,
     /// Exit with 0 when this host's API, or a worker, is healthy (for containers)
     Health = health,
     /// Measure this machine with the product on it, each figure beside its limit

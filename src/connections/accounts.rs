@@ -17,7 +17,7 @@ use crate::{
     ids::{ConnectionId, TenantId},
     jobs::{Engine, EnqueueError, NewJob, Stop, Why, job::Until},
     plans::{self, Counted, PlanError},
-    platforms::{Account, Class, Connectors, Explanation, Platform, TokenPair, Turn, Witness},
+    platforms::{Account, Class, Connector, Connectors, Explanation, Platform, TokenPair, Turn, Witness},
     rotation::SealedColumn,
 };
 
@@ -228,7 +228,7 @@ impl Accounts {
             return Err(later(FLIGHT_PAUSE, "refresh_overtaken", "another worker refreshes the access"));
         }
         match connector.refresh(&refresh_token, witness).await {
-            Ok(pair) => self.keep(engine, &now, pair).await,
+            Ok(pair) => self.keep(engine, &now, pair, &*connector).await,
             Err(error) => {
                 tracing::warn!(connection = %now.id, error = crate::telemetry::chain(&error), "a token refresh failed");
                 self.refused(engine, &now, error.class(), error.explain()).await
@@ -237,7 +237,13 @@ impl Accounts {
     }
 
     /// The new pair is committed before anybody uses it, and tried hard: it exists nowhere else.
-    async fn keep(&self, engine: &Engine, row: &SealedConnection, pair: TokenPair) -> Result<Account, TokenTrouble> {
+    async fn keep(
+        &self,
+        engine: &Engine,
+        row: &SealedConnection,
+        pair: TokenPair,
+        connector: &dyn Connector,
+    ) -> Result<Account, TokenTrouble> {
         let sealed = self.seal(row.id, &pair.access_token, pair.refresh_token.as_ref(), Expires::In(pair.expires_in));
         let mut tries = 0;
         let renewed = loop {
@@ -248,8 +254,18 @@ impl Accounts {
                 Err(_) => sleep(POLL * 2u32.pow(tries.min(4))).await,
             }
         };
-        // Its owner connected the account again while we asked: those tokens are the newer ones.
-        let Some(renewed) = renewed else { return self.unseal(&self.usable(engine, row.id).await?) };
+        let Some(renewed) = renewed else {
+            return match self.usable(engine, row.id).await {
+                // Its owner connected the account again while we asked: those tokens are the newer ones.
+                Ok(row) => self.unseal(&row),
+                // Or disconnected it: what we traded was given back already, and this would live on.
+                Err(TokenTrouble::Removed) => {
+                    self.give_back_pair(connector, row.id, &pair).await;
+                    Err(TokenTrouble::Removed)
+                }
+                Err(trouble) => Err(trouble),
+            };
+        };
         if let Err(error) = self.after_save(engine, row, renewed).await {
             // The pair is safe. The next use refreshes by itself, so only the head start is lost.
             tracing::warn!(connection = %row.id, error = crate::telemetry::chain(&error), "no refresh ahead of time");

@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use super::{
-    Connection, ConnectionState, RefreshToken,
+    Connection, ConnectionState, GiveBackTokens, RefreshToken,
     accounts::{ConnectError, NewAccount},
     store::{self, Expires},
     wake_key,
@@ -197,7 +197,8 @@ impl ConnectionsApi {
 
     /// Disconnect an account
     ///
-    /// Its tokens are forgotten at once, and what was still to go out there is cancelled. What was published stays.
+    /// Nothing uses its tokens from now on; a job gives them back to the platform, also those that you sent yourself,
+    /// and forgets them. What was still to go out there is cancelled. What was published stays.
     #[oai(path = "/connections/:id", method = "delete", operation_id = "removeConnection")]
     async fn remove(
         &self,
@@ -219,8 +220,10 @@ impl ConnectionsApi {
         audit::record(&mut tx, &caller, Action::ConnectionRemoved, id.0, json!({})).await?;
         // What is parked on it runs, finds itself cancelled, and ends.
         app.engine.wake(&mut tx, &wake_key(id.0)).await?;
+        let tickets = app.engine.enqueue_in(&mut tx, &[GiveBackTokens::new_job(id.0, caller.tenant)]).await?;
         let answer = claim.keep(&mut tx, Gone::default()).await?;
         tx.commit().await?;
+        app.engine.ring(&tickets).await;
         Ok(answer)
     }
 

@@ -27,6 +27,8 @@ use crate::{
 const TRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(100);
 
+type Tx = Transaction<'static, Postgres>;
+
 /// One answer of one owner, on its way to a connection.
 pub struct Arrival {
     pub app: Arc<App>,
@@ -45,6 +47,8 @@ pub enum Refused {
     Platform(ConnectorError),
     /// Another workspace holds the account.
     Elsewhere(Platform),
+    /// The workspace, or whoever asked, was deleted meanwhile.
+    Gone,
     Plan(Box<plans::Refused>),
     Problem(Problem),
 }
@@ -92,14 +96,21 @@ impl Arrival {
                 return Err(Refused::Platform(error));
             }
         };
-        let kept = self.keep(&pair, &owner).await;
-        if matches!(kept, Err(Refused::Elsewhere(_) | Refused::Plan(_))) {
-            self.give_back(&pair, seen).await;
+        match self.write(&pair, &owner).await {
+            // Whether a commit that failed has come through, nobody knows: tokens that may be in use are not taken away.
+            Ok((Some(tx), answer)) => tx.commit().await.map(|()| answer).map_err(Refused::from),
+            Ok((None, answer)) => {
+                self.give_back(&pair, seen).await;
+                Ok(answer)
+            }
+            Err(refused) => {
+                self.give_back(&pair, seen).await;
+                Err(refused)
+            }
         }
-        kept
     }
 
-    async fn over(&self) -> sqlx::Result<()> {
+    async fn over(&self) -> sqlx::Result<bool> {
         consent::finish(&mut *self.app.db.of(&self.caller).await?, self.consent).await
     }
 
@@ -114,14 +125,20 @@ impl Arrival {
         }
     }
 
-    async fn keep(&self, pair: &TokenPair, owner: &Owner) -> Result<Created<ConnectionView>, Refused> {
+    /// All that has to be there or not be there together. Without a transaction: the key had its answer before.
+    async fn write(&self, pair: &TokenPair, owner: &Owner) -> Result<(Option<Tx>, Created<ConnectionView>), Refused> {
         let platform = self.connector.platform();
         let claimed = self.key.claim_at_last(&self.app.db, &self.caller, &self.request).await?;
         let (mut tx, claim) = match claimed {
             (tx, Turn::New(claim)) => (tx, claim),
-            (_, Turn::Replay(answer)) => return Ok(answer),
+            (_, Turn::Replay(answer)) => return Ok((None, answer)),
         };
         let tenant = self.caller.tenant;
+        // Before anything is written: whatever ends the workspace or the user takes the consent with it. It has, and
+        // nothing is kept; or it waits for us, and finds what we have kept.
+        if !consent::finish(&mut *tx, self.consent).await? {
+            return Err(Refused::Gone);
+        }
         if consent::is_held_elsewhere(&mut tx, platform, &owner.remote_id).await? {
             return Err(Refused::Elsewhere(platform));
         }
@@ -139,15 +156,13 @@ impl Arrival {
             error => not_connected(error).into(),
         })?;
         store::prove(&mut tx, tenant, id).await?;
-        consent::finish(&mut *tx, self.consent).await?;
         let row = store::get(&mut *tx, self.caller.reach(), id).await?;
         let row = row.ok_or_else(|| Problem::internal_with("a connection is not there right after it was written"))?;
         let details = json!({"platform": platform, "username": row.username, "consent": self.consent});
         audit::record(&mut tx, &self.caller, Action::ConnectionAdded, id, details).await?;
         let answer = Created::new(format!("/api/v1/connections/{id}"), ConnectionView::from(row));
         let answer = claim.keep(&mut tx, answer).await?;
-        tx.commit().await?;
-        Ok(answer)
+        Ok((Some(tx), answer))
     }
 
     /// Tokens that nobody will use. Where the platform does not take them back, they end by themselves.

@@ -189,13 +189,13 @@ pub async fn take(
     Ok(Taken::Now(row.id, Secrets::open(keyring, row.id, &sealed)))
 }
 
-/// Whatever came of it, it is over.
-pub async fn finish(db: impl PgExecutor<'_>, id: ConsentId) -> sqlx::Result<()> {
-    sqlx::query("update account_consents set finished_at = now() where id = $1 and finished_at is null")
+/// Whatever came of it, it is over. `false`: it was before, or went with its workspace or its user.
+pub async fn finish(db: impl PgExecutor<'_>, id: ConsentId) -> sqlx::Result<bool> {
+    let done = sqlx::query("update account_consents set finished_at = now() where id = $1 and finished_at is null")
         .bind(id)
         .execute(db)
         .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
 /// For upkeep: those that are over for so long that nobody asks for them any more.

@@ -236,6 +236,11 @@ fn not_connected(refused: Refused) -> Problem {
     match refused {
         Refused::Problem(problem) => problem,
         Refused::Plan(refused) => (*refused).into(),
+        Refused::Gone => {
+            let text = "The workspace, or whoever asked, was deleted meanwhile. Nothing was connected, and the access \
+                        was given back.";
+            Problem::conflict("consent_over", text)
+        }
         Refused::Elsewhere(platform) => {
             let text = format!(
                 "This {} account is connected in another workspace, and one account is published on from one place \

@@ -1,14 +1,69 @@
-//! Gives an account's tokens back to its platform, for whoever is leaving.
+//! Gives an account's tokens back to its platform: of accounts that are disconnected, and for whoever is leaving.
 
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 
 use super::{
-    Accounts,
+    Accounts, ConnectionState,
     accounts::{access_place, platform_of, refresh_place},
     job::Seen,
     store,
 };
-use crate::{ids::ConnectionId, telemetry::chain};
+use crate::{
+    ids::{ConnectionId, TenantId},
+    jobs::{Backoff, Job, JobContext, Lane, NewJob, Queue, Stop},
+    platforms::{Connector, TokenPair},
+    telemetry::chain,
+};
+
+/// How often a platform is asked at once to take back what is kept nowhere.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The job that gives the tokens of a disconnected account back, and forgets them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GiveBackTokens {
+    pub connection: ConnectionId,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Returned {
+    /// `false`: the platform did not take them. They are forgotten here all the same, and end by themselves.
+    pub given_back: bool,
+}
+
+impl GiveBackTokens {
+    pub fn new_job(connection: ConnectionId, tenant: TenantId) -> NewJob {
+        NewJob::of(&Self { connection }, tenant).unique(connection.to_string())
+    }
+}
+
+impl Job for GiveBackTokens {
+    const KIND: &'static str = "give_back_tokens";
+    const QUEUE: Queue = Queue::Ops;
+    const LANE: Lane = Lane::Tokens;
+    /// Over some hours; what is left after a day goes in any case.
+    const MAX_ATTEMPTS: u16 = 12;
+    const BACKOFF: Backoff = Backoff { base: Duration::from_secs(10), cap: Duration::from_secs(2 * 3600) };
+
+    type Output = Returned;
+
+    async fn run(&self, cx: &JobContext) -> Result<Returned, Stop> {
+        let row = store::sealed(cx.db(), self.connection).await?;
+        let row = row.ok_or_else(|| Stop::failed("connection_gone", "the account is not known any more"))?;
+        if ConnectionState::of(&row)? != ConnectionState::Removed {
+            return Err(Stop::failed("connection_in_use", "the account is connected"));
+        }
+        let outcome = cx.service::<Accounts>().give_back(cx.db(), self.connection).await?;
+        if outcome == GivenBack::Later && cx.attempt < cx.max_attempts {
+            return Err(Stop::retry("platform_in_trouble", "the platform does not take the tokens back yet"));
+        }
+        store::forget_tokens(cx.db(), self.connection).await?;
+        Ok(Returned { given_back: outcome == GivenBack::Done })
+    }
+}
 
 /// What came of offering tokens back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,5 +98,20 @@ impl Accounts {
             }
         }
         Ok(given_back)
+    }
+
+    /// A pair that came for an account which is not connected any more: it is kept nowhere, so it is offered at once.
+    pub(super) async fn give_back_pair(&self, connector: &dyn Connector, id: ConnectionId, pair: &TokenPair) {
+        for token in [pair.refresh_token.as_ref(), Some(&pair.access_token)].into_iter().flatten() {
+            let mut tries = 1;
+            while let Err(error) = connector.revoke(token, &Seen::default()).await {
+                if tries == TRIES {
+                    tracing::warn!(connection = %id, error = chain(&error), "a token was not given back");
+                    break;
+                }
+                tries += 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
 }

@@ -19,7 +19,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 pub use accounts::{Accounts, TokenTrouble};
-pub use give_back::GivenBack;
+pub use give_back::{GiveBackTokens, GivenBack};
 pub use job::RefreshToken;
 
 use crate::{
@@ -33,7 +33,8 @@ stored_names! {
         Active = "active",
         /// Its owner has to authorise it again; what waits for it is parked.
         NeedsReconnect = "needs_reconnect",
-        /// Disconnected by its owner: kept without tokens for the publications that speak of it.
+        /// Disconnected by its owner: kept for the publications that speak of it, with its tokens until they are given
+        /// back.
         Removed = "removed",
     }
 }

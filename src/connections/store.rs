@@ -12,6 +12,9 @@ use crate::{
     platforms::{Explanation, Platform},
 };
 
+/// How long a disconnected account's tokens are kept to be given back, at most.
+const OFFERED: Duration = Duration::from_secs(24 * 3600);
+
 #[derive(FromRow)]
 struct Row {
     id: ConnectionId,
@@ -292,11 +295,10 @@ pub async fn needs_reconnect(
     Ok(done.rows_affected() == 1)
 }
 
-/// Disconnects: the tokens are gone at once.
+/// Disconnects: nothing uses the tokens any more. They stay until they were given back ([`super::GiveBackTokens`]).
 pub async fn remove(tx: &mut PgConnection, tenant: TenantId, id: ConnectionId) -> sqlx::Result<bool> {
     let done = sqlx::query(
-        "update connections set state = 'removed', access_token = null, refresh_token = null, problem = null, \
-           generation = generation + 1, updated_at = now() \
+        "update connections set state = 'removed', problem = null, generation = generation + 1, updated_at = now() \
          where tenant_id = $1 and id = $2 and state <> 'removed'",
     )
     .bind(tenant)
@@ -304,6 +306,30 @@ pub async fn remove(tx: &mut PgConnection, tenant: TenantId, id: ConnectionId) -
     .execute(tx)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Nobody has them any more, whatever the account was before.
+pub async fn forget_tokens(db: impl PgExecutor<'_>, id: ConnectionId) -> sqlx::Result<()> {
+    sqlx::query(
+        "update connections set state = 'removed', access_token = null, refresh_token = null, problem = null, \
+           generation = generation + 1, updated_at = now() where id = $1",
+    )
+    .bind(id)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// For upkeep: the tokens of accounts that were disconnected so long ago that their platform is asked no more.
+pub async fn forget_left_tokens(db: impl PgExecutor<'_>) -> sqlx::Result<u64> {
+    let gone = sqlx::query(
+        "update connections set access_token = null, refresh_token = null where state = 'removed' \
+           and access_token is not null and updated_at < now() - make_interval(secs => $1)",
+    )
+    .bind(OFFERED.as_secs_f64())
+    .execute(db)
+    .await?;
+    Ok(gone.rows_affected())
 }
 
 impl ConnectionState {

@@ -254,8 +254,9 @@ impl IdentityApi {
         };
         let id = store::create_workspace(&mut tx, &body.0.name).await?;
         let there = Caller { tenant: id, ..caller.clone() };
-        audit::record(&mut tx, &there, Action::WorkspaceCreated, id, json!({"name": body.0.name})).await?;
+        // None: its maker has ended meanwhile.
         let row = store::workspace(&mut *tx, id, caller.user).await?.ok_or_else(unknown_workspace)?;
+        audit::record(&mut tx, &there, Action::WorkspaceCreated, id, json!({"name": body.0.name})).await?;
         let location = format!("/api/v1/workspaces/{id}");
         let answer = claim.keep(&mut tx, Created::new(location, WorkspaceView::from(row))).await?;
         tx.commit().await?;

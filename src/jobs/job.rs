@@ -183,6 +183,8 @@ stored_names! {
         Tokens = "tokens",
         Webhooks = "webhooks",
         Mail = "mail",
+        /// Files fetched from servers of strangers.
+        Imports = "imports",
         Upkeep = "upkeep",
     }
 }

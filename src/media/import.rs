@@ -1,7 +1,8 @@
 //! The job that fetches a file from an address its user gave, and takes it in like any upload.
 //!
-//! It runs beside the transcodes and not among them, because a slow server would keep them waiting; one of a tenant
-//! after another, so that nobody takes every slot. It may run twice: its row says what it has made.
+//! It runs beside the transcodes and not among them, because a slow server would keep them waiting, and in a lane of its
+//! own, where it keeps nothing else waiting; one of a tenant after another, so that nobody takes every slot. It may run
+//! twice: its row says what it has made.
 
 use std::time::Duration;
 
@@ -17,8 +18,11 @@ use super::{
 use crate::{
     connections::Accounts,
     ids::{ImportId, MediaId, TenantId},
-    jobs::{Backoff, Job, JobContext, NewJob, Queue, Stop},
-    outbound::fetch::{FetchError, Fetcher},
+    jobs::{Backoff, Job, JobContext, Lane, NewJob, Queue, Stop},
+    outbound::{
+        fetch::{FetchError, Fetcher},
+        pace::TooSlow,
+    },
     plans::{self, Each, PlanError},
     publishing::job::enqueue_stop,
     telemetry::chain,
@@ -40,15 +44,17 @@ pub struct Imported {
 
 impl Import {
     pub fn new_job(import: ImportId, tenant: TenantId) -> NewJob {
-        NewJob::of(&Self { import }, tenant).serial("import").serial_patience(PATIENCE)
+        // A serial order is nobody's by itself: it has to name its tenant.
+        NewJob::of(&Self { import }, tenant).serial(format!("import:{tenant}")).serial_patience(PATIENCE)
     }
 }
 
 impl Job for Import {
     const KIND: &'static str = "media_import";
     const QUEUE: Queue = Queue::Ops;
+    const LANE: Lane = Lane::Imports;
     const MAX_ATTEMPTS: u16 = 4;
-    /// Also the longest that a server may take to send a file byte by byte.
+    /// Also the longest that a server may take to send a file, at the least pace ([`crate::outbound::pace::Pace::LEAST`]) or above.
     const TIMEOUT: Duration = Duration::from_secs(30 * 60);
     const BACKOFF: Backoff = Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(120) };
 
@@ -168,7 +174,9 @@ fn not_received(error: UploadError) -> Stop {
         UploadError::Kind(error) => Stop::failed("unsupported_media_type", error.to_string()),
         UploadError::TooLarge { limit_bytes } => too_large(limit_bytes),
         error @ (UploadError::Unreadable(..) | UploadError::NoPicture) => Stop::failed("unusable", chain(&error)),
-        UploadError::CutOff(_) | UploadError::TooSlow => Stop::retry("cut_off", error.to_string()),
+        UploadError::CutOff(cause) if TooSlow::is_cause_of(&cause) => Stop::retry("too_slow", cause.to_string()),
+        UploadError::TooSlow => Stop::retry("too_slow", error.to_string()),
+        UploadError::CutOff(_) => Stop::retry("cut_off", error.to_string()),
         UploadError::Busy => Stop::snooze(Duration::from_secs(10), "busy", error.to_string()),
         UploadError::Database(error) => error.into(),
         error @ (UploadError::Probe(_) | UploadError::Storage(_)) => Stop::retry("intake_failed", chain(&error)),

@@ -9,7 +9,7 @@ use url::Url;
 use super::{import::Import, import_store};
 use crate::{
     http::{Accepted, App, Caller, IdempotencyKey, Input, Problem, Scope, Tag, Turn},
-    ids::JobId,
+    ids::{ImportId, JobId},
     outbound::fetch::Fetcher,
     publishing::Publisher,
 };
@@ -21,10 +21,10 @@ pub struct ImportApi;
 #[derive(Object)]
 #[oai(deny_unknown_fields, skip_serializing_if_is_none)]
 struct ImportInput {
-    /// An https address that anybody on the internet could open. It is kept encrypted until the file has come.
+    /// An https address that anybody on the internet could open. It is kept encrypted until the job has ended.
     #[oai(validator(min_length = 1, max_length = 2048))]
     url: String,
-    /// What to call the file; without it the last part of the address.
+    /// What to call the file; without it the last part of the address, where that looks like a name.
     #[oai(validator(min_length = 1, max_length = 255))]
     name: Option<String>,
 }
@@ -59,8 +59,10 @@ impl ImportApi {
             Turn::New(claim) => claim,
         };
         let keyring = publisher.accounts.keyring();
-        let import = import_store::insert(&mut tx, keyring, caller.tenant, &url, body.0.name.as_deref()).await?;
+        let import = ImportId::new();
         let job = Import::new_job(import, caller.tenant);
+        let ids = (import, job.id);
+        import_store::insert(&mut tx, keyring, caller.tenant, ids, &url, body.0.name.as_deref()).await?;
         let tickets = app.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await?;
         let answer = Accepted::new(format!("/api/v1/jobs/{}", job.id), ImportAccepted { job_id: job.id });
         let answer = claim.keep(&mut tx, answer).await?;

@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{FromRow, PgConnection, PgExecutor};
+use sqlx::{FromRow, PgConnection, PgExecutor, PgPool};
 use url::Url;
 
 use crate::{
     crypto::{CryptoError, Keyring, Place},
-    ids::{ImportId, MediaId, TenantId},
+    ids::{ImportId, JobId, MediaId, TenantId},
     rotation::SealedColumn,
 };
 
-/// How long a finished one is kept: longer than its job can be tried again.
+/// How long one is kept, so that a job that is repeated finds what it has made.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What is encrypted here.
@@ -44,28 +44,24 @@ impl ImportRow {
     }
 }
 
-/// Writes one down, and forgets the tenant's old ones.
+/// Writes one down, in the transaction that enqueues its job.
 pub async fn insert(
     tx: &mut PgConnection,
     keyring: &Keyring,
     tenant: TenantId,
+    (id, job): (ImportId, JobId),
     url: &Url,
     name: Option<&str>,
-) -> sqlx::Result<ImportId> {
-    let id = ImportId::new();
-    sqlx::query("delete from media_imports where tenant_id = $1 and created_at < now() - make_interval(secs => $2)")
-        .bind(tenant)
-        .bind(KEPT.as_secs_f64())
-        .execute(&mut *tx)
-        .await?;
-    sqlx::query("insert into media_imports (id, tenant_id, sealed, name) values ($1, $2, $3, $4)")
+) -> sqlx::Result<()> {
+    sqlx::query("insert into media_imports (id, tenant_id, job_id, sealed, name) values ($1, $2, $3, $4, $5)")
         .bind(id)
         .bind(tenant)
+        .bind(job)
         .bind(keyring.encrypt(place(id), &SecretString::from(url.as_str())))
         .bind(name)
         .execute(tx)
         .await?;
-    Ok(id)
+    Ok(())
 }
 
 pub async fn get(db: impl PgExecutor<'_>, tenant: TenantId, id: ImportId) -> sqlx::Result<Option<ImportRow>> {
@@ -104,4 +100,22 @@ pub async fn finish(
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// For upkeep: the addresses of those whose job has ended without a word of theirs (cancelled, out of time, killed), and
+/// what is so old that nobody asks for it. Returns how many addresses went.
+pub async fn forget_ended(db: &PgPool) -> sqlx::Result<u64> {
+    let closed = sqlx::query(
+        "update media_imports i set sealed = null, finished_at = now() where finished_at is null \
+           and not exists (select from jobs j where j.id = i.job_id and j.finished_at is null)",
+    )
+    .execute(db)
+    .await?;
+    sqlx::query(
+        "delete from media_imports where created_at < now() - make_interval(secs => $1) and finished_at < now()",
+    )
+    .bind(KEPT.as_secs_f64())
+    .execute(db)
+    .await?;
+    Ok(closed.rows_affected())
 }

@@ -1,11 +1,12 @@
-//! Removes bytes that nobody has used for a day, after a second look (M1), and what crashes left unfinished.
+//! Removes bytes that nobody has used for a day, after a second look (M1), what crashes left unfinished, and addresses of
+//! imports that came to an end by themselves.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 
-use super::{service::MediaService, store};
+use super::{import_store, service::MediaService, store};
 use crate::{
     jobs::{Job, JobContext, Lane, Queue, Stop},
     telemetry::chain,
@@ -32,6 +33,7 @@ impl Job for MediaUpkeep {
     type Output = Removed;
 
     async fn run(&self, cx: &JobContext) -> Result<Removed, Stop> {
+        import_store::forget_ended(cx.db()).await?;
         Ok(remove_unused(cx.db(), &cx.service::<MediaService>()).await?)
     }
 }

@@ -7,6 +7,7 @@
 use std::{
     error::Error,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +22,12 @@ use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
 use url::{Host, Url};
 
-use super::{OutboundError, addresses::is_public, builder};
+use super::{
+    OutboundError,
+    addresses::is_public,
+    builder,
+    pace::{Pace, Paced},
+};
 
 /// From the first byte of a request to the head of its answer.
 const HEAD_TIME: Duration = Duration::from_secs(20);
@@ -30,6 +36,7 @@ const MOST_REDIRECTS: usize = 3;
 const LONGEST_URL: usize = 2048;
 const LONGEST_HOST: usize = 253;
 const HTTPS_PORT: u16 = 443;
+const EXTENSION_LENGTHS: RangeInclusive<usize> = 2..=5;
 /// Names that never lead outside, whatever answers for them.
 const OWN_NAMES: [&str; 6] = ["localhost", "local", "internal", "lan", "home.arpa", "onion"];
 
@@ -69,11 +76,13 @@ pub enum FetchError {
 pub struct Fetcher {
     client: Client,
     loopback_port: Option<u16>,
+    pace: Pace,
 }
 
 /// A file on its way in.
 pub struct Fetched {
     response: Response,
+    pace: Pace,
 }
 
 impl Fetcher {
@@ -84,7 +93,7 @@ impl Fetcher {
 
     fn with(loopback_port: Option<u16>, names: Arc<dyn Names>) -> Result<Self, OutboundError> {
         let client = builder().dns_resolver(Arc::new(Judged(names))).pool_max_idle_per_host(0).build();
-        Ok(Self { client: client.map_err(OutboundError::Client)?, loopback_port })
+        Ok(Self { client: client.map_err(OutboundError::Client)?, loopback_port, pace: Pace::LEAST })
     }
 
     /// Whether the address may be asked at all, as far as it tells by itself; a name is judged when it is looked up.
@@ -130,7 +139,7 @@ impl Fetcher {
             let Ok(asked) = asked else { return Err(FetchError::Status(StatusCode::GATEWAY_TIMEOUT)) };
             let response = asked.map_err(failed)?;
             match response.status() {
-                StatusCode::OK => return Ok(Fetched { response }),
+                StatusCode::OK => return Ok(Fetched { response, pace: self.pace }),
                 status if status.is_redirection() => url = next(&url, &response)?,
                 status => return Err(FetchError::Status(status)),
             }
@@ -145,18 +154,27 @@ impl Fetched {
         self.response.content_length()
     }
 
-    /// The last part of the address that it came from: a name at best, and nothing that opens anything.
+    /// The last part of the address that it came from, where that is a file's name.
     pub fn name(&self) -> Option<String> {
-        let last = self.response.url().path_segments()?.next_back()?.to_owned();
-        let decoded: Vec<u8> = url::form_urlencoded::parse(format!("n={}", last.replace('+', "%2B")).as_bytes())
-            .next()
-            .map(|(_, value)| value.into_owned().into_bytes())?;
-        String::from_utf8(decoded).ok().filter(|name| !name.is_empty())
+        name_of(self.response.url())
     }
 
+    /// What comes too slowly breaks off with [`super::pace::TooSlow`].
     pub fn into_reader(self) -> impl AsyncRead + Send {
-        StreamReader::new(self.response.bytes_stream().map_err(|error| std::io::Error::other(error.without_url())))
+        let bytes = self.response.bytes_stream().map_err(|error| std::io::Error::other(error.without_url()));
+        Paced::new(StreamReader::new(bytes), self.pace)
     }
+}
+
+/// Whatever has no extension as files have it may be what opens the address, and would be kept in the clear.
+fn name_of(url: &Url) -> Option<String> {
+    let pair = format!("n={}", url.path_segments()?.next_back()?.replace('+', "%2B"));
+    let (_, name) = url::form_urlencoded::parse(pair.as_bytes()).next()?;
+    let (stem, extension) = name.rsplit_once('.')?;
+    let is_extension = EXTENSION_LENGTHS.contains(&extension.len())
+        && extension.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        && extension.bytes().any(|byte| byte.is_ascii_alphabetic());
+    (is_extension && !stem.is_empty()).then(|| name.into_owned())
 }
 
 fn next(from: &Url, response: &Response) -> Result<Url, FetchError> {

@@ -252,6 +252,40 @@ async fn a_file_arrives_with_the_last_part_of_its_address_as_its_name() {
     assert_eq!(bytes, b"bytes");
 }
 
+#[test]
+fn what_may_be_a_key_is_no_name() {
+    let name = |path: &str| name_of(&Url::parse(&format!("https://a.example/{path}?name=a.mp4")).unwrap());
+    for (path, found) in [("films/my%20film.mp4", "my film.mp4"), ("a.b.JPEG", "a.b.JPEG"), ("1+1.mov", "1+1.mov")] {
+        assert_eq!(name(path).as_deref(), Some(found));
+    }
+    for key in
+        ["", "s/8f14e45fceea167a5a36dedd4bea2543", "d/k.3", "k.signature", "k.12345", "k.a-b", "k.", ".mp4", "mp4"]
+    {
+        assert_eq!(name(key), None, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_sends_byte_by_byte_is_left() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n").await;
+        while stream.write_all(b"a").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let pace = Pace { window: Duration::from_millis(300), least_bytes: 1000 };
+    let fetcher = Fetcher { pace, ..Fetcher::new(Some(port)).unwrap() };
+    let fetched = fetcher.open(&Url::parse(&format!("http://127.0.0.1:{port}/")).unwrap()).await.unwrap();
+    let error = std::pin::pin!(fetched.into_reader()).read_to_end(&mut Vec::new()).await.unwrap_err();
+    assert!(super::super::pace::TooSlow::is_cause_of(&error), "{error}");
+    let usual = Fetcher::new(None).unwrap().pace;
+    assert!(usual.least_bytes > 0 && usual.window <= Duration::from_secs(60), "{usual:?}");
+}
+
 #[tokio::test]
 async fn a_refusal_is_told_by_its_status_and_no_error_repeats_the_address() {
     let (port, _) = server("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".into()).await;

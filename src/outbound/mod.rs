@@ -7,6 +7,7 @@
 
 pub mod addresses;
 pub mod fetch;
+pub mod pace;
 
 use std::{sync::Once, time::Duration};
 

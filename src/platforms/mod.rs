@@ -89,7 +89,8 @@ pub trait Connector: Send + Sync {
     /// Whose account a new access token is for.
     async fn owner(&self, access_token: &SecretString, witness: &dyn Witness) -> Result<Owner, ConnectorError>;
 
-    /// Gives a token back; one that is dead already counts as given back.
+    /// Gives a token back: it alone ends, whatever else the same account's owner has allowed. One that is dead already
+    /// counts as given back.
     async fn revoke(&self, token: &SecretString, witness: &dyn Witness) -> Result<(), ConnectorError>;
 
     /// Trades a refresh token. The old pair may be dead as soon as this was sent, answered or not.

@@ -10,20 +10,18 @@ use poem_openapi::{
     payload::{Binary, Json},
 };
 use serde_json::json;
-use sqlx::PgConnection;
 
 use super::{
-    erase::Erase,
-    erasures::{self, Membership},
-    export::Export,
+    begin::{Copying, Ending, NotEnded},
+    erasures,
     exports::{self, ExportRow},
 };
 use crate::{
     audit::{self, Action},
     http::{Accepted, App, Caller, IdempotencyKey, Problem, Scope, Tag, Turn},
     identity::{self, Forbidden},
-    ids::{ErasureId, ExportId, JobId, TenantId},
-    jobs::{EnqueueError, NewJob, Ticket},
+    ids::{ExportId, JobId, TenantId},
+    jobs::EnqueueError,
     media::MediaService,
 };
 
@@ -93,28 +91,10 @@ impl RightsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let memberships = erasures::memberships(&mut *tx).await?;
-        if let Some(needed) = memberships.iter().find(|one| one.is_owner && one.has_others && !one.has_other_owner) {
-            let text = format!(
-                "You are the last owner of the workspace {:?} ({}), and others are in it. Make somebody else an owner, \
-                 or delete it first.",
-                needed.name, needed.tenant_id
-            );
-            return Err(Problem::conflict("last_owner", text));
-        }
-        let ending: Vec<_> = memberships.iter().filter(|one| !one.has_others).map(|one| one.tenant_id).collect();
-        let hash = erasures::identity(&mut *tx, caller.user).await?;
-        let hash = hash.map(|(provider, subject)| erasures::identity_hash(&provider, &subject));
-        let mut begun = Begun::default();
-        for tenant in &ending {
-            begun.workspace(&app, &mut tx, *tenant).await?;
-        }
-        let erasure = erasures::end_user(&mut *tx, hash).await?;
-        begun.job(&app, &mut tx, erasure).await?;
-        let left = memberships.iter().filter(|one| one.has_others).map(|one: &Membership| one.tenant_id);
-        let details = json!({"workspaces": ending, "left": left.collect::<Vec<_>>()});
+        let begun = Ending::of_user(&app.engine, &mut tx, caller.user).await?;
+        let details = json!({"workspaces": begun.workspaces, "left": begun.left});
         audit::record(&mut tx, &caller, Action::UserErased, caller.user, details).await?;
-        let answer = claim.keep(&mut tx, begun.answer(ending)).await?;
+        let answer = claim.keep(&mut tx, accepted(&begun)).await?;
         // Last: memberships and keys go with it.
         erasures::forget_user(&mut *tx).await?;
         tx.commit().await?;
@@ -154,10 +134,9 @@ impl RightsApi {
             let text = "It is where somebody is who names no workspace, and ends with them (DELETE /api/v1/me).";
             return Err(Problem::conflict("personal_workspace", text));
         }
-        let mut begun = Begun::default();
-        begun.workspace(&app, &mut tx, id.0).await?;
+        let begun = Ending::of_workspace(&app.engine, &mut tx, id.0).await?;
         audit::record(&mut tx, &caller, Action::WorkspaceErased, id.0, json!({})).await?;
-        let answer = claim.keep(&mut tx, begun.answer(vec![id.0])).await?;
+        let answer = claim.keep(&mut tx, accepted(&begun)).await?;
         tx.commit().await?;
         app.auth.forget();
         app.engine.ring(&begun.tickets).await;
@@ -226,29 +205,24 @@ impl RightsApi {
     }
 }
 
-/// What a request for an end has begun.
-#[derive(Default)]
-struct Begun {
-    jobs: Vec<JobId>,
-    tickets: Vec<Ticket>,
+fn accepted(begun: &Ending) -> Accepted<ErasureAccepted> {
+    let first = begun.jobs.first().map(|job| format!("/api/v1/jobs/{job}")).unwrap_or_default();
+    Accepted::new(first, ErasureAccepted { workspaces: begun.workspaces.clone(), jobs: begun.jobs.clone() })
 }
 
-impl Begun {
-    async fn workspace(&mut self, app: &App, tx: &mut PgConnection, tenant: TenantId) -> Result<(), Problem> {
-        let erasure = erasures::end_workspace(&mut *tx, tenant).await?;
-        self.job(app, tx, erasure).await
-    }
-
-    async fn job(&mut self, app: &App, tx: &mut PgConnection, erasure: ErasureId) -> Result<(), Problem> {
-        let tickets = app.engine.enqueue_own_in(tx, &Erase::new_job(erasure)).await?;
-        self.jobs.extend(tickets.iter().map(|ticket| ticket.job));
-        self.tickets.extend(tickets);
-        Ok(())
-    }
-
-    fn answer(&self, workspaces: Vec<TenantId>) -> Accepted<ErasureAccepted> {
-        let first = self.jobs.first().map(|job| format!("/api/v1/jobs/{job}")).unwrap_or_default();
-        Accepted::new(first, ErasureAccepted { workspaces, jobs: self.jobs.clone() })
+impl From<NotEnded> for Problem {
+    fn from(error: NotEnded) -> Self {
+        match error {
+            NotEnded::LastOwner { name, tenant } => {
+                let text = format!(
+                    "You are the last owner of the workspace {name:?} ({tenant}), and others are in it. Make somebody \
+                     else an owner, or delete it first."
+                );
+                Self::conflict("last_owner", text)
+            }
+            NotEnded::Enqueue(error) => error.into(),
+            NotEnded::Database(error) => error.into(),
+        }
     }
 }
 
@@ -264,18 +238,17 @@ async fn export(
         Turn::Replay(answer) => return Ok(answer),
         Turn::New(claim) => claim,
     };
-    let export_id = exports::insert(&mut tx, caller.tenant, caller.user, kind).await?;
-    let job: NewJob = Export::new_job(export_id, caller.tenant, caller.user, kind);
-    let tickets = match app.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await {
-        Ok(tickets) => tickets,
-        Err(EnqueueError::Duplicate { existing }) => {
+    let begun = Copying::begin(&app.engine, &mut tx, (caller.tenant, caller.user), kind).await;
+    let begun = begun.map_err(|error| match error {
+        EnqueueError::Duplicate { existing } => {
             let text = format!("The one that you asked for before is still being written, by {existing}.");
-            return Err(Problem::conflict("export_under_way", text));
+            Problem::conflict("export_under_way", text)
         }
-        Err(error) => return Err(error.into()),
-    };
+        error => error.into(),
+    })?;
+    let Copying { export: export_id, job: job_id, tickets } = begun;
     audit::record(&mut tx, caller, action, export_id, json!({})).await?;
-    let answer = Accepted::new(format!("/api/v1/jobs/{}", job.id), ExportAccepted { export_id, job_id: job.id });
+    let answer = Accepted::new(format!("/api/v1/jobs/{job_id}"), ExportAccepted { export_id, job_id });
     let answer = claim.keep(&mut tx, answer).await?;
     tx.commit().await?;
     app.engine.ring(&tickets).await;

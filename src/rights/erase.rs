@@ -2,7 +2,7 @@
 //!
 //! It may be killed anywhere and run again: what is done is gone, and what is left to do stands in the tables. First
 //! what runs comes to its end, then the platforms get their tokens back, then the bytes go, then the rows, in bounded
-//! batches; and all of it once more a little later, for what a request under way may still have written.
+//! batches; and all of it once more a minute later, for what a request under way may still have written.
 
 use std::time::Duration;
 
@@ -30,8 +30,9 @@ const OBJECTS: i64 = 100;
 const RUNNING_PATIENCE: chrono::TimeDelta = chrono::TimeDelta::minutes(10);
 /// How long a platform in trouble is asked to take its tokens back.
 const REVOKE_PATIENCE: chrono::TimeDelta = chrono::TimeDelta::hours(24);
-/// Longer than a credential is believed without being looked up, and than a request that had one takes as a rule.
-const SECOND_LOOK: Duration = Duration::from_secs(8);
+/// Longer than a credential is believed without being looked up, and than an answer may take to begin. What takes longer
+/// still (an upload) is found by [`super::RightsUpkeep`].
+const SECOND_LOOK: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Erase {
@@ -54,7 +55,7 @@ impl Erase {
 impl Job for Erase {
     const KIND: &'static str = "erase";
     const QUEUE: Queue = Queue::Ops;
-    /// Nobody looks after it: it does not give up.
+    /// It does not give up; if it is made to, [`super::RightsUpkeep`] begins another.
     const MAX_ATTEMPTS: u16 = 1000;
     const TIMEOUT: Duration = Duration::from_secs(30 * 60);
     const IS_BULK: bool = true;
@@ -121,11 +122,12 @@ impl Erase {
     /// One after another, each forgotten here as soon as the platform has it back.
     async fn give_tokens_back(&self, cx: &JobContext, erasure: &Erasure, tenant: TenantId) -> Result<(), Stop> {
         let accounts = cx.service::<Accounts>();
-        let held: Vec<ConnectionId> =
-            sqlx::query_scalar("select id from connections where tenant_id = $1 and state <> 'removed' order by id")
-                .bind(tenant)
-                .fetch_all(cx.db())
-                .await?;
+        let held: Vec<ConnectionId> = sqlx::query_scalar(
+            "select id from connections where tenant_id = $1 and access_token is not null order by id",
+        )
+        .bind(tenant)
+        .fetch_all(cx.db())
+        .await?;
         let mut in_trouble = false;
         for connection in held {
             let is_last = erasure.now > erasure.requested_at + REVOKE_PATIENCE;
@@ -137,9 +139,7 @@ impl Erase {
                 }
                 GivenBack::Later | GivenBack::Never => erasures::note_not_revoked(cx.db(), self.erasure).await?,
             }
-            let mut tx = cx.db().begin().await?;
-            crate::connections::store::remove(&mut tx, tenant, connection).await?;
-            tx.commit().await?;
+            crate::connections::store::forget_tokens(cx.db(), connection).await?;
         }
         if in_trouble {
             let text = "a platform does not take its tokens back yet";

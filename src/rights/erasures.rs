@@ -1,11 +1,17 @@
 //! The `erasures` table: what is to be erased, and what the rest of the product asks about it.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
-use sqlx::{FromRow, PgExecutor};
+use sqlx::{AssertSqlSafe, FromRow, PgExecutor};
 use uuid::Uuid;
 
+use super::tables::{ERASED, PEOPLE};
 use crate::ids::{ErasureId, TenantId, UserId};
+
+/// For how long after its end something may still be written into what was erased: longer than any request or run lasts.
+const WATCHED: Duration = Duration::from_secs(2 * 24 * 3600);
 
 /// Who or what is erased.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +59,26 @@ pub async fn finish(db: impl PgExecutor<'_>, id: ErasureId) -> sqlx::Result<()> 
     Ok(())
 }
 
+/// Those that have not come to their end.
+pub async fn all_open(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<ErasureId>> {
+    sqlx::query_scalar("select id from erasures where finished_at is null order by id").fetch_all(db).await
+}
+
+/// Opens again those of workspaces in which something has been written since: by an upload that was under way for longer
+/// than the erasure, say. Not where somebody has begun anew. How many there were.
+pub async fn reopen_unclean(db: impl PgExecutor<'_>) -> sqlx::Result<u64> {
+    let of_workers = ERASED.iter().filter(|table| !PEOPLE.contains(table));
+    let left: Vec<_> =
+        of_workers.map(|table| format!("exists (select from {table} t where t.tenant_id = e.subject)")).collect();
+    let statement = format!(
+        "update erasures e set finished_at = null where e.kind = 'workspace' \
+           and e.finished_at > now() - make_interval(secs => $1) and not app.has_workspace(e.subject) and ({})",
+        left.join(" or ")
+    );
+    let done = sqlx::query(AssertSqlSafe(statement)).bind(WATCHED.as_secs_f64()).execute(db).await?;
+    Ok(done.rows_affected())
+}
+
 /// The workspace itself and who was in it, which are closed to workers. Last; returns how many rows there were.
 pub async fn erase_workspace(db: impl PgExecutor<'_>, id: ErasureId) -> sqlx::Result<u64> {
     let gone: i64 = sqlx::query_scalar("select app.erase_workspace($1)").bind(id).fetch_one(db).await?;
@@ -76,11 +102,16 @@ pub struct Gone {
     /// Seconds of the epoch, rounded up.
     pub requested_at: i64,
     pub is_finished: bool,
+    pub changed_at: DateTime<Utc>,
 }
 
-/// All of them: an operator may make a token that is good for as long as they like.
-pub async fn all(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Gone>> {
-    sqlx::query_as("select subject, requested_at, is_finished from app.erased()").fetch_all(db).await
+/// Those that are new or have changed since the last one known; without one all of them, however old: an operator may make
+/// a token that is good for as long as they like.
+pub async fn since(db: impl PgExecutor<'_>, known: Option<DateTime<Utc>>) -> sqlx::Result<Vec<Gone>> {
+    sqlx::query_as("select subject, requested_at, is_finished, changed_at from app.erased($1)")
+        .bind(known)
+        .fetch_all(db)
+        .await
 }
 
 /// A workspace and what its end would mean for others.

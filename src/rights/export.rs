@@ -12,7 +12,7 @@ use tokio::io::{AsyncWriteExt, BufWriter};
 
 use super::{
     exports::{self, ExportRow, Written},
-    tables::{EXPORTED, PEOPLE},
+    tables::{EXPORTED, EXPORTED_OF_JOBS, EXPORTED_OF_PERSONS, Exported as Table, PEOPLE},
 };
 use crate::{
     ids::{ExportId, TenantId, UserId},
@@ -94,16 +94,19 @@ async fn write(cx: &JobContext, export: &ExportRow, path: &Path) -> Result<u64, 
         out.table(&mut tx, table, statement, export.id.uuid()).await?;
     }
     if export.kind == "user" {
-        let statement = "select to_jsonb(t) from audit_log t where t.user_id = $1".to_owned();
-        out.table(&mut tx, "own_audit_lines", statement, export.user_id.uuid()).await?;
+        for (name, column, exported) in EXPORTED_OF_PERSONS {
+            let statement = format!("{} t where t.{column} = $1", columns_of(&exported));
+            out.table(&mut tx, name, statement, export.user_id.uuid()).await?;
+        }
     }
     for tenant in exports::tenants(&mut *tx, export.id).await? {
         for exported in EXPORTED.iter().filter(|exported| !PEOPLE.contains(&exported.table)) {
-            let statement = format!(
-                "select to_jsonb(t) - '{{{}}}'::text[] from {} t where t.tenant_id = $1",
-                exported.without.join(","),
-                exported.table
-            );
+            let statement = format!("{} t where t.tenant_id = $1", columns_of(exported));
+            out.table(&mut tx, exported.table, statement, tenant.uuid()).await?;
+        }
+        for exported in EXPORTED_OF_JOBS {
+            let statement =
+                format!("{} t join jobs j on j.id = t.job_id where j.tenant_id = $1", columns_of(&exported));
             out.table(&mut tx, exported.table, statement, tenant.uuid()).await?;
         }
     }
@@ -111,6 +114,10 @@ async fn write(cx: &JobContext, export: &ExportRow, path: &Path) -> Result<u64, 
     out.file.flush().await.map_err(unwritten)?;
     out.file.get_ref().sync_all().await.map_err(unwritten)?;
     Ok(out.rows)
+}
+
+fn columns_of(exported: &Table) -> String {
+    format!("select to_jsonb(t) - '{{{}}}'::text[] from {}", exported.without.join(","), exported.table)
 }
 
 /// What is closed to workers, by the function that gives it for an export that somebody asked for: what is a person's

@@ -5,6 +5,7 @@
 //! nothing of what it was.
 
 pub mod api;
+pub mod begin;
 pub mod erase;
 pub mod erasures;
 pub mod export;

@@ -1,4 +1,5 @@
-//! What becomes of each table when a workspace is exported or erased.
+//! What becomes of each table when a workspace is exported or erased. A test compares this with the schema: every table is
+//! in one of the lists.
 
 /// A table of rows with a `tenant_id`.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +39,48 @@ pub const EXPORTED: [Exported; 19] = [
     without("patreon_links", &["access_token", "refresh_token"]),
     whole("audit_log"),
 ];
+
+/// What a copy has besides: tables whose rows are their jobs' (`job_id`), and go with them.
+pub const EXPORTED_OF_JOBS: [Exported; 2] = [without("job_attempts", &["worker_id"]), whole("job_notes")];
+
+/// What a copy of a person has besides, of whatever workspace they are in: by the column that names them.
+pub const EXPORTED_OF_PERSONS: [(&str, &str, Exported); 2] = [
+    ("own_audit_lines", "user_id", whole("audit_log")),
+    ("own_patreon_links", "linked_by", without("patreon_links", &["access_token", "refresh_token"])),
+];
+
+/// Tables of rows that are a workspace's by what they belong to. No copy has them: they say nothing that is not elsewhere
+/// in it. They are erased with what they belong to.
+pub const BELONGING: [&str; 3] = [
+    // Which job waits for which.
+    "job_edges",
+    // What holds a file: the posts in the copy name it.
+    "media_references",
+    // What was spent in a day or a month: the sum of `ai_usage`.
+    "ai_budgets",
+];
+
+/// Tables of the installation's own. Of people they hold ids at most, and for a while.
+pub const NOBODYS: [&str; 14] = [
+    "budget_windows",
+    "erasures",
+    "installation",
+    "job_wakes",
+    "patreon_hints",
+    "patreon_tiers",
+    "plans",
+    "platform_circuits",
+    "queue_canaries",
+    "queue_controls",
+    "relay_leader",
+    "schedule_fires",
+    "schedules",
+    "workers",
+];
+
+/// People and workspaces themselves: exported by `app.export_people`, erased by `app.forget_user` and
+/// `app.erase_workspace`.
+pub const THEMSELVES: [&str; 2] = ["users", "workspaces"];
 
 /// What a copy does not have: the product's own bookkeeping, which says nothing that is not elsewhere in it.
 pub const NOT_EXPORTED: [&str; 6] = [

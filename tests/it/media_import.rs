@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use multivio::jobs::Queue;
+use multivio::{jobs::Queue, media::import_store};
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -16,7 +17,8 @@ use tokio::{
 };
 
 use crate::{
-    harness::{Api, App, Worker},
+    harness::{Api, App, Worker, eventually},
+    identity::{call, get},
     media_clips::Clips,
 };
 
@@ -29,6 +31,8 @@ enum Says {
     /// Says how much there is, sends a part of it, and hangs up.
     Half(Vec<u8>),
     Endless,
+    /// Of an address with "stuck" in it, a part and then nothing more.
+    StuckOr(Vec<u8>),
     Head(String),
 }
 
@@ -42,10 +46,16 @@ async fn server(says: Says) -> (u16, Arc<AtomicUsize>) {
             let visit = count.fetch_add(1, Ordering::SeqCst);
             let says = says.clone();
             tokio::spawn(async move {
-                let _asked = stream.read(&mut [0; 4096]).await;
+                let mut asked = [0; 4096];
+                let length = stream.read(&mut asked).await.unwrap_or(0);
+                let is_stuck = String::from_utf8_lossy(&asked[..length]).contains("stuck");
                 let head = |length: usize| format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").into_bytes();
                 let answer = match says {
-                    Says::File(bytes) => [head(bytes.len()), bytes].concat(),
+                    Says::StuckOr(bytes) if is_stuck => {
+                        let _ = stream.write_all(&[head(bytes.len()), bytes[..100].to_vec()].concat()).await;
+                        return std::future::pending().await;
+                    }
+                    Says::File(bytes) | Says::StuckOr(bytes) => [head(bytes.len()), bytes].concat(),
                     // The second time it is all there.
                     Says::Half(bytes) if visit > 0 => [head(bytes.len()), bytes].concat(),
                     Says::Half(bytes) => [head(bytes.len()), bytes[..bytes.len() / 2].to_vec()].concat(),
@@ -200,7 +210,7 @@ async fn a_worker_that_dies_in_the_middle_costs_time_and_makes_no_second_upload(
     let (_, answer) = api.post(IMPORT, json!({"url": format!("http://127.0.0.1:{port}/a.mp4")})).await;
     let path = format!("/api/v1/jobs/{}", answer["job_id"].as_str().unwrap());
     let mut ops = app.worker(Queue::Ops).await;
-    crate::harness::eventually(Duration::from_secs(30), "the import to begin", || async {
+    eventually(Duration::from_secs(30), "the import to begin", || async {
         (api.get(&path).await.1["state"] != "queued").then_some(())
     })
     .await;
@@ -212,4 +222,90 @@ async fn a_worker_that_dies_in_the_middle_costs_time_and_makes_no_second_upload(
     assert_eq!(done["state"], "succeeded", "{done}");
     let (_, listed) = api.get("/api/v1/media").await;
     assert_eq!(listed["items"].as_array().unwrap().len(), 1);
+}
+
+/// An installation whose workers run so many jobs of a lane at once, and a server that hangs now and then.
+struct Slow {
+    app: App,
+    api: Api,
+    port: u16,
+    _ops: Worker,
+}
+
+impl Slow {
+    async fn new(at_once: &str) -> Self {
+        let (port, _) = server(Says::StuckOr(clip().await)).await;
+        let mut app = App::new().await;
+        app.set("MEDIA_IMPORT_LOOPBACK_PORT", port.to_string());
+        let (api, ops) = (app.api().await, app.worker_with(Queue::Ops, &[("WORKER_CONCURRENCY", at_once)]).await);
+        Self { app, api, port, _ops: ops }
+    }
+
+    async fn import(&self, token: &str, path: &str) -> String {
+        let url = json!({"url": format!("http://127.0.0.1:{}{path}", self.port)});
+        let (status, answer) = call(&self.api, token, None, Method::POST, IMPORT, Some(&url)).await;
+        assert_eq!(status, 202, "{answer}");
+        format!("/api/v1/jobs/{}", answer["job_id"].as_str().unwrap())
+    }
+
+    async fn is_stuck(&self, token: &str) -> String {
+        let job = self.import(token, "/stuck.mp4").await;
+        eventually(Duration::from_secs(30), "the slow import to run", || async {
+            (get(&self.api, token, &job).await.1["state"] == "running").then_some(())
+        })
+        .await;
+        job
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_holds_up_the_imports_of_its_own_workspace_alone() {
+    let slow = Slow::new("4").await;
+    let (mine, (_, other)) = (slow.api.token.clone(), slow.app.token_of_another());
+    slow.is_stuck(&mine).await;
+    let behind = slow.import(&mine, "/clip.mp4").await;
+    let theirs = slow.import(&other, "/clip.mp4").await;
+    let (_, done) = get(&slow.api, &other, &format!("{theirs}?wait=20")).await;
+    assert_eq!(done["state"], "succeeded", "{done}");
+    let (_, waits) = slow.api.get(&behind).await;
+    assert_eq!(waits["state"], "scheduled", "one of a workspace after another: {waits}");
+}
+
+#[tokio::test]
+async fn imports_that_hang_hold_up_no_other_work() {
+    let slow = Slow::new("1").await;
+    slow.is_stuck(&slow.api.token).await;
+    let (_, other) = slow.app.token_of_another();
+    let (status, asked) = call(&slow.api, &other, None, Method::POST, "/api/v1/me/export", None).await;
+    assert_eq!(status, 202, "{asked}");
+    let job = format!("/api/v1/jobs/{}?wait=20", asked["job_id"].as_str().unwrap());
+    let (_, done) = get(&slow.api, &other, &job).await;
+    assert_eq!(done["state"], "succeeded", "{done}");
+}
+
+#[tokio::test]
+async fn an_import_that_was_cancelled_or_killed_leaves_no_address() {
+    let slow = Slow::new("2").await;
+    let (mine, (_, other)) = (slow.api.token.clone(), slow.app.token_of_another());
+    let job = slow.is_stuck(&mine).await;
+    let waits = slow.import(&mine, "/clip.mp4").await;
+    slow.is_stuck(&other).await;
+    for job in [&job, &waits] {
+        let (status, answer) = slow.api.post(&format!("{job}/cancel"), json!({})).await;
+        assert!(matches!(status, 200 | 202), "{answer}");
+    }
+    eventually(Duration::from_secs(30), "both to be over", || async {
+        let over = async |job: &str| !slow.api.get(job).await.1["finished_at"].is_null();
+        (over(&job).await && over(&waits).await).then_some(())
+    })
+    .await;
+    import_store::forget_ended(&slow.app.pool).await.unwrap();
+    let kept = "select tenant_id = $1 from media_imports where sealed is not null";
+    let kept: Vec<bool> = sqlx::query_scalar(kept).bind(slow.app.tenant).fetch_all(&slow.app.pool).await.unwrap();
+    assert_eq!(kept, [false], "only the one that is still at work keeps its address");
+    let old = "update media_imports set created_at = now() - interval '31 days'";
+    sqlx::query(old).execute(&slow.app.pool).await.unwrap();
+    import_store::forget_ended(&slow.app.pool).await.unwrap();
+    let left: i64 = sqlx::query_scalar("select count(*) from media_imports").fetch_one(&slow.app.pool).await.unwrap();
+    assert_eq!(left, 1);
 }

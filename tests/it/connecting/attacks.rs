@@ -155,3 +155,47 @@ async fn a_browser_that_leaves_does_not_cost_the_tokens_that_are_on_their_way() 
     eventually(Duration::from_secs(20), "the connection", || async { (rig.connections().await == 1).then_some(()) })
         .await;
 }
+
+/// Brings an answer in while the platform is slow to say whose account it is, and does something meanwhile.
+async fn meanwhile(rig: &Rig, happens: impl AsyncFnOnce()) -> (u16, serde_json::Value) {
+    let slow = json!({"service": "x", "operation": "users.me", "effect": {"accept_then_delay_ms": 2500}});
+    rig.sandbox.fault(slow).await;
+    let back = rig.approve(&rig.ask(&rig.api.token).await).await.body();
+    let request = rig.api.request(Method::POST, CALLBACK).header("Idempotency-Key", "brought").json(&back);
+    let brought = tokio::spawn(request.send());
+    eventually(Duration::from_secs(20), "the name to be asked for", || async {
+        (rig.calls("users.me").await == 1).then_some(())
+    })
+    .await;
+    happens().await;
+    let answer = brought.await.unwrap().unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+#[tokio::test]
+async fn an_answer_that_arrives_after_its_workspaces_end_connects_nothing_and_its_tokens_go_back() {
+    let rig = Rig::new().await;
+    let (status, answer) = meanwhile(&rig, async || {
+        let me = format!("/api/v1/me?confirm={}", rig.app.user);
+        assert_eq!(rig.api.delete(&me).await.0, 202);
+    })
+    .await;
+    assert_eq!((status, &answer["code"]), (409, &json!("consent_over")), "{answer}");
+    assert_eq!((rig.connections().await, rig.calls("oauth2.revoke").await), (0, 2));
+    let refreshes = "select count(*) from jobs where kind = 'refresh_token'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(refreshes).fetch_one(&rig.app.pool).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn tokens_that_could_not_be_kept_for_whatever_reason_go_back_to_the_platform() {
+    let rig = Rig::new().await;
+    let taken = "insert into idempotency_keys (tenant_id, route, key, request_hash, created_at) \
+                 values ($1, $2, 'brought', sha256('another'), now())";
+    let (status, answer) = meanwhile(&rig, async || {
+        let insert = sqlx::query(taken).bind(rig.app.tenant).bind(format!("POST {CALLBACK}"));
+        insert.execute(&rig.app.pool).await.unwrap();
+    })
+    .await;
+    assert_eq!((status, &answer["code"]), (422, &json!("idempotency_key_reused")), "{answer}");
+    assert_eq!((rig.connections().await, rig.calls("oauth2.revoke").await), (0, 2));
+}

@@ -148,20 +148,76 @@ async fn tokens_are_refreshed_ahead_of_their_end_and_again_after() {
 }
 
 #[tokio::test]
-async fn a_disconnected_account_loses_its_tokens_and_what_was_to_go_out() {
+async fn a_disconnected_account_gives_its_tokens_back_and_loses_what_was_to_go_out() {
     let stage = Stage::new().await;
     let at = (chrono::Utc::now() + chrono::Duration::hours(1)).to_rfc3339();
     let id = stage.publish_with(json!({ "text": "never", "scheduled_at": at })).await;
     let (status, _) = stage.api.delete(&format!("/api/v1/connections/{}", stage.connection)).await;
     assert_eq!(status, 204);
     assert_eq!(stage.publication(&id).await["phase"], "cancelled");
-    let kept: i64 = sqlx::query_scalar(
-        "select count(*) from connections where access_token is not null or refresh_token is not null",
-    )
-    .fetch_one(&stage.app.pool)
-    .await
-    .unwrap();
-    assert_eq!(kept, 0);
     let (status, _) = stage.api.get(&format!("/api/v1/connections/{}", stage.connection)).await;
     assert_eq!(status, 404);
+    // The platform is in trouble for a moment: they are kept, and offered again.
+    stage.fault("oauth2.revoke", json!({ "refuse": "temporarily_unavailable" })).await;
+    let _ops = stage.app.worker(Queue::Ops).await;
+    eventually(SOON, "the platform to refuse", || async { (stage.calls("oauth2.revoke").await >= 1).then_some(()) })
+        .await;
+    assert_eq!(tokens_kept(&stage).await, 1);
+    given_back(&stage).await;
+    assert_eq!((stage.calls("oauth2.revoke").await, tokens_kept(&stage).await), (3, 0));
+    assert_eq!(living_tokens(&stage).await, 0);
+}
+
+async fn tokens_kept(stage: &Stage) -> i64 {
+    let kept = "select count(*) from connections where access_token is not null or refresh_token is not null";
+    sqlx::query_scalar(kept).fetch_one(&stage.app.pool).await.unwrap()
+}
+
+/// The job has come to its end; it need not wait as long as it would.
+async fn given_back(stage: &Stage) {
+    eventually(SOON, "the tokens to be given back", || async {
+        let sooner = "update jobs set run_at = now() where kind = 'give_back_tokens' and state = 'scheduled'";
+        sqlx::query(sooner).execute(&stage.app.pool).await.ok()?;
+        let done = "select state = 'succeeded' and (result ->> 'given_back')::boolean from jobs where kind = 'give_back_tokens'";
+        sqlx::query_scalar::<_, bool>(done).fetch_one(&stage.app.pool).await.ok()?.then_some(())
+    })
+    .await;
+}
+
+/// How many of the account's tokens the platform still takes.
+async fn living_tokens(stage: &Stage) -> u64 {
+    let path = format!("/_sandbox/x/accounts/{}/revoke", stage.account["id"].as_str().unwrap());
+    stage.sandbox.post(&path, json!({})).await["revoked"].as_u64().unwrap()
+}
+
+/// The trade is answered, and there is no account any more to keep its tokens with.
+#[tokio::test]
+async fn tokens_that_come_for_an_account_that_was_disconnected_meanwhile_are_given_back() {
+    let stage = Stage::new().await;
+    stage.fault("oauth2.refresh", json!({ "accept_then_delay_ms": 3000 })).await;
+    let _ops = stage.app.worker(Queue::Ops).await;
+    let path = format!("/api/v1/connections/{}", stage.connection);
+    assert_eq!(stage.api.post(&format!("{path}/refresh"), json!({})).await.0, 202);
+    eventually(SOON, "the trade to be under way", || async {
+        (stage.calls("oauth2.refresh").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(stage.api.delete(&path).await.0, 204);
+    given_back(&stage).await;
+    eventually(SOON, "the new pair to go back as well", || async {
+        (stage.calls("oauth2.revoke").await == 4).then_some(())
+    })
+    .await;
+    assert_eq!((living_tokens(&stage).await, tokens_kept(&stage).await), (0, 0));
+}
+
+#[tokio::test]
+async fn tokens_that_no_platform_takes_back_are_forgotten_after_a_day() {
+    let stage = Stage::new().await;
+    let left = async || multivio::connections::store::forget_left_tokens(&stage.app.pool).await.unwrap();
+    assert_eq!(stage.api.delete(&format!("/api/v1/connections/{}", stage.connection)).await.0, 204);
+    assert_eq!((left().await, tokens_kept(&stage).await), (0, 1));
+    let a_day = "update connections set updated_at = now() - interval '25 hours'";
+    sqlx::query(a_day).execute(&stage.app.pool).await.unwrap();
+    assert_eq!((left().await, tokens_kept(&stage).await), (1, 0));
 }

@@ -2,7 +2,8 @@
 
 use multivio::{
     ids::{TenantId, UserId},
-    jobs::Queue,
+    jobs::{Engine, NewJob, Queue, belt::Belt},
+    rights::{RightsUpkeep, erasures},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -191,6 +192,75 @@ async fn a_workspace_ends_by_an_owner_who_names_it_and_for_all_its_members_at_on
     assert_eq!(left, 0);
 }
 
+/// A workspace that is made while its maker ends would be nobody's, and stay for ever.
+#[tokio::test]
+async fn a_workspace_that_is_made_while_its_maker_ends_is_not_made() {
+    let app = App::new().await;
+    let api = app.api().await;
+    assert_eq!(api.get("/api/v1/me").await.0, 200);
+    let mut ending = api_session(&app, Some((app.tenant, app.user))).await;
+    sqlx::raw_sql("begin; select * from app.own_memberships()").execute(&mut ending).await.unwrap();
+    let team = api.request(Method::POST, "/api/v1/workspaces").json(&json!({"name": "Team"}));
+    let made = tokio::spawn(team.send());
+    eventually(SOON, "the making to wait for the end", || async {
+        let waits =
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%create_workspace%'";
+        let waits: i64 = sqlx::query_scalar(waits).fetch_one(&app.pool).await.ok()?;
+        (waits == 1).then_some(())
+    })
+    .await;
+    for step in ["app.end_workspace(gen_random_uuid(), app.tenant())", "app.end_user(gen_random_uuid(), null)"] {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("select {step}"))).execute(&mut ending).await.unwrap();
+    }
+    sqlx::raw_sql("select app.forget_user(); commit").execute(&mut ending).await.unwrap();
+    let status = made.await.unwrap().unwrap().status().as_u16();
+    assert!((400..500).contains(&status), "{status}");
+    let nobodys = "select count(*) from workspaces w where not exists (select from workspace_members m where m.tenant_id = w.id) \
+         and not exists (select from erasures e where e.subject = w.id)";
+    assert_eq!(sqlx::query_scalar::<_, i64>(nobodys).fetch_one(&app.pool).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_erasure_whose_job_is_gone_is_begun_again_and_one_that_was_written_into_is_opened_again() {
+    let app = App::new().await;
+    let api = app.api().await;
+    assert_eq!(api.post("/api/v1/posts", json!({"universal_content": "mine"})).await.0, 201);
+    let me = format!("/api/v1/me?confirm={}", app.user);
+    assert_eq!(api.delete(&me).await.0, 202);
+    // An operator has cancelled what they did not know.
+    let cancelled = "update jobs set state = 'cancelled', finished_at = now() where kind = 'erase'";
+    assert_eq!(sqlx::query(cancelled).execute(&app.pool).await.unwrap().rows_affected(), 2);
+    let _ops = app.worker(Queue::Ops).await;
+    look_after(&app).await;
+    finished(&app.pool, 2).await;
+    let posts = async || rows(&app.pool, "posts", app.tenant.uuid()).await;
+    assert_eq!(posts().await, 0);
+
+    // A request of before the end that only now comes to its own.
+    let late = "insert into posts (id, tenant_id, universal_content) values (gen_random_uuid(), $1, 'late')";
+    sqlx::query(late).bind(app.tenant).execute(&app.pool).await.unwrap();
+    look_after(&app).await;
+    eventually(SOON, "what came late to be erased", || async { (posts().await == 0).then_some(()) }).await;
+    finished(&app.pool, 2).await;
+
+    // Whoever has begun anew in the same place keeps what is theirs.
+    sqlx::query("insert into workspaces (id, name) values ($1, 'Anew')")
+        .bind(app.tenant)
+        .execute(&app.pool)
+        .await
+        .unwrap();
+    sqlx::query(late).bind(app.tenant).execute(&app.pool).await.unwrap();
+    assert_eq!(erasures::reopen_unclean(&app.pool).await.unwrap(), 0);
+    assert_eq!(posts().await, 1);
+}
+
+/// What the clock does every hour.
+async fn look_after(app: &App) {
+    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let engine = Engine::new(app.pool.clone(), app.session(), belt);
+    engine.enqueue(NewJob::of(&RightsUpkeep {}, TenantId::SYSTEM)).await.unwrap();
+}
+
 /// A frontend that still has a token must not bring its user back, with their address, a moment later.
 #[tokio::test]
 async fn a_sign_in_of_before_the_end_makes_nobody_anew() {
@@ -322,4 +392,29 @@ async fn a_statement_that_meets_its_limit_uses_an_attempt_of_an_erasure() {
         .await
         .unwrap();
     finished(&app.pool, 2).await;
+}
+
+/// The very first calls of a process come while it does not know yet who was erased.
+#[tokio::test]
+async fn a_process_that_does_not_know_yet_who_was_erased_lets_nobody_in() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let me = format!("/api/v1/me?confirm={}", app.user);
+    assert_eq!(api.delete(&me).await.0, 202);
+    let other = app.api().await;
+    // Whoever looks is held up: nobody else may go by a list that is empty because nobody has read it.
+    let mut held = app.pool.begin().await.unwrap();
+    sqlx::raw_sql("lock table erasures in access exclusive mode").execute(&mut *held).await.unwrap();
+    let crowd: Vec<_> = (0..6).map(|_| tokio::spawn(other.request(Method::GET, "/api/v1/jobs").send())).collect();
+    eventually(SOON, "the list to be asked for", || async {
+        let waits =
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%app.erased(%'";
+        let waits: i64 = sqlx::query_scalar(waits).fetch_one(&app.pool).await.ok()?;
+        (waits >= 1).then_some(())
+    })
+    .await;
+    held.commit().await.unwrap();
+    for answer in crowd {
+        assert_eq!(answer.await.unwrap().unwrap().status(), 401);
+    }
 }

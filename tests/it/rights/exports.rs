@@ -7,7 +7,7 @@ use multivio::{
     media::MediaService,
     rights::{
         exports::{self, Of},
-        tables::EXPORTED,
+        tables::{EXPORTED, EXPORTED_OF_JOBS},
     },
 };
 use reqwest::Method;
@@ -40,6 +40,27 @@ async fn lines(api: &Api, path: &str) -> Vec<Value> {
 async fn a_copy_has_all_that_is_theirs_and_no_secret_and_is_for_them_alone() {
     let life = Life::new().await;
     let stage = &life.stage;
+    // Their membership on Patreon in a workspace that is others' as well.
+    let (_, team) = stage.api.post("/api/v1/workspaces", json!({"name": "Team"})).await;
+    let team = team["id"].as_str().unwrap().parse::<multivio::ids::TenantId>().unwrap();
+    for statement in [
+        "insert into users (id, provider, subject, personal_workspace_id) values ($1, 'local', 'colleague', $1)",
+        "insert into workspace_members (tenant_id, user_id, role) values ($1, $1, 'viewer')",
+        "insert into patreon_links (id, tenant_id, linked_by, patreon_user_id, access_token, refresh_token, access_expires_at) \
+         select $1, $1, m.user_id, '8', 'a', 'r', now() from workspace_members m where m.tenant_id = $1 and m.role = 'owner'",
+    ] {
+        sqlx::query(statement).bind(team).execute(&stage.app.pool).await.unwrap();
+    }
+    let attempt = "insert into job_attempts (job_id, run, class, code, message) \
+                   select id, 99, 'retry', 'tried', 'and failed' from jobs where tenant_id = $1 limit 1";
+    sqlx::query(attempt).bind(life.tenant()).execute(&stage.app.pool).await.unwrap();
+    let mut of_jobs = Vec::new();
+    for exported in EXPORTED_OF_JOBS {
+        let rows =
+            format!("select count(*) from {} t join jobs j on j.id = t.job_id where j.tenant_id = $1", exported.table);
+        let rows = sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(rows)).bind(life.tenant());
+        of_jobs.push(usize::try_from(rows.fetch_one(&stage.app.pool).await.unwrap()).unwrap());
+    }
     let _ops = stage.app.worker(Queue::Ops).await;
     let path = export(&stage.api, "/api/v1/me/export").await;
     let copy = lines(&stage.api, &path).await;
@@ -58,6 +79,12 @@ async fn a_copy_has_all_that_is_theirs_and_no_secret_and_is_for_them_alone() {
             assert!(exported.without.iter().all(|column| row.get(*column).is_none()), "{}", exported.table);
         }
     }
+    for (before, exported) in of_jobs.into_iter().zip(EXPORTED_OF_JOBS) {
+        assert!(before > 0 && of(exported.table).len() >= before, "{} is missing", exported.table);
+        assert!(of(exported.table)[0].get("worker_id").is_none());
+    }
+    let links: Vec<_> = of("own_patreon_links").iter().map(|row| row["patreon_user_id"].clone()).collect();
+    assert!(links.contains(&json!("8")), "{links:?}");
     let all = serde_json::to_string(&copy).unwrap();
     for secret in ["access_token", "refresh_token"] {
         assert!(!all.contains(stage.account[secret].as_str().unwrap()));

@@ -72,7 +72,7 @@ const ROWS: &str = "
     insert into patreon_hints (body_hash) values (sha256(:user::text::bytea));
     insert into account_consents (id, tenant_id, user_id, platform, state_hash, sealed, expires_at)
         values (:id, :tenant, :user, 'x', sha256(:user::text::bytea), 'secret', now());
-    insert into media_imports (id, tenant_id, sealed) values (:id, :tenant, 'secret');
+    insert into media_imports (id, tenant_id, job_id, sealed) values (:id, :tenant, :id, 'secret');
     insert into exports (id, tenant_id, user_id, kind, storage_key) values (:id, :tenant, :user, 'user', :user::text);
     insert into erasures (id, kind, subject) values (:id, 'user', :id);";
 

@@ -1,0 +1,70 @@
+//! What a person may ask for, done for them at the command line.
+
+use multivio::jobs::Queue;
+use serde_json::{Value, json};
+
+use super::{SOON, finished, rows};
+use crate::{
+    harness::{App, eventually},
+    identity::get,
+};
+
+#[tokio::test]
+async fn an_operator_copies_and_ends_somebody_for_them_and_says_so_in_the_audit_log() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let user = app.user.to_string();
+    let (done, said) = app.cli(&["users", "export", &user]).await;
+    assert!(!done && said.contains("there is no user"), "{said}");
+    assert_eq!(api.post("/api/v1/posts", json!({"universal_content": "mine"})).await.0, 201);
+    assert_eq!(api.get("/api/v1/me").await.0, 200);
+    sqlx::query("update users set email = 'ada@example.com' where id = $1")
+        .bind(app.user)
+        .execute(&app.pool)
+        .await
+        .unwrap();
+    let _ops = app.worker(Queue::Ops).await;
+
+    let file = app.folder().join("copy.jsonl");
+    let to = file.to_str().unwrap();
+    let (done, said) = app.cli(&["users", "export", "Ada@example.com", "--to", to]).await;
+    assert!(done, "{said}");
+    let copy = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<Value> = copy.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["row"]["universal_content"] == "mine"), "{copy}");
+    let (done, said) = app.cli(&["users", "export", &user, "--to", to]).await;
+    assert!(!done && said.contains("the file is there already"), "{said}");
+
+    let (done, said) = app.cli(&["users", "erase", &user]).await;
+    assert!(!done && said.contains("--yes"), "{said}");
+    assert_eq!(get(&api, &api.token, "/api/v1/posts").await.0, 200, "nothing happens without it");
+    let (done, said) = app.cli(&["users", "erase", &user, "--yes", "--json"]).await;
+    assert!(done && serde_json::from_str::<Value>(&said).unwrap()["workspaces"] == json!([app.tenant]), "{said}");
+    finished(&app.pool, 2).await;
+    assert_eq!(rows(&app.pool, "posts", app.tenant.uuid()).await, 0);
+    eventually(SOON, "the process that serves to know", || async {
+        (get(&api, &api.token, "/api/v1/posts").await.0 == 401).then_some(())
+    })
+    .await;
+    let actions =
+        "select action from audit_log where actor = 'operator' and user_id = $1 and tenant_id = $2 order by id";
+    let actions = sqlx::query_scalar::<_, String>(actions).bind(app.user).bind(app.tenant);
+    assert_eq!(actions.fetch_all(&app.pool).await.unwrap(), ["user.exported", "user.erased"]);
+}
+
+#[tokio::test]
+async fn an_operator_leaves_no_workspace_without_an_owner_either() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let (_, team) = api.post("/api/v1/workspaces", json!({"name": "Our team"})).await;
+    let team = team["id"].as_str().unwrap().parse::<multivio::ids::TenantId>().unwrap();
+    for statement in [
+        "insert into users (id, provider, subject, personal_workspace_id) values ($1, 'local', 'colleague', $1)",
+        "insert into workspace_members (tenant_id, user_id, role) values ($1, $1, 'editor')",
+    ] {
+        sqlx::query(statement).bind(team).execute(&app.pool).await.unwrap();
+    }
+    let (done, said) = app.cli(&["users", "erase", &app.user.to_string(), "--yes"]).await;
+    assert!(!done && said.contains("Our team") && said.contains("owner"), "{said}");
+    assert_eq!(api.get("/api/v1/posts").await.0, 200);
+}
