@@ -97,7 +97,7 @@ create table patreon_hints (
 );
 create index patreon_hints_oldest on patreon_hints (received_at);
 
--- Whose all of this is (0012 says how): closed first, then opened.
+-- Whose all of this is (0013 says how): closed first, then opened.
 do $$
 declare
     closed text;

@@ -94,7 +94,7 @@ create index media_objects_tenant on media_objects (tenant_id, id);
 -- The same of the lines about a person.
 create index audit_log_user on audit_log (user_id) where user_id is not null;
 
--- Whose all of this is (0012 says how): closed first, then opened.
+-- Whose all of this is (0013 says how): closed first, then opened.
 do $$
 declare
     closed text;

@@ -33,7 +33,7 @@ create index connections_proven on connections (platform, remote_account_id)
 alter table idempotency_keys add column sealed_id uuid, add column sealed bytea;
 create unique index idempotency_keys_sealed on idempotency_keys (sealed_id) where sealed is not null;
 
--- Whose these are (0012 says how): an asking is its user's own, in the workspace where it began.
+-- Whose these are (0013 says how): an asking is its user's own, in the workspace where it began.
 alter table account_consents enable row level security;
 alter table account_consents force row level security;
 revoke all on account_consents from public;
