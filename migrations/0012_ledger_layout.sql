@@ -87,7 +87,9 @@ drop table jobs;
 alter table jobs_anew rename to jobs;
 
 alter table jobs
-    add constraint jobs_pkey primary key (id),
+    -- A job has three versions on its way, and each has an entry in the two indexes of all jobs, which grow at their end:
+    -- with room beside the first, its others neither split pages nor make Postgres look for dead ones to push out.
+    add constraint jobs_pkey primary key (id) with (fillfactor = 40),
     add constraint jobs_finished_at_says_final
         check ((finished_at is not null) = (state in ('succeeded', 'failed', 'cancelled'))),
     add constraint jobs_worker_holds_running check ((worker_id is not null) = (state = 'running')),
@@ -98,7 +100,7 @@ alter table job_notes add constraint job_notes_job_id_fkey foreign key (job_id) 
 
 -- The same indexes but one, whose rows two others divide between them. Each condition asks first what tells most rows
 -- apart: it is asked for each index at each move.
-create index jobs_tenant_newest on jobs (tenant_id, id);
+create index jobs_tenant_newest on jobs (tenant_id, id) with (fillfactor = 40);
 create index jobs_ready on jobs (queue, lane, priority, tenant_id, seq) where state = 'queued' and not suspect;
 create index jobs_pushed on jobs (queue, lane, priority) where state = 'queued' and pushed and not suspect;
 create index jobs_suspects on jobs (queue, lane, seq) where state = 'queued' and suspect;

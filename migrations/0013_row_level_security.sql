@@ -221,7 +221,7 @@ create policy written on public.audit_log for insert to multivio_api with check 
 -- What has to be looked up before it is known whose call it is, and the little that crosses workspaces: one narrow
 -- function each. They run as a role of their own, which may do this and nothing else.
 grant select, insert on public.users to multivio_definer;
-grant update (email, name, personal_workspace_id) on public.users to multivio_definer;
+grant update (email, name, personal_workspace_id, role, disabled_at) on public.users to multivio_definer;
 grant select, insert on public.workspaces, public.workspace_members to multivio_definer;
 grant select, update (last_used_at) on public.api_keys to multivio_definer;
 grant select, insert, update on public.jobs to multivio_definer;
@@ -401,6 +401,20 @@ begin
 end
 $$;
 
+-- Who is an administrator, and whom nobody lets in: said by the login that migrates, at the command line, and by no
+-- program that serves. Null leaves it as it is. `false`: there is no such user.
+create function app.set_user(p_user uuid, p_role text, p_is_disabled boolean) returns boolean
+language sql security definer set search_path = '' as $$
+    with changed as (
+        update public.users u set
+            role = coalesce(p_role, u.role),
+            disabled_at = case when p_is_disabled then coalesce(u.disabled_at, now())
+                               when p_is_disabled is null then u.disabled_at end
+        where u.id = p_user returning 1
+    )
+    select exists (select from changed)
+$$;
+
 -- Owned by their own role, and run by the API alone where they are about people.
 grant create on schema app to multivio_definer;
 do $$
@@ -412,7 +426,7 @@ begin
         where p.pronamespace = 'app'::regnamespace and p.prosecdef
     loop
         execute format('revoke all on function %s from public', ours.name);
-        if ours.proname <> 'ensure_personal' then
+        if ours.proname not in ('ensure_personal', 'set_user') then
             execute format('grant execute on function %s to multivio_api', ours.name);
         end if;
         if ours.proname in ('wake', 'taken_posts') then
@@ -424,3 +438,11 @@ begin
 end
 $$;
 revoke create on schema app from multivio_definer;
+-- As its owner: whoever has given a function away has lost it.
+set local role multivio_definer;
+do $$
+begin
+    execute format('grant execute on function app.set_user(uuid, text, boolean) to %I', session_user);
+end
+$$;
+reset role;

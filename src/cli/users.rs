@@ -1,10 +1,12 @@
-//! `multivio users`: what a person may ask for themselves (a copy of their data, their end), done for them by the operator.
+//! `multivio users`: what only the operator does (administrators, whom nobody lets in), and what a person may ask for
+//! themselves (a copy of their data, their end), done for them.
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use futures::TryStreamExt;
 use serde_json::json;
+use sqlx::{Connection, error::DatabaseError};
 use tokio::{io::AsyncWriteExt, time::Instant};
 
 use super::{Failure, Screen};
@@ -30,10 +32,12 @@ const POLL: Duration = Duration::from_millis(500);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  multivio users role ada@example.com admin
+  multivio users disable usr_01988f6e...
   multivio users export ada@example.com --to ada.jsonl
   multivio users erase usr_01988f6e... --yes
 
-Both are done by the workers of the queue ops, and stand in the audit log as the operator's.")]
+Copies and ends are done by the workers of the queue ops. All of it stands in the audit log as the operator's.")]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -41,6 +45,22 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make somebody an administrator, who sees and steers every workspace's jobs, or a user again
+    Role {
+        /// The user's id (usr_...) or verified address
+        user: String,
+        role: Standing,
+    },
+    /// Let somebody in nowhere: their tokens and API keys open nothing within five seconds; what is scheduled goes out
+    Disable {
+        /// The user's id (usr_...) or verified address
+        user: String,
+    },
+    /// Let somebody in again
+    Enable {
+        /// The user's id (usr_...) or verified address
+        user: String,
+    },
     /// Begin a copy of somebody's data, as POST /api/v1/me/export does; it is kept for them for a week
     Export {
         /// The user's id (usr_...) or verified address
@@ -59,6 +79,21 @@ enum Command {
     },
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Standing {
+    User,
+    Admin,
+}
+
+impl Standing {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Admin => "admin",
+        }
+    }
+}
+
 /// What stands in for the person's own call.
 struct Desk {
     config: Config,
@@ -74,6 +109,9 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
     let engine = Engine::for_callers(own, db.clone(), belt);
     let desk = Desk { config, db, engine };
     match arguments.command {
+        Command::Role { user, role } => desk.change(&user, Some(role), None, screen).await,
+        Command::Disable { user } => desk.change(&user, None, Some(true), screen).await,
+        Command::Enable { user } => desk.change(&user, None, Some(false), screen).await,
         Command::Export { user, to } => desk.export(&user, to.as_deref(), screen).await,
         Command::Erase { user, yes } => desk.erase(&user, yes, screen).await,
     }
@@ -94,6 +132,41 @@ impl Desk {
         };
         let access = store::access(&mut *db, id, None).await?.ok_or_else(unknown)?;
         Ok(Caller::new(access.tenant, id, Scopes::of([Scope::Workspace])))
+    }
+
+    /// By the login itself: no role that a program takes may do it.
+    async fn change(
+        &self,
+        user: &str,
+        role: Option<Standing>,
+        is_disabled: Option<bool>,
+        screen: Screen,
+    ) -> Result<(), Failure> {
+        let person = self.find(user).await?;
+        let mut login = Session::login(&self.config.database, "multivio users")?.connect().await?;
+        let mut tx = login.begin().await?;
+        let change = sqlx::query_scalar("select app.set_user($1, $2, $3)").bind(person.user);
+        let changed = change.bind(role.map(Standing::as_str)).bind(is_disabled).fetch_one(&mut *tx).await;
+        let is_there: bool =
+            changed.map_err(|error| match error.as_database_error().and_then(DatabaseError::code) {
+                Some(code) if code == "42501" => Failure::failed("this login of the database may not change users")
+                    .remedy("Use the one that migrates: DATABASE_URL of `multivio migrate`."),
+                _ => error.into(),
+            })?;
+        if !is_there {
+            return Err(Failure::failed(format!("{} has just gone", person.user)));
+        }
+        let role = role.map(Standing::as_str);
+        sqlx::query("set local role multivio_worker").execute(&mut *tx).await?;
+        let details = json!({"role": role, "is_disabled": is_disabled});
+        audit::record_by_operator_for(&mut tx, &person, Action::UserChanged, person.user, details).await?;
+        tx.commit().await?;
+        let done = json!({"user": person.user, "role": role, "is_disabled": is_disabled});
+        screen.show(&done, || match (role, is_disabled) {
+            (Some(role), _) => format!("{} is now: {role}.", person.user),
+            (None, Some(true)) => format!("Nobody lets {} in any more.", person.user),
+            (None, _) => format!("{} may come in again.", person.user),
+        })
     }
 
     async fn export(&self, user: &str, to: Option<&std::path::Path>, screen: Screen) -> Result<(), Failure> {

@@ -26,6 +26,7 @@ mod media_jobs;
 mod media_process;
 mod media_render;
 mod media_stills;
+mod migrations;
 mod patreon;
 mod plans;
 mod publish;

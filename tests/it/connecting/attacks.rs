@@ -192,7 +192,7 @@ async fn tokens_that_could_not_be_kept_for_whatever_reason_go_back_to_the_platfo
     let taken = "insert into idempotency_keys (tenant_id, route, key, request_hash, created_at) \
                  values ($1, $2, 'brought', sha256('another'), now())";
     let (status, answer) = meanwhile(&rig, async || {
-        let insert = sqlx::query(taken).bind(rig.app.tenant).bind(format!("POST {CALLBACK}"));
+        let insert = sqlx::query(taken).bind(rig.app.tenant).bind(format!("POST {CALLBACK} of {}", rig.app.user));
         insert.execute(&rig.app.pool).await.unwrap();
     })
     .await;

@@ -68,3 +68,38 @@ async fn an_operator_leaves_no_workspace_without_an_owner_either() {
     assert!(!done && said.contains("Our team") && said.contains("owner"), "{said}");
     assert_eq!(api.get("/api/v1/posts").await.0, 200);
 }
+
+#[tokio::test]
+async fn an_operator_makes_administrators_and_lets_nobody_in_who_is_disabled() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let user = app.user.to_string();
+    assert_eq!(api.get("/api/v1/me").await.0, 200);
+    let standing = async || {
+        let row = sqlx::query_as::<_, (String, bool)>("select role, disabled_at is not null from users where id = $1");
+        row.bind(app.user).fetch_one(&app.pool).await.unwrap()
+    };
+    let answers = async |status: u16| {
+        eventually(SOON, "the process that serves to know", || async {
+            (get(&api, &api.token, "/api/v1/posts").await.0 == status).then_some(())
+        })
+        .await;
+    };
+    for (args, role, is_disabled, status) in [
+        (["role", &user, "admin"].as_slice(), "admin", false, 200),
+        (&["disable", &user], "admin", true, 401),
+        (&["disable", &user], "admin", true, 401),
+        (&["role", &user, "user"], "user", true, 401),
+        (&["enable", &user], "user", false, 200),
+    ] {
+        let (done, said) = app.cli(&[&["users"], args].concat()).await;
+        assert!(done && said.contains(&user), "{args:?}: {said}");
+        assert_eq!(standing().await, (role.to_owned(), is_disabled), "{args:?}");
+        answers(status).await;
+    }
+    let (done, said) = app.cli(&["users", "role", &user, "owner"]).await;
+    assert!(!done && said.contains("admin"), "{said}");
+    let lines = "select count(*) from audit_log where actor = 'operator' and action = 'user.changed' and user_id = $1";
+    let lines: i64 = sqlx::query_scalar(lines).bind(app.user).fetch_one(&app.pool).await.unwrap();
+    assert_eq!(lines, 5);
+}
