@@ -51,7 +51,8 @@ enum Command {
         user: String,
         role: Standing,
     },
-    /// Let somebody in nowhere: their tokens and API keys open nothing within five seconds; what is scheduled goes out
+    /// Let somebody in no more: within five seconds their sign-ins and API keys open nothing (a local token, which is
+    /// believed by its signature, still opens their own workspace until it expires); what is scheduled goes out
     Disable {
         /// The user's id (usr_...) or verified address
         user: String,

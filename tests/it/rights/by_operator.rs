@@ -75,13 +75,16 @@ async fn an_operator_makes_administrators_and_lets_nobody_in_who_is_disabled() {
     let api = app.api().await;
     let user = app.user.to_string();
     assert_eq!(api.get("/api/v1/me").await.0, 200);
+    let (status, key) = api.post("/api/v1/api-keys", json!({"name": "a program's", "scopes": ["read"]})).await;
+    assert_eq!(status, 201, "{key}");
+    let key = key["key"].as_str().unwrap().to_owned();
     let standing = async || {
         let row = sqlx::query_as::<_, (String, bool)>("select role, disabled_at is not null from users where id = $1");
         row.bind(app.user).fetch_one(&app.pool).await.unwrap()
     };
     let answers = async |status: u16| {
         eventually(SOON, "the process that serves to know", || async {
-            (get(&api, &api.token, "/api/v1/posts").await.0 == status).then_some(())
+            (get(&api, &key, "/api/v1/posts").await.0 == status).then_some(())
         })
         .await;
     };
