@@ -19,6 +19,7 @@ use crate::{
         health::{Health, HealthApi},
         limits::RateLimiter,
         metrics::Figures,
+        one_description::OneDescription,
         router,
     },
     identity::{api::IdentityApi, key_api::KeysApi},
@@ -34,7 +35,7 @@ use crate::{
 
 fn calls() -> impl OpenApi + Clone {
     let work = (PostsApi, PublishingApi, ConnectionsApi, ConsentApi, MediaApi, ImportApi, AiApi, JobsApi);
-    (work, (IdentityApi, KeysApi, AuditApi, RightsApi, PlansApi, PatreonApi), HealthApi)
+    OneDescription((work, (IdentityApi, KeysApi, AuditApi, RightsApi, PlansApi, PatreonApi), HealthApi))
 }
 
 /// What the routes need beyond [`App`].

@@ -12,6 +12,7 @@ pub mod health;
 pub mod idempotency;
 pub mod limits;
 pub mod metrics;
+pub mod one_description;
 pub mod page;
 pub mod problem;
 pub mod request_id;
