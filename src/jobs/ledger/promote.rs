@@ -90,7 +90,7 @@ pub async fn promote_due_by_turns(
 /// Of the due rows `candidates` (id, serial_key, due_at, serial_until), makes the head of each serial order runnable
 /// (P6): nothing of its key queued or running, and no unfinished predecessor that holds it. A parked predecessor holds
 /// nobody; one that backs off holds a follower until the follower's patience ends. What `$more` selects, if anything,
-/// comes back beside what moved: there is more to look at.
+/// comes back beside what moved: there is more to look at. The heads are an array for the reason of [`sweep_waiting`]'s.
 macro_rules! promoting_heads {
     ($candidates:literal, $more:literal) => {
         concat!(
@@ -106,8 +106,8 @@ macro_rules! promoting_heads {
                                     and (o.due_at, o.id) < (c.due_at, c.id))) \
                 order by c.serial_key, c.due_at, c.id \
              ), picked as ( \
-                select j.ctid as place from heads h join jobs j on j.id = h.id where j.state = 'scheduled' \
-                order by j.id for no key update of j skip locked \
+                select j.ctid as place from jobs j where j.id = any(array(select id from heads)) \
+                and j.state = 'scheduled' order by j.id for no key update of j skip locked \
              ), moved as ( \
                 update jobs j set state = 'queued', queued_at = now(), seq = nextval('job_seq'), pushed = true, \
                                   parked = false, wake_key = null \

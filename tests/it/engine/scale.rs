@@ -112,11 +112,13 @@ async fn no_statement_reads_more_of_a_large_ledger_than_it_answers_with() {
 /// Statistics do not help the planner with a state, which row level security hides from them.
 #[tokio::test]
 async fn no_statement_reads_a_large_ledger_to_find_that_there_is_nothing_to_do() {
-    for (state, due) in
-        [("queued", "0"), ("waiting", "0"), ("scheduled", "1 day"), ("succeeded", "-3 days"), ("failed", "-3 days")]
-    {
+    let states =
+        [("queued", "0"), ("waiting", "0"), ("scheduled", "1 day"), ("succeeded", "-3 days"), ("failed", "-3 days")];
+    // Also before anything has counted its rows: a ledger fills in seconds.
+    for ((state, due), is_counted) in states.into_iter().flat_map(|of| [(of, true), (of, false)]) {
         let stage = Stage::new().await;
-        write(&stage, &format!("select pg_temp.add(20000, 'ops', '{state}', 1, '{due}');")).await;
+        let rows = format!("select pg_temp.add(20000, 'ops', '{state}', 1, '{due}');");
+        write(&stage, &rows, is_counted).await;
         let session = db::Session::engine(&stage.app.config().database, "scale").expect("the address is well formed");
         let mut db = session.connect().await.unwrap();
         sqlx::raw_sql("begin").execute(&mut db).await.unwrap();
@@ -158,15 +160,18 @@ fn crowd() -> TenantId {
 
 /// Some ten thousand rows for each of `parts`: finished, queued, due, scheduled, waiting and serial ones.
 async fn fill(stage: &Stage, parts: i32) {
-    write(stage, &ROWS.replace("PARTS", &parts.to_string())).await;
+    write(stage, &ROWS.replace("PARTS", &parts.to_string()), true).await;
 }
 
 /// Fills the ledger by `rows`, which calls `pg_temp.add`.
-async fn write(stage: &Stage, rows: &str) {
+async fn write(stage: &Stage, rows: &str, is_counted: bool) {
     let mut tx = stage.app.pool.begin().await.unwrap();
     sqlx::raw_sql("set local statement_timeout = 0").execute(&mut *tx).await.unwrap();
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("{FUNCTIONS}{rows}"))).execute(&mut *tx).await.unwrap();
     tx.commit().await.unwrap();
+    if !is_counted {
+        return;
+    }
     let mut db = stage.db().await;
     sqlx::raw_sql("set statement_timeout = 0").execute(&mut *db).await.unwrap();
     sqlx::raw_sql("vacuum (analyze) jobs").execute(&mut *db).await.unwrap();
