@@ -49,6 +49,7 @@ enum Command {
     Role {
         /// The user's id (usr_...) or verified address
         user: String,
+        /// What they are from now on
         role: Standing,
     },
     /// Let somebody in no more: within five seconds their sign-ins and API keys open nothing (a local token, which is
