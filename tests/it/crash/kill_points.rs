@@ -186,7 +186,7 @@ async fn without_looking_first_the_same_kill_doubles_the_post() {
     .expect("the trigger is made");
     // What else goes over the wire varies by a request or two: until the trap meets what it is for.
     let mut place = create;
-    for number in 0..10 {
+    for number in 0..30 {
         let text = format!("sent without looking {number}");
         let died = lane.publish(&text, Some((place, Side::After))).await;
         let seen = lane.tripwire.seen();
