@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
 
 use super::{
     Accounts, ConnectionState,
     accounts::{access_place, platform_of, refresh_place},
     job::Seen,
-    store,
+    store::{self, SealedConnection},
 };
 use crate::{
     ids::{ConnectionId, TenantId},
@@ -56,11 +55,11 @@ impl Job for GiveBackTokens {
         if ConnectionState::of(&row)? != ConnectionState::Removed {
             return Err(Stop::failed("connection_in_use", "the account is connected"));
         }
-        let outcome = cx.service::<Accounts>().give_back(cx.db(), self.connection).await?;
+        let outcome = cx.service::<Accounts>().give_back(&row).await?;
         if outcome == GivenBack::Later && cx.attempt < cx.max_attempts {
             return Err(Stop::retry("platform_in_trouble", "the platform does not take the tokens back yet"));
         }
-        store::forget_tokens(cx.db(), self.connection).await?;
+        store::forget_tokens(cx.db(), row.id, row.generation).await?;
         Ok(Returned { given_back: outcome == GivenBack::Done })
     }
 }
@@ -76,10 +75,10 @@ pub enum GivenBack {
 }
 
 impl Accounts {
-    /// Offers them to the platform. Afterwards they are dead, and still kept here.
-    pub async fn give_back(&self, db: &PgPool, id: ConnectionId) -> sqlx::Result<GivenBack> {
-        let Some(row) = store::sealed(db, id).await? else { return Ok(GivenBack::Done) };
-        let Some(connector) = self.connectors().get(platform_of(&row)?) else { return Ok(GivenBack::Never) };
+    /// Offers this pair to the platform. Afterwards it is dead, and still kept here.
+    pub async fn give_back(&self, row: &SealedConnection) -> sqlx::Result<GivenBack> {
+        let id = row.id;
+        let Some(connector) = self.connectors().get(platform_of(row)?) else { return Ok(GivenBack::Never) };
         let kept = [(refresh_place(id), &row.refresh_token), (access_place(id), &row.access_token)];
         let mut given_back = GivenBack::Done;
         for (place, sealed) in kept {

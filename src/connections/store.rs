@@ -308,16 +308,17 @@ pub async fn remove(tx: &mut PgConnection, tenant: TenantId, id: ConnectionId) -
     Ok(done.rows_affected() == 1)
 }
 
-/// Nobody has them any more, whatever the account was before.
-pub async fn forget_tokens(db: impl PgExecutor<'_>, id: ConnectionId) -> sqlx::Result<()> {
-    sqlx::query(
+/// Nobody has this pair any more, whatever the account was before. `false`: another one is kept by now.
+pub async fn forget_tokens(db: impl PgExecutor<'_>, id: ConnectionId, generation: i32) -> sqlx::Result<bool> {
+    let done = sqlx::query(
         "update connections set state = 'removed', access_token = null, refresh_token = null, problem = null, \
-           generation = generation + 1, updated_at = now() where id = $1",
+           generation = generation + 1, updated_at = now() where id = $1 and generation = $2",
     )
     .bind(id)
+    .bind(generation)
     .execute(db)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
 /// For upkeep: the tokens of accounts that were disconnected so long ago that their platform is asked no more.

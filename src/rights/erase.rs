@@ -17,7 +17,7 @@ use super::{
     tables::{ERASED, PEOPLE},
 };
 use crate::{
-    connections::{Accounts, GivenBack},
+    connections::{Accounts, GivenBack, store},
     ids::{ConnectionId, ErasureId, TenantId},
     jobs::{Job, JobContext, NewJob, Queue, Stop, ledger},
     media::MediaService,
@@ -131,7 +131,8 @@ impl Erase {
         let mut in_trouble = false;
         for connection in held {
             let is_last = erasure.now > erasure.requested_at + REVOKE_PATIENCE;
-            match accounts.give_back(cx.db(), connection).await? {
+            let Some(row) = store::sealed(cx.db(), connection).await? else { continue };
+            match accounts.give_back(&row).await? {
                 GivenBack::Done => {}
                 GivenBack::Later if !is_last => {
                     in_trouble = true;
@@ -139,7 +140,8 @@ impl Erase {
                 }
                 GivenBack::Later | GivenBack::Never => erasures::note_not_revoked(cx.db(), self.erasure).await?,
             }
-            crate::connections::store::forget_tokens(cx.db(), connection).await?;
+            // A pair that was traded for this one meanwhile has to go back as well.
+            in_trouble |= !store::forget_tokens(cx.db(), connection, row.generation).await?;
         }
         if in_trouble {
             let text = "a platform does not take its tokens back yet";

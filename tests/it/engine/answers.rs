@@ -48,7 +48,7 @@ async fn lost(proxy: &Proxy) {
 async fn an_answer_lost_after_a_claim_does_not_strand_the_job() {
     let (stage, wires) = (Stage::new().await, Wires::new().await);
     let _worker = wires.worker(&stage).await;
-    wires.postgres.lose_answer_to("set state = 'running', run = j.run + 1");
+    wires.postgres.lose_answer_to_claim();
     let job = stage.enqueue(stage.steps([Step::Tell("ran".into())])).await;
     lost(&wires.postgres).await;
     // The ledger says that it runs in this worker, whose heartbeat goes on.

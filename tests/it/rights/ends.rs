@@ -153,6 +153,29 @@ async fn a_platform_in_trouble_is_asked_again_before_its_tokens_are_forgotten() 
     assert_eq!((not_revoked, rows(&stage.app.pool, "connections", stage.app.tenant.uuid()).await), (1, 0));
 }
 
+/// A refresh that was under way at the end brings a new pair while the old one is on its way back.
+#[tokio::test]
+async fn a_pair_that_comes_while_the_one_before_goes_back_is_given_back_as_well() {
+    let stage = Stage::new().await;
+    stage.fault("oauth2.revoke", json!({"accept_then_delay_ms": 2000})).await;
+    let me = format!("/api/v1/me?confirm={}", stage.app.user);
+    assert_eq!(delete(&stage.api, &stage.api.token, None, &me).await.0, 202);
+    let _ops = stage.app.worker(Queue::Ops).await;
+    eventually(SOON, "the first pair to be on its way", || async {
+        (stage.calls("oauth2.revoke").await == 1).then_some(())
+    })
+    .await;
+    sqlx::query("update connections set generation = generation + 1").execute(&stage.app.pool).await.unwrap();
+    eventually(SOON, "both pairs to be back", || async {
+        let sooner = "update jobs set run_at = now() where kind = 'erase' and state = 'scheduled'";
+        sqlx::query(sooner).execute(&stage.app.pool).await.ok()?;
+        (stage.calls("oauth2.revoke").await == 4).then_some(())
+    })
+    .await;
+    finished(&stage.app.pool, 2).await;
+    assert_eq!(rows(&stage.app.pool, "connections", stage.app.tenant.uuid()).await, 0);
+}
+
 #[tokio::test]
 async fn a_workspace_ends_by_an_owner_who_names_it_and_for_all_its_members_at_once() {
     let app = App::new().await;
