@@ -128,4 +128,12 @@ create index jobs_handed_back on jobs (queue) where handbacks >= 3 and finished_
 -- A page of a group.
 create index jobs_group_page on jobs (group_id, id) where group_id is not null;
 
-analyze jobs;
+-- Not an empty one: the planner believes of a table that was never looked at that it will fill, and of one that was found
+-- empty that it stays so.
+do $$
+begin
+    if exists (select from jobs) then
+        analyze jobs;
+    end if;
+end
+$$;

@@ -172,8 +172,9 @@ pub async fn promote_serial_orders(
 /// Frees waiting jobs none of whose parents is unfinished: what a crash between two statements, or a lock, left behind
 /// (E8). Looks at the `limit` waiting jobs after `after`; returns where to go on.
 ///
-/// The page is an array because a join leaves it to the planner which of the two to walk, and it believes that a third
-/// of the ledger waits: statistics of a state are hidden from it by row level security.
+/// The page is an array, and parents are looked up, because a join leaves it to the planner which of the two to walk. Row
+/// level security hides the statistics of a state from it (it believes that a third of the ledger waits), and its plan
+/// may be of an hour when the ledger was small.
 pub async fn sweep_waiting(
     db: impl PgExecutor<'_>,
     after: Option<Uuid>,
@@ -183,12 +184,12 @@ pub async fn sweep_waiting(
         "with page as materialized ( \
             select id from jobs where state = 'waiting' and id > $1 order by id limit $2 \
          ), orphans as ( \
-            select w.id, w.ctid as place, exists (select from job_edges e left join jobs p on p.id = e.parent_id \
-                                 where e.child_id = w.id and e.on_parent = 'cancel' and e.open \
-                                 and p.state is distinct from 'succeeded') as doomed \
+            select w.id, w.ctid as place, exists (select from job_edges e where e.child_id = w.id \
+                and e.on_parent = 'cancel' and e.open \
+                and (select p.state from jobs p where p.id = e.parent_id) is distinct from 'succeeded') as doomed \
             from jobs w where w.id = any(array(select id from page)) and w.open_parents > 0 and w.finished_at is null \
-            and not exists (select from job_edges e join jobs p on p.id = e.parent_id \
-                            where e.child_id = w.id and p.finished_at is null) \
+            and not exists (select from job_edges e where e.child_id = w.id \
+                and (select p.finished_at is null from jobs p where p.id = e.parent_id)) \
             order by w.id for no key update of w skip locked \
          ), moved as ( \
             update jobs j set open_parents = 0, \
