@@ -88,6 +88,14 @@ impl Job for Erase {
 
 impl Erase {
     async fn workspace(&self, cx: &JobContext, erasure: &Erasure, tenant: TenantId) -> Result<Erased, Stop> {
+        // First what waits: it is not freed then by the end of what it waits for.
+        let mut after = None;
+        loop {
+            after = ledger::cancel_waiting_of_tenant(cx.db(), tenant, after, BATCH).await?;
+            if after.is_none() {
+                break;
+            }
+        }
         while ledger::cancel_of_tenant(cx.db(), tenant, BATCH).await? > 0 {}
         let waits = erasure.now < erasure.requested_at + RUNNING_PATIENCE;
         if waits && ledger::is_at_work_for(cx.db(), tenant).await? {

@@ -56,35 +56,6 @@ pub async fn cancel(db: &mut PgConnection, tenant: Option<TenantId>, job: JobId)
     }
 }
 
-/// Cancels up to `limit` jobs of a tenant that is going, and asks for the end of those that run; returns how many. What
-/// hangs on them is of the same tenant, and going too.
-pub async fn cancel_of_tenant(db: impl PgExecutor<'_>, tenant: TenantId, limit: i64) -> sqlx::Result<u64> {
-    let done = sqlx::query(
-        "update jobs set cancel_requested = true, \
-                state = case when state = 'running' then 'running' else 'cancelled' end::job_state, \
-                finished_at = case when state <> 'running' then now() end, open_parents = 0, \
-                why = case when state = 'running' then why \
-                           else jsonb_build_object('code', 'cancelled', 'message', 'its workspace was deleted') end \
-         where id = any(array(select id from jobs where tenant_id = $1 and finished_at is null and not committed \
-                and not cancel_requested order by id limit $2 for update skip locked))",
-    )
-    .bind(tenant)
-    .bind(limit)
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected())
-}
-
-/// Whether anything of a tenant runs, or has done something elsewhere whose outcome is still found out.
-pub async fn is_at_work_for(db: impl PgExecutor<'_>, tenant: TenantId) -> sqlx::Result<bool> {
-    sqlx::query_scalar(
-        "select exists (select from jobs where tenant_id = $1 and finished_at is null and (state = 'running' or committed))",
-    )
-    .bind(tenant)
-    .fetch_one(db)
-    .await
-}
-
 /// From here on the job is not cancelled any more: what it is about to do elsewhere cannot be called back. `false`:
 /// the run has lost its job, or a cancellation came first, and nothing may be done. Call in the transaction that
 /// puts on record what is about to be done.

@@ -8,6 +8,7 @@
 mod claim;
 mod control;
 mod enqueue;
+mod leaving;
 mod promote;
 mod query;
 mod relay;
@@ -20,10 +21,11 @@ mod window;
 
 pub use claim::{Claim, claim, claim_from_ledger};
 pub use control::{
-    CancelOutcome, Paused, cancel, cancel_of_tenant, commit, commit_unstarted, is_at_work_for, is_committed,
-    leave_to_relay, pause, paused, request_retry, resume, retry_failed, set_priority, uncommit, wake,
+    CancelOutcome, Paused, cancel, commit, commit_unstarted, is_committed, leave_to_relay, pause, paused,
+    request_retry, resume, retry_failed, set_priority, uncommit, wake,
 };
 pub use enqueue::{Insert, insert, insert_for, insert_with_parents};
+pub use leaving::{cancel_of_tenant, cancel_waiting_of_tenant, is_at_work_for};
 pub use promote::{
     Due, Group, promote_due, promote_due_by_turns, promote_serial, promote_serial_orders, sweep_waiting, sweep_wakes,
 };

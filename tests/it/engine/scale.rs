@@ -108,6 +108,88 @@ async fn no_statement_reads_more_of_a_large_ledger_than_it_answers_with() {
     }
 }
 
+/// A workspace that goes has done a lot: what is open of it is found without reading through that, whichever it is.
+#[tokio::test]
+async fn the_end_of_a_tenant_costs_what_is_open_of_it_and_nothing_of_what_it_ever_did() {
+    let stage = Stage::new().await;
+    fill(&stage, if full_size() { 100 } else { 12 }).await;
+    let session = db::Session::worker(&stage.app.config().database, "scale").expect("the address is well formed");
+    let mut db = session.connect().await.unwrap();
+    sqlx::raw_sql("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0; begin")
+        .execute(&mut db)
+        .await
+        .unwrap();
+    let tenant = TenantId::from_uuid("00000000-0000-7000-8000-000000000002".parse().expect("an id"));
+    let open = async |db: &mut PgConnection, is_theirs: bool| -> i64 {
+        sqlx::query_scalar("select count(*) from jobs where (tenant_id = $1) = $2 and finished_at is null")
+            .bind(tenant)
+            .bind(is_theirs)
+            .fetch_one(db)
+            .await
+            .unwrap()
+    };
+    let of_others = open(&mut db, false).await;
+    let worker = paper_worker(&mut db, Duration::from_secs(60)).await;
+    for (change, of) in [
+        ("state = 'running', claimed_at = now(), worker_id = $2", "state = 'queued' and suspect"),
+        ("state = 'running', claimed_at = now(), worker_id = $2", "state = 'queued'"),
+        ("committed = $2 is not null", "state = 'scheduled' and serial_key is null"),
+        ("committed = $2 is not null", "state = 'scheduled' and serial_key is not null"),
+        ("suspect = $2 is not null", "state = 'queued'"),
+    ] {
+        let change = format!(
+            "update jobs set {change} where id = (select id from jobs where tenant_id = coalesce($1, tenant_id) and {of} limit 1)"
+        );
+        // No suspect is theirs by itself: the first is another's, and stays.
+        let whose = (!of.ends_with("and suspect")).then_some(tenant);
+        let done = sqlx::query(sqlx::AssertSqlSafe(change)).bind(whose).bind(worker).execute(&mut db).await.unwrap();
+        assert_eq!(done.rows_affected(), 1, "{of}");
+    }
+    assert!(reads_little!(db, "who is at work", ledger::is_at_work_for(&mut db, tenant)).unwrap());
+    let mut after = None;
+    loop {
+        after = reads_little!(
+            db,
+            "what waits of a tenant",
+            ledger::cancel_waiting_of_tenant(&mut db, tenant, after, LIMIT)
+        )
+        .unwrap();
+        if after.is_none() {
+            break;
+        }
+    }
+    loop {
+        let ended =
+            reads_little!(db, "what is open of a tenant", ledger::cancel_of_tenant(&mut db, tenant, LIMIT)).unwrap();
+        if ended == 0 {
+            break;
+        }
+    }
+    // What runs, and what may have happened elsewhere, comes to its end by itself.
+    let left: Vec<(String, bool, bool)> = sqlx::query_as(
+        "select state::text, committed, cancel_requested from jobs \
+         where tenant_id = $1 and finished_at is null order by 1, 2",
+    )
+    .bind(tenant)
+    .fetch_all(&mut db)
+    .await
+    .unwrap();
+    let committed = ("scheduled".to_owned(), true, false);
+    assert_eq!(left, [("running".to_owned(), false, true), committed.clone(), committed]);
+    assert_eq!(open(&mut db, false).await, of_others, "nobody else's work ends");
+
+    for (ends, is_at_work) in [("state = 'running'", true), ("serial_key is null", true), ("committed", false)] {
+        let end = format!(
+            "update jobs set state = 'cancelled', worker_id = null, finished_at = now() \
+             where tenant_id = $1 and finished_at is null and {ends}"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(end)).bind(tenant).execute(&mut db).await.unwrap();
+        let found = reads_little!(db, "who is at work", ledger::is_at_work_for(&mut db, tenant)).unwrap();
+        assert_eq!(found, is_at_work, "after the end of {ends}");
+    }
+    db.close().await.unwrap();
+}
+
 /// A ledger that is large in one way only: to find out that there is nothing of another sort is as cheap as to find it.
 /// Statistics do not help the planner with a state, which row level security hides from them.
 #[tokio::test]
