@@ -6,60 +6,17 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::{DENIED, code};
+use super::supabase::like_supabase;
 use crate::{
     harness::{App, Servers, eventually},
     publish::SOON,
 };
 
-/// What is there before us: clients' roles that get every new table, and a schema `auth` that is somebody else's.
-const SUPABASE: &str = "
-    create role anon nologin; create role authenticated nologin; create role service_role nologin bypassrls;
-    create role supabase_auth_admin nologin;
-    grant usage on schema public to anon, authenticated, service_role;
-    alter default privileges for role owner_of_all in schema public grant all on tables to anon, authenticated, service_role;
-    alter default privileges for role owner_of_all in schema public grant all on sequences to anon, authenticated;
-    alter default privileges for role owner_of_all in schema public grant all on functions to anon, authenticated;
-    create schema auth authorization supabase_auth_admin;
-    grant usage on schema auth to anon, authenticated, service_role, owner_of_all;
-    create function auth.uid() returns uuid language sql stable as $$
-        select coalesce(nullif(current_setting('request.jwt.claim.sub', true), ''),
-            (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub'))::uuid $$;
-    alter function auth.uid() owner to supabase_auth_admin;";
-
 #[tokio::test]
 async fn a_plain_login_migrates_serves_and_is_nobody_by_itself() {
     let servers = Servers::private().await;
     let mut app = App::on(&servers).await;
-    let admin = servers.database_url("postgres").expose_secret().to_owned();
-    let run = async |url: &str, sql: &str| {
-        let mut session = PgConnection::connect(url).await.unwrap();
-        // One by one: databases are made and dropped outside of any transaction.
-        for statement in sql.split_inclusive(";\n") {
-            sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut session).await.unwrap();
-        }
-    };
-    // A cluster that has never seen us.
-    app.pool.close().await;
-    run(
-        &admin,
-        &format!(
-            "drop database {} with (force);\ndrop database multivio_template with (force);\n\
-             drop role multivio_api;\ndrop role multivio_worker;\ndrop role multivio_definer;\n\
-             create role owner_of_all login noinherit createrole password 'of all';\n\
-             create database plain owner owner_of_all;\n",
-            app.db.name()
-        ),
-    )
-    .await;
-    let above = servers.database_url("plain").expose_secret().to_owned();
-    let mut superuser = PgConnection::connect(&above).await.unwrap();
-    sqlx::raw_sql("grant create, usage on schema public to owner_of_all").execute(&mut superuser).await.unwrap();
-    sqlx::raw_sql(SUPABASE).execute(&mut superuser).await.unwrap();
-    let mut url = url::Url::parse(&above).unwrap();
-    url.set_username("owner_of_all").unwrap();
-    url.set_password(Some("of all")).unwrap();
-    app.set("DATABASE_URL", url.as_str());
+    let (mut superuser, mut url) = like_supabase(&servers, &mut app, "noinherit createrole").await;
 
     let (done, said) = app.cli(&["migrate"]).await;
     assert!(done, "{said}");
@@ -94,23 +51,6 @@ async fn a_plain_login_migrates_serves_and_is_nobody_by_itself() {
         let count = format!("select count(*) from {table}");
         let seen: i64 = sqlx::query_scalar(AssertSqlSafe(count.clone())).fetch_one(&mut session).await.unwrap();
         assert_eq!(seen, 0, "{table} is open to its owner");
-        for client in ["anon", "authenticated"] {
-            sqlx::raw_sql(AssertSqlSafe(format!("set role {client}"))).execute(&mut superuser).await.unwrap();
-            let refused = sqlx::query_scalar::<_, i64>(AssertSqlSafe(count.clone())).fetch_one(&mut superuser).await;
-            assert_eq!(code(refused).as_deref(), Some(DENIED), "{table} is open to {client}");
-        }
-        sqlx::raw_sql("reset role").execute(&mut superuser).await.unwrap();
-    }
-    for client in ["anon", "authenticated"] {
-        let open: Vec<String> = sqlx::query_scalar(
-            "select p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'app'::regnamespace \
-             and p.prosecdef and has_function_privilege($1, p.oid, 'execute')",
-        )
-        .bind(client)
-        .fetch_all(&mut superuser)
-        .await
-        .unwrap();
-        assert!(open.is_empty(), "{client} may run {open:?}");
     }
 
     // A login that may not become what the programs are is told what to ask for.

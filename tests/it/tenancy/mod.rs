@@ -4,6 +4,7 @@ mod endpoints;
 mod entry;
 mod logins;
 mod poolers;
+mod supabase;
 mod tables;
 mod tls;
 

@@ -77,10 +77,15 @@ const ROWS: &str = "
     insert into erasures (id, kind, subject) values (:id, 'user', :id);";
 
 async fn fill(app: &App, tenant: TenantId, user: UserId) {
+    fill_by(&mut *app.pool.acquire().await.unwrap(), tenant, user).await;
+}
+
+/// The same by a session that may write everything.
+pub async fn fill_by(session: &mut PgConnection, tenant: TenantId, user: UserId) {
     let quoted = |id: uuid::Uuid| format!("'{id}'::uuid");
     let rows = ROWS.replace(":tenant", &quoted(tenant.uuid())).replace(":user", &quoted(user.uuid()));
     let rows = rows.replace(":id", &quoted(uuid::Uuid::now_v7()));
-    sqlx::raw_sql(AssertSqlSafe(rows)).execute(&app.pool).await.expect("the rows are as the tables want them");
+    sqlx::raw_sql(AssertSqlSafe(rows)).execute(session).await.expect("the rows are as the tables want them");
 }
 
 /// All tables, and whether a row of theirs names its tenant.
