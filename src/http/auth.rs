@@ -1,6 +1,7 @@
 //! Who is calling, at the door of HTTP: the headers that say so, and the [`Caller`] that handlers take.
 //!
-//! How a credential is proved is [`crate::identity`]'s; outside, every way in which one can be wrong is one 401.
+//! How a credential is proved is [`crate::identity`]'s; outside, every way in which one can be wrong is one 401. One that
+//! is right, of a person who is to come in no more, is a 403: another would not help.
 
 use std::time::{Duration, Instant};
 
@@ -140,6 +141,7 @@ fn refused(error: &AuthError) -> Problem {
     match error {
         AuthError::TooManyGuesses { retry_in } => Problem::too_many_requests(*retry_in),
         AuthError::NoSuchWorkspace => Problem::no_such_workspace(),
+        AuthError::Disabled => Problem::user_disabled(),
         AuthError::Away(_) | AuthError::KeysAway => {
             tracing::warn!(cause = crate::telemetry::chain(error), "a credential could not be checked");
             Problem::unavailable()

@@ -116,6 +116,16 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed", detail)
     }
 
+    /// The token is good, but whoever it names is not let in.
+    pub fn user_disabled() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "user_disabled",
+            "Not let in any more",
+            "This user is disabled. Whoever runs this installation can say why, and enable them again.",
+        )
+    }
+
     /// One answer for a workspace that does not exist and one that the caller is no member of.
     pub fn no_such_workspace() -> Self {
         Self::new(

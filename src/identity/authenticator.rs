@@ -14,8 +14,8 @@ use tokio::sync::Semaphore;
 use super::{
     Caller, LocalTokens, Scope, Scopes, WeakSecret,
     api_keys::{self, ApiKeys, Presented},
+    barred::Barred,
     firebase::Firebase,
-    gone::Erased,
     local_tokens::Local,
     recent::Recent,
     store::{self, Access},
@@ -39,13 +39,13 @@ pub struct Authenticator {
     local: Option<LocalTokens>,
     firebase: Option<Firebase>,
     keys: ApiKeys,
-    erased: Erased,
+    barred: Barred,
     access: Recent<(UserId, Option<TenantId>), Option<Access>>,
     first_sights: Arc<Semaphore>,
     db: TenantDb,
 }
 
-/// Why a credential was not accepted. For the log alone: outside, most of these are one 401.
+/// Why a credential was not accepted. For the log: outside, most of these are one 401.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     #[error("the Authorization header is not a bearer token")]
@@ -62,7 +62,9 @@ pub enum AuthError {
     UnknownKey,
     #[error("the API key is revoked, expired, or its maker is no member any more")]
     DeadKey,
-    #[error("the user is disabled, or has signed out everywhere since they signed in")]
+    #[error("the user is disabled")]
+    Disabled,
+    #[error("the user has signed out everywhere, or was erased, since they signed in")]
     SignedOut,
     #[error("the workspace does not exist or is not theirs")]
     NoSuchWorkspace,
@@ -96,7 +98,7 @@ impl Authenticator {
         Ok(Self {
             local: config.jwt.as_ref().map(LocalTokens::new).transpose()?,
             firebase: config.firebase.as_ref().map(Firebase::new).transpose()?,
-            erased: Erased::default(),
+            barred: Barred::default(),
             keys: ApiKeys::default(),
             access: Recent::default(),
             first_sights: Arc::new(Semaphore::new(FIRST_SIGHTS)),
@@ -134,11 +136,11 @@ impl Authenticator {
     pub fn forget(&self) {
         self.access.forget_all();
         self.keys.forget_all();
-        self.erased.forget();
+        self.barred.forget();
     }
 
     async fn by_local(&self, local: Local, workspace: Option<TenantId>) -> Result<Caller, AuthError> {
-        self.erased.check(&self.db, &local).await?;
+        self.barred.check(&self.db, &local).await?;
         let Local { caller, is_first, .. } = local;
         if is_first {
             self.note_first_sight(&caller);
@@ -146,11 +148,7 @@ impl Authenticator {
         match workspace {
             Some(other) if other != caller.tenant => {
                 let access = Box::pin(self.access_of(caller.user, Some(other))).await?;
-                let access = access.ok_or(AuthError::NoSuchWorkspace)?;
-                if access.is_disabled {
-                    return Err(AuthError::SignedOut);
-                }
-                Ok(in_workspace(&access, caller.user, caller.scopes))
+                Ok(in_workspace(&access.ok_or(AuthError::NoSuchWorkspace)?, caller.user, caller.scopes))
             }
             _ => Ok(caller),
         }
@@ -176,7 +174,10 @@ impl Authenticator {
         };
         let user = *person.user.get_or_try_init(first).await?;
         let access = self.access_of(user, workspace).await?.ok_or(AuthError::NoSuchWorkspace)?;
-        if access.is_disabled || access.tokens_valid_after.is_some_and(|after| person.signed_in_at < after) {
+        if access.is_disabled {
+            return Err(AuthError::Disabled);
+        }
+        if access.tokens_valid_after.is_some_and(|after| person.signed_in_at < after) {
             return Err(AuthError::SignedOut);
         }
         let all =

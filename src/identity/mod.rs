@@ -6,10 +6,10 @@
 pub mod api;
 pub mod api_keys;
 pub mod authenticator;
-pub mod caller;
+pub mod barred;
+mod caller;
 pub mod firebase;
 mod firebase_keys;
-mod gone;
 pub mod key_api;
 mod key_store;
 pub mod local_tokens;

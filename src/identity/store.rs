@@ -1,6 +1,7 @@
 //! The tables of users, workspaces and members. What is asked before it is known who is calling, and the little that
 //! looks beyond a workspace, are functions of the schema `app`.
 
+use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection, PgExecutor};
 
 use super::{Role, firebase::Person};
@@ -38,6 +39,19 @@ pub async fn access(
         Ok(Access { tenant, role: stored(&role)?, is_admin, is_disabled, tokens_valid_after })
     })
     .transpose()
+}
+
+/// Whether somebody may come in, for those who believe a token without asking the database for its user.
+#[derive(Debug, Clone, Copy, FromRow)]
+pub struct UserStanding {
+    pub id: UserId,
+    pub is_disabled: bool,
+    pub changed_at: DateTime<Utc>,
+}
+
+/// Whoever was disabled or enabled since the last change known, and a while before; without one everybody ever.
+pub async fn standing_since(db: impl PgExecutor<'_>, known: Option<DateTime<Utc>>) -> sqlx::Result<Vec<UserStanding>> {
+    sqlx::query_as("select id, is_disabled, changed_at from app.standing($1)").bind(known).fetch_all(db).await
 }
 
 /// The user behind a Firebase account, made with a workspace of their own at first sight. `None`: they were erased, and
@@ -97,7 +111,7 @@ pub struct WorkspaceRow {
     pub name: String,
     /// Of the user it was read for.
     pub role: String,
-    pub created_at: chrono::DateTime<chrono::Utc>,
+    pub created_at: DateTime<Utc>,
 }
 
 /// Those of a user, newest first.
@@ -142,7 +156,7 @@ pub struct MemberRow {
     pub email: Option<String>,
     pub name: Option<String>,
     pub role: String,
-    pub created_at: chrono::DateTime<chrono::Utc>,
+    pub created_at: DateTime<Utc>,
 }
 
 /// Newest users first.

@@ -217,7 +217,7 @@ async fn signing_out_everywhere_ends_every_sign_in_and_the_tokens_it_will_yet_ge
     assert_eq!(stage.status(&fresh).await, 200);
     sqlx::query("update users set disabled_at = now() where subject = 'ada'").execute(&stage.app.pool).await.unwrap();
     crate::harness::wait_until(super::SOON, "a disabled user to be out", || async {
-        stage.status(&fresh).await == 401
+        stage.status(&fresh).await == 403
     })
     .await;
 }

@@ -206,18 +206,34 @@ async fn nobody_is_put_out_of_their_own_workspace() {
 }
 
 #[tokio::test]
-async fn a_disabled_users_own_token_enters_nobody_elses_workspace() {
+async fn a_disabled_user_comes_in_nowhere_until_they_are_enabled() {
     let app = App::new().await;
     let api = app.api().await;
-    let (viewer, of_viewer) = app.token_of_another();
-    assert_eq!(get(&api, &of_viewer, "/api/v1/me").await.0, 200);
+    let (user, token) = app.token_of_another();
+    assert_eq!(get(&api, &token, "/api/v1/me").await.0, 200);
     let (_, team) = api.post("/api/v1/workspaces", json!({"name": "Team"})).await;
     let team = team["id"].as_str().unwrap();
-    let invite = json!({"user_id": viewer, "role": "viewer"});
+    let invite = json!({"user_id": user, "role": "viewer"});
     let members = format!("/api/v1/workspaces/{team}/members");
     assert_eq!(call(&api, &api.token, Some(team), Method::POST, &members, Some(&invite)).await.0, 201);
-    let enter = async || call(&api, &of_viewer, Some(team), Method::GET, "/api/v1/posts", None).await.0;
-    assert_eq!(enter().await, 200);
-    sqlx::query("update users set disabled_at = now() where id = $1").bind(viewer).execute(&app.pool).await.unwrap();
-    wait_until(SOON, "the door to close", || async { enter().await == 401 }).await;
+    let enter = async |workspace| call(&api, &token, workspace, Method::GET, "/api/v1/posts", None).await;
+    for (change, status) in [("now()", 403), ("null", 200)] {
+        let change = format!("update users set disabled_at = {change} where id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(change)).bind(user).execute(&app.pool).await.unwrap();
+        // Their own workspace and another's; one that they had been in before, and one that they bring a new token to.
+        for workspace in [None, Some(team)] {
+            wait_until(SOON, "the door to know", || async { enter(workspace).await.0 == status }).await;
+            if status == 403 {
+                assert_eq!(enter(workspace).await.1["code"], "user_disabled");
+            }
+        }
+        let scopes = [multivio::identity::Scope::Workspace];
+        let another = app.token_of(TenantId::new(), user, &scopes);
+        assert_eq!(get(&api, &another, "/api/v1/me").await.0, status, "a token that was not seen before");
+        assert_eq!(api.get("/api/v1/me").await.0, 200, "nobody else is put out");
+    }
+    // A process that begins while they are disabled knows it before it lets anybody in.
+    sqlx::query("update users set disabled_at = now() where id = $1").bind(user).execute(&app.pool).await.unwrap();
+    let elsewhere = app.api().await;
+    assert_eq!(get(&elsewhere, &token, "/api/v1/posts").await.0, 403);
 }

@@ -99,6 +99,11 @@ async fn an_operator_makes_administrators_and_lets_nobody_in_who_is_disabled() {
         assert!(done && said.contains(&user), "{args:?}: {said}");
         assert_eq!(standing().await, (role.to_owned(), is_disabled), "{args:?}");
         answers(status).await;
+        let in_person = if is_disabled { 403 } else { 200 };
+        eventually(SOON, "their own token to open what it should", || async {
+            (api.get("/api/v1/posts").await.0 == in_person).then_some(())
+        })
+        .await;
     }
     let (done, said) = app.cli(&["users", "role", &user, "owner"]).await;
     assert!(!done && said.contains("admin"), "{said}");
