@@ -77,6 +77,36 @@ async fn whoever_sets_nothing_up_has_no_limits() {
 }
 
 #[tokio::test]
+async fn plans_are_listed_with_the_tiers_that_give_them_for_people_and_for_programs() {
+    let app = App::new().await;
+    for arguments in [
+        &["plans", "define", "supporter", "--rank", "1"][..],
+        &["plans", "define", "patron", "--rank", "2"],
+        &["plans", "tier", "7001", "supporter"],
+        &["plans", "tier", "7003", "patron"],
+        &["plans", "tier", "7002", "patron"],
+    ] {
+        operator(&app, arguments).await;
+    }
+    let tiers = async || -> Vec<(String, Value)> {
+        let plans: Vec<Value> = serde_json::from_str(&operator(&app, &["plans", "list", "--json"]).await).unwrap();
+        plans.iter().map(|plan| (plan["name"].as_str().unwrap().to_owned(), plan["patreon_tiers"].clone())).collect()
+    };
+    let list = |of_patron: &[&str]| {
+        let each = [("unlimited", json!([])), ("supporter", json!(["7001"])), ("patron", json!(of_patron))];
+        each.map(|(name, tiers)| (name.to_owned(), tiers)).to_vec()
+    };
+    assert_eq!(tiers().await, list(&["7002", "7003"]));
+    let table = operator(&app, &["plans", "list"]).await;
+    let ends = |plan: &str, tiers: &str| {
+        table.lines().any(|line| line.trim_start().starts_with(plan) && line.trim_end().ends_with(tiers))
+    };
+    assert!(ends("patron", "7002, 7003") && ends("supporter", " 7001") && ends("unlimited", " -"), "{table}");
+    operator(&app, &["plans", "tier", "7003"]).await;
+    assert_eq!(tiers().await, list(&["7002"]));
+}
+
+#[tokio::test]
 async fn of_many_who_want_the_last_place_one_gets_it_over_two_processes() {
     let mut app = App::new().await;
     let _sandbox = app.sandbox().await;
