@@ -454,6 +454,41 @@ async fn a_backlog_that_comes_at_once_and_out_of_order_ends_in_the_plan_that_hol
 }
 
 #[tokio::test]
+async fn the_time_of_grace_is_what_the_setting_says() {
+    let stage = Stage::with(&[("PATREON_GRACE_DAYS", "3")]).await;
+    let patron = stage.patron(&["7001"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    let is_set = |days: f64| (2.9..=3.0).contains(&days);
+    assert!(is_set(stage.days_left().await), "when it is linked: {}", stage.days_left().await);
+    let sql = "update workspace_plans set until = now() + interval '1 hour' where source = 'patreon'";
+    sqlx::query(sql).execute(&stage.app.pool).await.unwrap();
+    let _worker = stage.app.worker(Queue::Ops).await;
+    let body = member_of(&patron);
+    assert_eq!(stage.hint(&body, &signed(SECRET, &body)).await, 204);
+    wait_until(SOON, "the look to renew it", || async { is_set(stage.days_left().await) }).await;
+}
+
+#[tokio::test]
+async fn the_workers_look_after_links_by_the_clock_and_nobody_has_to_ask() {
+    let stage = Stage::new().await;
+    let patron = stage.patron(&["7001"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    stage.change(&patron, json!({"tiers": ["7002"], "fires": false})).await;
+    let long_ago =
+        "update patreon_links set read_at = now() - interval '13 hours', looked_at = now() - interval '13 hours'";
+    sqlx::query(long_ago).execute(&stage.app.pool).await.unwrap();
+    let _worker = stage.app.worker(Queue::Ops).await;
+    // Several times in any hour: its next time is made to be now.
+    let due = "update schedules set next_at = now() where name = 'patreon-upkeep' and kind = 'patreon_upkeep' \
+               and next_at between now() and now() + interval '15 minutes'";
+    wait_until(SOON, "the schedule", || async {
+        sqlx::query(due).execute(&stage.app.pool).await.unwrap().rows_affected() == 1
+    })
+    .await;
+    stage.until_plan("patron").await;
+}
+
+#[tokio::test]
 async fn a_membership_that_lapses_takes_its_plan_back_after_the_grace() {
     let stage = Stage::new().await;
     let _worker = stage.app.worker(Queue::Ops).await;
