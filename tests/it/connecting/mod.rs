@@ -145,7 +145,7 @@ async fn consent_given_again_mends_the_connection_that_is_there() {
 }
 
 #[tokio::test]
-async fn a_repeat_under_one_key_gives_the_same_page_and_the_same_connection() {
+async fn a_repeat_under_one_key_gives_the_same_page_and_the_same_connection_also_when_it_is_over() {
     let rig = Rig::new().await;
     let send = |path: &'static str, body: Value| {
         let request = rig.api.request(Method::POST, path).header("Idempotency-Key", "one").json(&body);
@@ -162,8 +162,17 @@ async fn a_repeat_under_one_key_gives_the_same_page_and_the_same_connection() {
     assert_eq!(made.0, 201, "{}", made.1);
     assert_eq!(made, send(CALLBACK, body).await);
     assert_eq!(rig.calls("oauth2.token").await, 1);
-    let over = send(AUTHORIZE, json!({})).await;
-    assert_eq!((over.0, &over.1["code"]), (409, &json!("consent_over")));
+    // What was asked for is used up, and then forgotten: the key keeps its answer for as long as any key.
+    assert_eq!(send(AUTHORIZE, json!({})).await, first);
+    sqlx::query("delete from account_consents").execute(&rig.app.pool).await.unwrap();
+    let old = "update idempotency_keys set created_at = now() - interval '6 days 23 hours'";
+    sqlx::query(old).execute(&rig.app.pool).await.unwrap();
+    assert_eq!(send(AUTHORIZE, json!({})).await, first);
+    let asked: i64 = sqlx::query_scalar("select count(*) from audit_log where action = 'connection.consent_asked'")
+        .fetch_one(&rig.app.pool)
+        .await
+        .unwrap();
+    assert_eq!(asked, 1);
     let other = rig.approve(&rig.ask(&rig.api.token).await).await.body();
     assert_eq!(send(CALLBACK, other).await.0, 422);
 }
