@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Defines a plan at the command line and gives it to the app's workspace.
-async fn plan(app: &App, api: &Api, limits: &[&str]) {
+pub async fn plan(app: &App, api: &Api, limits: &[&str]) {
     operator(app, &[&["plans", "define", "small"], limits].concat()).await;
     workspace_is_known(app, api).await;
     operator(app, &["plans", "set", &app.tenant.to_string(), "small"]).await;
@@ -49,7 +49,7 @@ fn account(number: usize) -> Value {
     json!({ "platform": "x", "remote_account_id": number.to_string(), "username": "u", "access_token": "t" })
 }
 
-fn assert_refused(answer: &(u16, Value), limit: &str) {
+pub fn assert_refused(answer: &(u16, Value), limit: &str) {
     let (status, problem) = answer;
     assert_eq!((*status, &problem["code"], &problem["field"]), (403, &json!("plan_limit"), &json!(limit)), "{problem}");
     assert!(
