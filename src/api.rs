@@ -20,6 +20,7 @@ use crate::{
         limits::RateLimiter,
         metrics::Figures,
         one_description::OneDescription,
+        parameters::Parameters,
         router,
     },
     identity::{api::IdentityApi, key_api::KeysApi},
@@ -55,6 +56,7 @@ pub struct Services {
 pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static {
     let document = Arc::new(Document::new(openapi_json(), || service().scalar_html()));
     let metrics = Arc::new(router::metrics_of(document.spec()));
+    let parameters = Arc::new(Parameters::new(document.spec()));
     let paths = Paths {
         public: &["/webhooks/"],
         open_to_readers: &["/api/v1/posts/validate", "/api/v1/me/", "/api/v1/workspaces"],
@@ -80,7 +82,7 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         extensions.insert(fetcher.clone());
         extensions.insert(Arc::clone(&patreon));
     });
-    router::guarded(calls, app, limiter, metrics, paths)
+    router::guarded(calls, app, limiter, metrics, parameters, paths)
 }
 
 /// Gives every request what handlers take as `Data`, in one step: each of the library's own steps is a future around

@@ -167,6 +167,17 @@ async fn bad_input_of_each_call_is_named() {
     let events = api.request(Method::GET, &format!("/api/v1/jobs/{job}/events")).header("last-event-id", "x; drop");
     let body: Value = events.send().await.unwrap().json().await.unwrap();
     assert_eq!(body["field"], "Last-Event-ID");
+    let detail = async |path: &str| api.get(path).await.1["detail"].as_str().unwrap().to_owned();
+    assert!(detail("/api/v1/jobs?state=foo").await.contains("Send one of waiting, scheduled, queued, running"));
+    assert!(detail("/api/v1/jobs?queue=foo").await.contains("Send one of publish, ai, media, ops"));
+    assert!(detail(&format!("/api/v1/jobs/{job}?wait=-1")).await.contains("0 to 30"));
+    let id = detail("/api/v1/posts/x").await;
+    assert!(id.contains("not the id of a post") && id.contains("post_"), "{id}");
+    let form = api.request(Method::POST, "/api/v1/media").json(&json!({}));
+    let body: Value = form.send().await.unwrap().json().await.unwrap();
+    assert_eq!((&body["status"], &body["field"]), (&json!(415), &json!("Content-Type")), "{body}");
+    assert!(body["detail"].as_str().unwrap().contains("multipart/form-data"), "{body}");
+    crate::bad_input::walk(&api).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use multivio::{
         gate::Paths,
         limits::{RateLimiter, Shared, Subject, Verdict},
         page,
+        parameters::Parameters,
         router, server,
     },
     ids::{JobId, UserId},
@@ -99,8 +100,9 @@ impl Served {
         let state = multivio::http::App::new(config, db, engine, stop.clone()).unwrap();
         let calls = OpenApiService::new(Calls, "test", "1");
         let metrics = router::metrics_of(calls.spec().as_bytes());
+        let parameters = Arc::new(Parameters::new(calls.spec().as_bytes()));
         let calls = poem::Route::new().nest("/", calls);
-        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), Paths::default());
+        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), parameters, Paths::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let ended = tokio::spawn(server::serve(listener, routes, stop.clone()));

@@ -8,6 +8,7 @@ mod harness;
 
 mod ai;
 mod api_jobs;
+mod bad_input;
 mod connecting;
 mod crash;
 mod engine;

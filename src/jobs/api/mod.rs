@@ -34,7 +34,7 @@ use super::{
 use crate::{
     audit::{self, Action},
     http::{
-        App, Caller, IdempotencyKey, Page, Pass, Problem, Scope, Tag, Turn,
+        App, Caller, IdempotencyKey, Input, Page, Pass, Problem, Scope, Tag, Turn,
         answer::{Answer, Kept},
         page,
     },
@@ -308,7 +308,7 @@ impl JobsApi {
         caller: Caller,
         id: Path<JobId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
-        change: Json<JobChange>,
+        change: Input<JobChange>,
     ) -> Result<Json<JobView>, Problem> {
         caller.require(Scope::Publish)?;
         unlimited(&caller)?;
@@ -317,12 +317,13 @@ impl JobsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let changed = ledger::set_priority(&mut *tx, Some(caller.tenant), id.0, change.priority.into()).await?;
+        let changed =
+            ledger::set_priority(&mut *tx, Some(caller.tenant), id.0, change.0.priority.into()).await?;
         let row = find(&mut tx, &caller, id.0).await?;
         if changed.is_none() {
             return Err(Problem::too_late(format!("The job has already {}; nothing of it is left to run.", row.state)));
         }
-        let details = json!({"priority": super::Priority::from(change.priority)});
+        let details = json!({"priority": super::Priority::from(change.0.priority)});
         audit::record(&mut tx, &caller, Action::JobPriorityChanged, id.0, details).await?;
         let context = Context::of(&mut tx, std::slice::from_ref(&row)).await?;
         let answer = claim.keep(&mut tx, Json(JobView::new(&row, &context))).await?;
@@ -340,9 +341,10 @@ impl JobsApi {
         app: Data<&Arc<App>>,
         caller: Caller,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
-        wish: Json<RetryFailed>,
+        wish: Input<RetryFailed>,
     ) -> Result<Json<Retried>, Problem> {
         caller.require(Scope::Admin)?;
+        let Input(wish) = wish;
         let limit = wish.limit.unwrap_or(MOST_RETRIED);
         if !(1..=MOST_RETRIED).contains(&limit) {
             return Err(Problem::invalid_field(
@@ -354,7 +356,7 @@ impl JobsApi {
         // The key is held while it is done, in many transactions, any of which may be the last: then no answer is
         // kept, and a repeat goes on with what is left.
         let mut tx = app.db.begin(&caller).await?;
-        let claim = match key.claim(&mut tx, &caller, wish.0.to_json()).await? {
+        let claim = match key.claim(&mut tx, &caller, wish.to_json()).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
