@@ -36,7 +36,7 @@ use crate::{
     http::{
         App, Caller, IdempotencyKey, Input, Page, Pass, Problem, Scope, Tag, Turn,
         answer::{Answer, Kept},
-        page,
+        etag, page,
     },
     identity::Forbidden,
     ids::{GroupId, JobId},
@@ -202,12 +202,12 @@ impl JobsApi {
             let row = find(&mut db, &caller, id.0).await?;
             let tag = view::etag(&row);
             let has_news = match &known.0 {
-                Some(known) => *known != tag,
+                Some(known) => !etag::knows(known, &tag),
                 None => row.state.is_final(),
             };
             if has_news || row.state.is_final() || Instant::now() >= until || app.stop.is_cancelled() {
                 return Ok(match known.0 {
-                    Some(known) if known == tag => Status::Unchanged(tag),
+                    Some(known) if etag::knows(&known, &tag) => Status::Unchanged(tag),
                     _ => Status::Now(Json(view_of(&app, db, &row).await?), tag),
                 });
             }
