@@ -237,6 +237,13 @@ async fn cancel_and_retry_say_what_they_met() {
     let second = retry().await.unwrap();
     assert_eq!((second.status(), second.json::<Value>().await.unwrap()), (StatusCode::OK, first));
 
+    let (_, timeline) = api.get(&format!("/api/v1/jobs/{job}/timeline")).await;
+    let items = timeline["items"].as_array().unwrap();
+    for asked in ["cancel_requested", "retry_requested"] {
+        let line = items.iter().find(|line| line["what"] == asked).unwrap_or_else(|| panic!("{asked}: {timeline}"));
+        assert_eq!(line["detail"]["by"], app.user.to_string(), "{timeline}");
+    }
+
     fail(&app, job).await;
     let (status, body) = api.post(&path("cancel"), Value::Null).await;
     assert_eq!((status, &body["code"]), (409, &json!("too_late")));

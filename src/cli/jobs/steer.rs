@@ -21,7 +21,7 @@ pub fn operator() -> String {
 
 pub async fn cancel(engine: &Engine, job: JobId) -> sqlx::Result<CancelOutcome> {
     let mut tx = engine.db().begin().await?;
-    let outcome = ledger::cancel(&mut tx, None, job).await?;
+    let outcome = ledger::cancel(&mut tx, None, job, &operator()).await?;
     if matches!(outcome, CancelOutcome::Cancelled | CancelOutcome::Requested) {
         note(&mut tx, job, Action::JobCancelled, by()).await?;
     }
@@ -33,7 +33,7 @@ pub async fn cancel(engine: &Engine, job: JobId) -> sqlx::Result<CancelOutcome> 
 /// `false`: it is in no state to be retried.
 pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<bool> {
     let mut tx = engine.db().begin().await?;
-    let retried = ledger::request_retry(&mut *tx, None, job).await?.is_some();
+    let retried = ledger::request_retry(&mut *tx, None, job, &operator()).await?.is_some();
     if retried {
         note(&mut tx, job, Action::JobRetried, by()).await?;
     }
@@ -47,7 +47,7 @@ pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<bool> {
 /// `false`: there is no such job, or it has ended.
 pub async fn set_priority(engine: &Engine, job: JobId, priority: Priority) -> sqlx::Result<bool> {
     let mut tx = engine.db().begin().await?;
-    let changed = ledger::set_priority(&mut *tx, None, job, priority).await?.is_some();
+    let changed = ledger::set_priority(&mut *tx, None, job, priority, &operator()).await?.is_some();
     if changed {
         let details = json!({"priority": priority, "by": operator()});
         note(&mut tx, job, Action::JobPriorityChanged, details).await?;
@@ -66,7 +66,7 @@ pub async fn retry_failed(engine: &Engine, queue: Queue, kind: Option<&str>, lim
     let mut db = engine.db().acquire().await?;
     audit::record_by_operator(&mut db, None, Action::FailedJobsRetried, "jobs", details).await?;
     drop(db);
-    engine.retry_failed(queue, kind, limit.into()).await
+    engine.retry_failed(queue, kind, limit.into(), &operator()).await
 }
 
 pub async fn pause(engine: &Engine, queue: Queue) -> sqlx::Result<()> {

@@ -276,7 +276,7 @@ impl JobsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let outcome = ledger::cancel(&mut tx, Some(caller.tenant), id.0).await?;
+        let outcome = ledger::cancel(&mut tx, Some(caller.tenant), id.0, &caller.who()).await?;
         if matches!(outcome, CancelOutcome::Cancelled | CancelOutcome::Requested) {
             audit::record(&mut tx, &caller, Action::JobCancelled, id.0, json!({})).await?;
         }
@@ -318,7 +318,7 @@ impl JobsApi {
             Turn::New(claim) => claim,
         };
         let changed =
-            ledger::set_priority(&mut *tx, Some(caller.tenant), id.0, change.0.priority.into()).await?;
+            ledger::set_priority(&mut *tx, Some(caller.tenant), id.0, change.0.priority.into(), &caller.who()).await?;
         let row = find(&mut tx, &caller, id.0).await?;
         if changed.is_none() {
             return Err(Problem::too_late(format!("The job has already {}; nothing of it is left to run.", row.state)));
@@ -344,6 +344,7 @@ impl JobsApi {
         wish: Input<RetryFailed>,
     ) -> Result<Json<Retried>, Problem> {
         caller.require(Scope::Admin)?;
+        let by = caller.who();
         let Input(wish) = wish;
         let limit = wish.limit.unwrap_or(MOST_RETRIED);
         if !(1..=MOST_RETRIED).contains(&limit) {
@@ -365,7 +366,7 @@ impl JobsApi {
         // Written down first, whatever becomes of it.
         let details = json!({"queue": super::Queue::from(wish.queue), "kind": wish.kind, "limit": limit});
         audit::record(&mut *app.db.of(&caller).await?, &caller, Action::FailedJobsRetried, "jobs", details).await?;
-        let retried = app.engine.retry_failed(wish.queue.into(), wish.kind.as_deref(), limit.into()).await?;
+        let retried = app.engine.retry_failed(wish.queue.into(), wish.kind.as_deref(), limit.into(), &by).await?;
         let answer = claim.keep(&mut tx, Json(Retried { retried })).await?;
         tx.commit().await?;
         Ok(answer)
@@ -389,7 +390,8 @@ impl JobsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let retried = ledger::request_retry(&mut *tx, Some(caller.tenant), id.0).await.map_err(retry_refused)?;
+        let by = caller.who();
+        let retried = ledger::request_retry(&mut *tx, Some(caller.tenant), id.0, &by).await.map_err(retry_refused)?;
         let row = ledger::get(&mut *tx, Some(caller.tenant), id.0).await?;
         let row = row.ok_or_else(|| Problem::not_found("job"))?;
         if retried.is_none() && row.state.is_final() && ledger::is_committed(&mut *tx, id.0).await? {
