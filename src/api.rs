@@ -24,13 +24,13 @@ use crate::{
         router,
     },
     identity::{api::IdentityApi, key_api::KeysApi},
-    jobs::api::JobsApi,
+    jobs::{RetryRules, api::JobsApi},
     media::{ImportApi, MediaApi, MediaService},
     outbound::fetch::Fetcher,
     patreon::{Patreon, WebhookEndpoint, api::PatreonApi},
     plans::api::PlansApi,
     posts::api::PostsApi,
-    publishing::{Publisher, api::PublishingApi},
+    publishing::{CancelledStays, Publisher, api::PublishingApi},
     rights::RightsApi,
 };
 
@@ -71,6 +71,7 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures))
         .at("/webhooks/patreon", webhook)
         .nest("/", service());
+    let rules = Arc::new(RetryRules(vec![Box::new(CancelledStays)]));
     let keyring = services.publisher.accounts.keyring().clone();
     let Services { app, limiter, health, publisher, models, media, fetcher, patreon, .. } = services;
     let calls = Give(calls, move |extensions: &mut Extensions| {
@@ -81,6 +82,7 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         extensions.insert(Arc::clone(&media));
         extensions.insert(fetcher.clone());
         extensions.insert(Arc::clone(&patreon));
+        extensions.insert(Arc::clone(&rules));
     });
     router::guarded(calls, app, limiter, metrics, parameters, paths)
 }

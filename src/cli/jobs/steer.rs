@@ -7,9 +7,10 @@ use crate::{
     audit::{self, Action},
     ids::JobId,
     jobs::{
-        Engine, Priority, Queue,
+        Engine, Priority, Queue, RetryRule,
         ledger::{self, CancelOutcome},
     },
+    publishing::CancelledStays,
 };
 
 /// Who it was, for whoever wonders later: all that the command line knows of them.
@@ -30,9 +31,22 @@ pub async fn cancel(engine: &Engine, job: JobId) -> sqlx::Result<CancelOutcome> 
     Ok(outcome)
 }
 
-/// `false`: it is in no state to be retried.
-pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<bool> {
+/// What became of a wish to run a job once more.
+pub enum Retried {
+    Yes,
+    /// It is in no state for it.
+    No,
+    /// Its domain has something against it.
+    Refused(String),
+}
+
+pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<Retried> {
     let mut tx = engine.db().begin().await?;
+    if let Some(row) = ledger::get(&mut *tx, None, job).await?
+        && let Some(refusal) = CancelledStays.refusal(&mut tx, &row).await?
+    {
+        return Ok(Retried::Refused(refusal));
+    }
     let retried = ledger::request_retry(&mut *tx, None, job, &operator()).await?.is_some();
     if retried {
         note(&mut tx, job, Action::JobRetried, by()).await?;
@@ -41,7 +55,7 @@ pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<bool> {
     if retried {
         engine.moved(job).await;
     }
-    Ok(retried)
+    Ok(if retried { Retried::Yes } else { Retried::No })
 }
 
 /// `false`: there is no such job, or it has ended.

@@ -28,7 +28,7 @@ use self::{
     view::Context,
 };
 use super::{
-    EnqueueError, State,
+    EnqueueError, RetryRules, State,
     ledger::{self, CancelOutcome, GroupStatus, JobFilter, JobRow},
 };
 use crate::{
@@ -374,11 +374,13 @@ impl JobsApi {
 
     /// Retry a job
     ///
-    /// Runs a failed or cancelled job once more, with all its attempts.
+    /// Runs a failed or cancelled job once more, with all its attempts. That of a cancelled publication does not run
+    /// again: publish the post again instead.
     #[oai(path = "/jobs/:id/retry", method = "post", operation_id = "retryJob")]
     async fn retry(
         &self,
         app: Data<&Arc<App>>,
+        rules: Data<&Arc<RetryRules>>,
         caller: Caller,
         id: Path<JobId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
@@ -390,6 +392,10 @@ impl JobsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
+        let row = find(&mut tx, &caller, id.0).await?;
+        if let Some(refusal) = rules.refusal(&mut tx, &row).await? {
+            return Err(Problem::conflict("not_retryable", refusal));
+        }
         let by = caller.who();
         let retried = ledger::request_retry(&mut *tx, Some(caller.tenant), id.0, &by).await.map_err(retry_refused)?;
         let row = ledger::get(&mut *tx, Some(caller.tenant), id.0).await?;

@@ -218,6 +218,24 @@ async fn a_post_that_could_not_go_out_in_time_follows_its_policy() {
 }
 
 #[tokio::test]
+async fn the_job_of_a_cancelled_publication_is_not_run_once_more_and_says_what_to_do_instead() {
+    let stage = Stage::new().await;
+    let later = (chrono::Utc::now() + Duration::from_secs(3600)).to_rfc3339();
+    let id = stage.publish_with(json!({ "text": "never mind", "scheduled_at": later })).await;
+    let (status, cancelled) = stage.api.post(&format!("/api/v1/publications/{id}/cancel"), json!({})).await;
+    assert_eq!(status, 200, "{cancelled}");
+    let (job, post) = (cancelled["job_id"].as_str().unwrap(), cancelled["post_id"].as_str().unwrap());
+    let (status, problem) = stage.api.post(&format!("/api/v1/jobs/{job}/retry"), json!({})).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("not_retryable")), "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains(&id) && detail.contains(&format!("POST /api/v1/posts/{post}/publish")), "{detail}");
+    let (done, said) = stage.app.cli(&["jobs", "retry", job]).await;
+    assert!(!done && said.contains("was cancelled, and that is for good"), "{said}");
+    let (_, view) = stage.api.get(&format!("/api/v1/jobs/{job}")).await;
+    assert_eq!(view["state"], "cancelled", "{view}");
+}
+
+#[tokio::test]
 async fn a_time_that_has_passed_beyond_its_lateness_is_refused_and_says_what_to_do() {
     let stage = Stage::new().await;
     let ago = |seconds: u64| (chrono::Utc::now() - Duration::from_secs(seconds)).to_rfc3339();
