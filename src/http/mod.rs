@@ -7,6 +7,7 @@ pub mod client_address;
 pub mod connection;
 pub mod docs;
 pub mod edge;
+pub mod followers;
 pub mod gate;
 pub mod health;
 pub mod idempotency;
