@@ -25,7 +25,7 @@ pub mod tag;
 pub mod translate;
 
 pub use answer::{Accepted, Created, Gone};
-pub use auth::{Caller, Pass, Scope};
+pub use auth::{Caller, Pass, Scope, signed_in_recently};
 pub use body::Input;
 pub use idempotency::{IdempotencyKey, Turn};
 pub use page::Page;
