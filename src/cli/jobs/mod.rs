@@ -192,7 +192,7 @@ async fn cancel(engine: &Engine, jobs: Vec<JobId>, screen: Screen) -> Result<(),
 async fn set_priority(engine: &Engine, priority: Priority, jobs: Vec<JobId>, screen: Screen) -> Result<(), Failure> {
     let mut outcomes = Vec::new();
     for job in jobs {
-        let done = engine.set_priority(None, job, priority).await?;
+        let done = steer::set_priority(engine, job, priority).await?;
         let text = if done {
             format!("has priority {priority}")
         } else {

@@ -7,7 +7,7 @@ use crate::{
     audit::{self, Action},
     ids::JobId,
     jobs::{
-        Engine, Queue,
+        Engine, Priority, Queue,
         ledger::{self, CancelOutcome},
     },
 };
@@ -23,7 +23,7 @@ pub async fn cancel(engine: &Engine, job: JobId) -> sqlx::Result<CancelOutcome> 
     let mut tx = engine.db().begin().await?;
     let outcome = ledger::cancel(&mut tx, None, job).await?;
     if matches!(outcome, CancelOutcome::Cancelled | CancelOutcome::Requested) {
-        note(&mut tx, job, Action::JobCancelled).await?;
+        note(&mut tx, job, Action::JobCancelled, by()).await?;
     }
     tx.commit().await?;
     engine.cancelled(job, outcome).await?;
@@ -35,13 +35,28 @@ pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<bool> {
     let mut tx = engine.db().begin().await?;
     let retried = ledger::request_retry(&mut *tx, None, job).await?.is_some();
     if retried {
-        note(&mut tx, job, Action::JobRetried).await?;
+        note(&mut tx, job, Action::JobRetried, by()).await?;
     }
     tx.commit().await?;
     if retried {
         engine.moved(job).await;
     }
     Ok(retried)
+}
+
+/// `false`: there is no such job, or it has ended.
+pub async fn set_priority(engine: &Engine, job: JobId, priority: Priority) -> sqlx::Result<bool> {
+    let mut tx = engine.db().begin().await?;
+    let changed = ledger::set_priority(&mut *tx, None, job, priority).await?.is_some();
+    if changed {
+        let details = json!({"priority": priority, "by": operator()});
+        note(&mut tx, job, Action::JobPriorityChanged, details).await?;
+    }
+    tx.commit().await?;
+    if changed {
+        engine.moved(job).await;
+    }
+    Ok(changed)
 }
 
 /// How many.
@@ -72,9 +87,9 @@ pub async fn resume(engine: &Engine, queue: Queue) -> sqlx::Result<bool> {
 }
 
 /// In the log of the job's own workspace: its owners see who meddled.
-async fn note(tx: &mut PgConnection, job: JobId, action: Action) -> sqlx::Result<()> {
+async fn note(tx: &mut PgConnection, job: JobId, action: Action, details: Value) -> sqlx::Result<()> {
     let tenant = ledger::get(&mut *tx, None, job).await?.map(|row| row.tenant);
-    audit::record_by_operator(tx, tenant, action, job, by()).await
+    audit::record_by_operator(tx, tenant, action, job, details).await
 }
 
 fn by() -> Value {

@@ -322,6 +322,8 @@ impl JobsApi {
         if changed.is_none() {
             return Err(Problem::too_late(format!("The job has already {}; nothing of it is left to run.", row.state)));
         }
+        let details = json!({"priority": super::Priority::from(change.priority)});
+        audit::record(&mut tx, &caller, Action::JobPriorityChanged, id.0, details).await?;
         let context = Context::of(&mut tx, std::slice::from_ref(&row)).await?;
         let answer = claim.keep(&mut tx, Json(JobView::new(&row, &context))).await?;
         tx.commit().await?;
