@@ -8,6 +8,7 @@ pub mod connection;
 pub mod docs;
 pub mod edge;
 pub mod etag;
+pub mod followers;
 pub mod gate;
 pub mod health;
 pub mod idempotency;
@@ -27,7 +28,7 @@ pub mod tag;
 pub mod translate;
 
 pub use answer::{Accepted, Created, Gone};
-pub use auth::{Caller, Pass, Scope};
+pub use auth::{Caller, Pass, Scope, signed_in_recently};
 pub use body::Input;
 pub use idempotency::{IdempotencyKey, Turn};
 pub use page::Page;

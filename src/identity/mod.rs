@@ -10,6 +10,7 @@ pub mod caller;
 pub mod firebase;
 mod firebase_keys;
 mod gone;
+mod health;
 pub mod key_api;
 mod key_store;
 pub mod local_tokens;

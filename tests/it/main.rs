@@ -17,6 +17,7 @@ mod following;
 mod http;
 mod http_cli;
 mod http_idempotency;
+mod http_open;
 mod http_writes;
 mod identity;
 mod local;

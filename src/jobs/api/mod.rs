@@ -238,7 +238,7 @@ impl JobsApi {
             Resume::Ended { after, .. } | Resume::After(after) => after,
         };
         let pass = Pass::of(request, &caller)?;
-        Ok(Events::Stream(events::stream(Arc::clone(&app), caller, pass, id.0, after)))
+        Ok(Events::Stream(events::stream(Arc::clone(&app), caller, pass, id.0, after)?))
     }
 
     /// Get a job's timeline

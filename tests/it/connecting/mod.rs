@@ -79,7 +79,7 @@ impl Rig {
     }
 }
 
-async fn visit(page: &Url, answer: &str, value: &str) -> Url {
+pub async fn visit(page: &Url, answer: &str, value: &str) -> Url {
     let mut page = page.clone();
     page.query_pairs_mut().append_pair(answer, value);
     let client = multivio::outbound::client().expect("a client can be made");

@@ -99,6 +99,46 @@ async fn the_log_is_read_by_owners_and_administrators_and_by_nobody_else() {
 }
 
 #[tokio::test]
+async fn what_was_done_to_the_installation_is_read_by_administrators_in_person_alone() {
+    let app = App::new().await;
+    let api = app.api().await;
+    assert!(app.cli(&["plans", "define", "free"]).await.0);
+    for queue in ["pause", "resume"] {
+        assert!(app.cli(&["jobs", queue, "ops"]).await.0);
+    }
+    let both = app.token_for(app.tenant, &[Scope::Workspace, Scope::Admin]);
+    let admin = app.token_for(TenantId::new(), &[Scope::Admin]);
+    let asked = "/api/v1/audit?installation=true";
+    let actions = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|line| line["action"].as_str().unwrap().to_owned()).collect()
+    };
+    for token in [&both, &admin] {
+        let (status, list) = get(&api, token, asked).await;
+        assert_eq!(status, 200, "{list}");
+        assert_eq!(actions(&list), ["queue.resumed", "queue.paused", "plan.defined"]);
+    }
+    let (_, first) = get(&api, &admin, &format!("{asked}&limit=1")).await;
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let (_, rest) = get(&api, &admin, &format!("{asked}&cursor={cursor}")).await;
+    assert_eq!(actions(&rest), ["queue.paused", "plan.defined"]);
+    assert_eq!(actions(&get(&api, &admin, &format!("{asked}&action=plan.defined")).await.1), ["plan.defined"]);
+    let (status, problem) = get(&api, &admin, &format!("{asked}&workspace={}", app.tenant)).await;
+    assert_eq!((status, &problem["field"]), (400, &json!("installation")), "{problem}");
+    // An owner reads their own, and no key reads anything, whatever its scopes are.
+    assert_eq!(get(&api, &api.token, asked).await.0, 403);
+    assert!(lines(&api).await.iter().all(|line| line["actor"] != "operator"));
+    let body = json!({"name": "k", "scopes": ["read", "admin"]});
+    let (status, made) = call(&api, &both, None, Method::POST, "/api/v1/api-keys", Some(&body)).await;
+    assert_eq!(status, 201, "{made}");
+    sqlx::query("update users set role = 'admin'").execute(&app.pool).await.unwrap();
+    let key = made["key"].as_str().unwrap();
+    for path in [asked.to_owned(), format!("/api/v1/audit?workspace={}", TenantId::new())] {
+        assert_eq!(get(&api, key, &path).await.0, 403, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn the_table_itself_refuses_every_change_but_forgetting_what_is_old() {
     let app = App::new().await;
     let api = app.api().await;
