@@ -161,7 +161,7 @@ mod tests {
     fn each_claim_is_checked_and_a_clock_that_is_a_little_apart_does_no_harm() {
         let cookie = "https://session.firebase.google.com/demo";
         let custom = "https://identitytoolkit.googleapis.com/google.identity.identitytoolkit.v1.IdentityToolkit";
-        let cases: [(&str, Value, Option<&str>); 17] = [
+        let cases: [(&str, Value, Option<&str>); 19] = [
             ("sub", json!("uid"), None),
             ("aud", json!("another"), Some("aud")),
             ("aud", json!(["demo"]), Some("type")),
