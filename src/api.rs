@@ -20,16 +20,17 @@ use crate::{
         limits::RateLimiter,
         metrics::Figures,
         one_description::OneDescription,
+        parameters::Parameters,
         router,
     },
     identity::{api::IdentityApi, key_api::KeysApi},
-    jobs::api::JobsApi,
+    jobs::{RetryRules, api::JobsApi},
     media::{ImportApi, MediaApi, MediaService},
     outbound::fetch::Fetcher,
     patreon::{Patreon, WebhookEndpoint, api::PatreonApi},
     plans::api::PlansApi,
     posts::api::PostsApi,
-    publishing::{Publisher, api::PublishingApi},
+    publishing::{CancelledStays, Publisher, api::PublishingApi},
     rights::RightsApi,
 };
 
@@ -55,20 +56,24 @@ pub struct Services {
 pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static {
     let document = Arc::new(Document::new(openapi_json(), || service().scalar_html()));
     let metrics = Arc::new(router::metrics_of(document.spec()));
+    let parameters = Arc::new(Parameters::new(document.spec()));
+    let metrics_token = services.app.config.api.metrics_token.clone();
     let paths = Paths {
         public: &["/webhooks/"],
         open_to_readers: &["/api/v1/posts/validate", "/api/v1/me/", "/api/v1/workspaces"],
         uploads: &["/api/v1/media"],
         largest_file_bytes: services.media.max_upload_bytes(),
+        health: &["/health"],
         cost,
     };
     let webhook = WebhookEndpoint { app: Arc::clone(&services.app), patreon: Arc::clone(&services.patreon) };
     let calls = Route::new()
         .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
         .at("/docs", DocsEndpoint(document))
-        .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures))
+        .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures, metrics_token))
         .at("/webhooks/patreon", webhook)
         .nest("/", service());
+    let rules = Arc::new(RetryRules(vec![Box::new(CancelledStays)]));
     let keyring = services.publisher.accounts.keyring().clone();
     let Services { app, limiter, health, publisher, models, media, fetcher, patreon, .. } = services;
     let calls = Give(calls, move |extensions: &mut Extensions| {
@@ -79,8 +84,9 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         extensions.insert(Arc::clone(&media));
         extensions.insert(fetcher.clone());
         extensions.insert(Arc::clone(&patreon));
+        extensions.insert(Arc::clone(&rules));
     });
-    router::guarded(calls, app, limiter, metrics, paths)
+    router::guarded(calls, app, limiter, metrics, parameters, paths)
 }
 
 /// Gives every request what handlers take as `Data`, in one step: each of the library's own steps is a future around
@@ -102,6 +108,8 @@ const PATREON_BACK: &str = "/api/v1/patreon/link/finish";
 /// For how many requests a call counts in its caller's limit: more where it keeps ffmpeg or a language model busy.
 fn cost(method: &Method, path: &str) -> u32 {
     match path {
+        // Some megabytes for nobody in particular.
+        "/docs" => 20,
         "/api/v1/ai/transform" if method == Method::POST => 10,
         "/api/v1/media" | "/api/v1/media/import" if method == Method::POST => 5,
         path if method == Method::POST && path.ends_with("/transcode") => 10,

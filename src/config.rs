@@ -72,6 +72,8 @@ pub struct ApiConfig {
     /// Of all callers at one address together.
     pub rate_limit_address_requests: u32,
     pub rate_limit_window: Duration,
+    /// What `/metrics` is asked with; `None`: anybody may read it.
+    pub metrics_token: Option<SecretString>,
 }
 
 #[derive(Debug, Clone)]
@@ -110,6 +112,8 @@ pub struct FirebaseConfig {
     pub tenant: Option<String>,
     /// Where the keys are published as a JWK set.
     pub keys_url: Url,
+    /// How long ago somebody may have signed in who deletes or makes an API key.
+    pub recent_sign_in: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -233,7 +237,10 @@ impl Config {
 
     pub fn load(lookup: Lookup<'_>) -> Result<Self, ConfigError> {
         let mut read = Reader { lookup, problems: Vec::new() };
-        let environment = read.parse("ENVIRONMENT", "development, staging or production", Environment::Development);
+        // What is misspelt may have been meant for production: the list is complete then.
+        let unsaid =
+            if read.text("ENVIRONMENT").is_some() { Environment::Production } else { Environment::Development };
+        let environment = read.parse("ENVIRONMENT", "development, staging or production", unsaid);
         let jwt = read.jwt();
         // Whoever holds the secret can be anybody: in production that has to be wanted.
         let local_tokens = read.on_or_off("LOCAL_TOKENS", environment != Environment::Production);
@@ -254,6 +261,7 @@ impl Config {
                 rate_limit_requests: read.number("RATE_LIMIT_REQUESTS", 1..=u32::MAX, 600),
                 rate_limit_address_requests: read.number("RATE_LIMIT_ADDRESS_REQUESTS", 1..=u32::MAX, 6000),
                 rate_limit_window: read.seconds("RATE_LIMIT_WINDOW", 1, 60),
+                metrics_token: read.secret("METRICS_TOKEN"),
             },
             database: DatabaseConfig {
                 url: read.required_secret(

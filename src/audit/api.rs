@@ -1,4 +1,4 @@
-//! `/api/v1/audit`: what was done in a workspace, for its owners.
+//! `/api/v1/audit`: what was done in a workspace, for its owners, and to the installation, for administrators.
 
 use std::sync::Arc;
 
@@ -54,7 +54,8 @@ const LIST: &str = "audit";
 impl AuditApi {
     /// Read the audit log
     ///
-    /// Newest first, kept for a year. For owners of the workspace; administrators may name another one.
+    /// Newest first, kept for a year. For owners of the workspace; administrators may name another one, or ask for
+    /// what was done to the installation. No API key reads it.
     #[oai(path = "/audit", method = "get", operation_id = "listAudit")]
     async fn list(
         &self,
@@ -64,13 +65,27 @@ impl AuditApi {
         action: Query<Option<String>>,
         /// For administrators: of this workspace
         workspace: Query<Option<TenantId>>,
+        /// For administrators: `true` for the lines that belong to no workspace, such as `queue.paused`
+        installation: Query<Option<bool>>,
         /// `next_cursor` of the page before
         cursor: Query<Option<String>>,
         /// Lines on a page, 1 to 100; 25 without it
         limit: Query<Option<u16>>,
     ) -> Result<Json<AuditList>, Problem> {
+        if caller.key.is_some() {
+            caller.require(Scope::Manage)?;
+        }
+        let of_installation = installation.0 == Some(true);
+        if of_installation && workspace.0.is_some() {
+            let remedy = "Send one of workspace and installation";
+            return Err(Problem::bad_parameter("installation", "is asked for together with a workspace", remedy));
+        }
         // An administrator who names another workspace looks into it as one who is in it.
         let reader = match workspace.0 {
+            None if of_installation => {
+                caller.require(Scope::Admin)?;
+                caller
+            }
             Some(other) if other != caller.tenant => {
                 caller.require(Scope::Admin)?;
                 Caller { tenant: other, ..caller }
@@ -85,7 +100,11 @@ impl AuditApi {
         let action = action.0.as_deref().map(known_action).transpose()?;
         let mut db = app.db.of(&reader).await?;
         let action = action.map(Action::as_str);
-        let rows = store::list(&mut *db, reader.tenant, action, before, i64::from(limit) + 1).await?;
+        let most = i64::from(limit) + 1;
+        let rows = match of_installation {
+            true => store::of_installation(&mut *db, action, before, most).await?,
+            false => store::list(&mut *db, reader.tenant, action, before, most).await?,
+        };
         let views = rows.into_iter().map(LineView::from).collect();
         let Page { items, next_cursor } = Page::of(views, limit, LIST, |line: &LineView| line.id);
         Ok(Json(AuditList { items, next_cursor }))

@@ -76,6 +76,24 @@ pub async fn list(
     .await
 }
 
+/// Those that belong to no workspace, newest first. The database shows them to a call by this function alone.
+pub async fn of_installation(
+    db: impl PgExecutor<'_>,
+    action: Option<&str>,
+    before: Option<AuditId>,
+    limit: i64,
+) -> sqlx::Result<Vec<LineRow>> {
+    sqlx::query_as(
+        "select id, at, actor, user_id, key_id, action, target, details, host(address) as address, request_id \
+         from app.installation_audit($1, $2, $3)",
+    )
+    .bind(action)
+    .bind(before)
+    .bind(limit)
+    .fetch_all(db)
+    .await
+}
+
 /// Forgets up to `limit` lines that are old enough for the table to let them go; returns how many.
 pub async fn prune(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<u64> {
     let done = sqlx::query(

@@ -83,6 +83,7 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     parts.extend(media::health::probes(&media));
     parts.push(Box::new(LanguageModels { db: own_db.clone(), models: Arc::clone(&models) }));
     parts.push(x_probe(&app.config, &own_db));
+    parts.extend(app.auth.probe());
     let health = Health::new(db, parts);
     let routes = api::routes(Services {
         app: Arc::new(app),

@@ -36,7 +36,7 @@ pub struct Arguments {
 enum ScopeName {
     /// Everything of the caller's own workspace
     Workspace,
-    /// Queues, workers and schedules of everybody
+    /// Try failed jobs of everybody again, and read every audit log
     Admin,
 }
 

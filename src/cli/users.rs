@@ -45,7 +45,8 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make somebody an administrator, who sees and steers every workspace's jobs, or a user again
+    /// Make somebody an administrator, who may try all failed jobs again, whosever they are, and
+    /// read every audit log, or a user again
     Role {
         /// The user's id (usr_...) or verified address
         user: String,
@@ -130,7 +131,7 @@ impl Desk {
         let mut db = self.db.nobody().await?;
         let id = match user.parse::<UserId>() {
             Ok(id) => id,
-            Err(_) => store::user_by_email(&mut *db, user).await?.ok_or_else(unknown)?,
+            Err(_) => store::anybody_by_email(&mut *db, user).await?.ok_or_else(unknown)?,
         };
         let access = store::access(&mut *db, id, None).await?.ok_or_else(unknown)?;
         Ok(Caller::new(access.tenant, id, Scopes::of([Scope::Workspace])))

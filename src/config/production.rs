@@ -56,9 +56,15 @@ fn secrets(config: &Config, unfit: &mut Vec<String>) {
             unfit.push("JWT_SECRET_KEY is short or can be guessed: `openssl rand -base64 48` makes one".to_owned());
         }
     }
-    let password = Url::parse(config.database.url.expose_secret()).ok();
-    if password.as_ref().and_then(Url::password).is_some_and(is_placeholder) {
+    if has_guessable_password(&config.database.url) {
         unfit.push("DATABASE_URL has a password that can be guessed: give its user another".to_owned());
+    }
+    if has_guessable_password(&config.redis.url) {
+        unfit.push("REDIS_URL has a password that can be guessed: give Redis another (requirepass)".to_owned());
+    }
+    if config.firebase.as_ref().is_some_and(|firebase| is_no_project(&firebase.project)) {
+        let remedy = "set it to the project's own, or leave it out";
+        unfit.push(format!("FIREBASE_PROJECT_ID is a placeholder or a project of the emulator: {remedy}"));
     }
     let x_client_id = config.x.client_id.clone().map(SecretString::from);
     let patreon = config.patreon.as_ref();
@@ -72,10 +78,50 @@ fn secrets(config: &Config, unfit: &mut Vec<String>) {
         ("OPENAI_API_KEY", config.ai.openai.as_ref().map(|provider| &provider.api_key)),
         ("TWITTER_CLIENT_ID", x_client_id.as_ref()),
         ("TWITTER_CLIENT_SECRET", config.x.client_secret.as_ref()),
+        ("METRICS_TOKEN", config.api.metrics_token.as_ref()),
     ];
     for (name, key) in keys {
         if key.is_some_and(|key| is_placeholder(key.expose_secret())) {
             unfit.push(format!("{name} is a placeholder: set it to the service's own, or leave it out"));
+        }
+    }
+}
+
+/// In the address itself, or in its query, where Postgres takes it too. None at all is the server's to judge.
+fn has_guessable_password(url: &SecretString) -> bool {
+    let Ok(url) = Url::parse(url.expose_secret()) else { return false };
+    let decoded = |text: &str| percent_decoded(text);
+    let in_address = url.password().map(decoded);
+    let in_query = url.query_pairs().filter(|(name, _)| name == "password").map(|(_, value)| value.into_owned());
+    in_address.into_iter().chain(in_query).any(|password| is_placeholder(&password))
+}
+
+fn percent_decoded(text: &str) -> String {
+    let pair = format!("p={}", text.replace('+', "%2B"));
+    url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, value)| value.into_owned()).unwrap_or_default()
+}
+
+/// Firebase's emulator takes `demo-...` for projects that do not exist.
+fn is_no_project(project: &str) -> bool {
+    is_placeholder(project) || project.starts_with("demo-")
+}
+
+/// A database that is told to be spoken to in the clear, over lines that are not ours.
+fn is_open_to_the_internet(url: &SecretString) -> bool {
+    let Ok(url) = Url::parse(url.expose_secret()) else { return false };
+    let query = |wanted: &str| url.query_pairs().find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned());
+    if query("sslmode").or_else(|| query("ssl-mode")).as_deref() != Some("disable") {
+        return false;
+    }
+    let host = query("host").or_else(|| url.host_str().map(str::to_owned)).unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    match address {
+        Ok(address) => !is_near_address(address.to_canonical()),
+        // A folder of sockets, a name without a domain, and what private networks call theirs.
+        Err(_name) => {
+            host.contains('.')
+                && !host.starts_with('/')
+                && ![".internal", ".local", ".localhost", ".lan"].iter().any(|end| host.ends_with(end))
         }
     }
 }
@@ -94,6 +140,10 @@ fn addresses(config: &Config, unfit: &mut Vec<String>) {
         ("PATREON_REDIRECT_URI", config.patreon.as_ref().and_then(|patreon| Url::parse(&patreon.redirect_uri).ok())),
         ("FIREBASE_KEYS_URL", config.firebase.as_ref().map(|firebase| firebase.keys_url.clone())),
     ];
+    if is_open_to_the_internet(&config.database.url) {
+        let remedy = "use sslmode=verify-full with the server's certificate, or at least require";
+        unfit.push(format!("DATABASE_URL says sslmode=disable to a host on the internet: {remedy}"));
+    }
     for (name, url) in addresses {
         let Some(url) = url else { continue };
         if url.scheme() != "https" || is_near(&url) {
@@ -173,6 +223,19 @@ mod tests {
             ("JWT_SECRET_KEY", "please-change-me-please-change-me-please"),
             ("JWT_SECRET_KEY", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
             ("DATABASE_URL", "postgres://multivio:password@db/multivio"),
+            ("DATABASE_URL", "postgres://multivio:p%61ssword@db/multivio"),
+            ("DATABASE_URL", "postgres://multivio@db/multivio?password=password"),
+            ("DATABASE_URL", "postgres://multivio:u3Jk9sLq@db.multivio.dev/multivio?sslmode=disable"),
+            ("DATABASE_URL", "postgres://multivio:u3Jk9sLq@203.0.113.7/multivio?sslmode=disable"),
+            ("DATABASE_URL", "postgres:///multivio?host=db.multivio.dev&password=u3Jk9sLq&sslmode=disable"),
+            ("REDIS_URL", "redis://:password@belt.internal"),
+            ("REDIS_URL", "rediss://default:CHANGE_ME@belt.internal"),
+            ("FIREBASE_PROJECT_ID", "CHANGE_ME"),
+            ("FIREBASE_PROJECT_ID", "demo-project"),
+            ("FIREBASE_PROJECT_ID", "sandbox-project"),
+            ("ENVIRONMENT", "Production"),
+            ("ENVIRONMENT", "prod"),
+            ("METRICS_TOKEN", "CHANGE_ME"),
             ("GROK_API_KEY", "CHANGE_ME"),
             ("OPENAI_API_KEY", "sk-sandbox-key"),
             ("TWITTER_CLIENT_ID", "CHANGE_ME"),
@@ -202,6 +265,22 @@ mod tests {
             let is_secret = !value.is_empty() && (name.ends_with("KEY") || name.ends_with("SECRET"));
             assert!(!is_secret || !error.contains(value), "the value is repeated: {error}");
         }
+    }
+
+    #[test]
+    fn a_database_near_by_may_be_spoken_to_in_the_clear() {
+        for host in ["db.internal", "db", "10.0.0.7", "127.0.0.1", "[fd00::7]"] {
+            load(&[("DATABASE_URL", &format!("postgres://multivio:u3Jk9sLq@{host}/multivio?sslmode=disable"))])
+                .unwrap();
+        }
+        load(&[("DATABASE_URL", "postgres://multivio:u3Jk9sLq@db.multivio.dev/multivio?sslmode=verify-full")]).unwrap();
+        load(&[("FIREBASE_PROJECT_ID", "multivio-4f21b")]).unwrap();
+    }
+
+    #[test]
+    fn a_misspelt_environment_is_judged_as_production() {
+        let error = load(&[("ENVIRONMENT", "prodution"), ("LOG_LEVEL", "debug")]).unwrap_err().to_string();
+        assert!(error.starts_with("2 problem(s)") && error.contains("LOG_LEVEL"), "{error}");
     }
 
     #[test]

@@ -159,8 +159,9 @@ impl Reader<'_> {
             "FIREBASE_KEYS_URL",
             "https://www.googleapis.com/service_accounts/v1/jwk/securetoken@system.gserviceaccount.com",
         );
+        let recent_sign_in = self.seconds("FIREBASE_RECENT_SIGN_IN_SECONDS", 60, 300);
         let project = self.text("FIREBASE_PROJECT_ID")?;
-        Some(FirebaseConfig { project, tenant: self.text("FIREBASE_TENANT_ID"), keys_url })
+        Some(FirebaseConfig { project, tenant: self.text("FIREBASE_TENANT_ID"), keys_url, recent_sign_in })
     }
 
     pub(super) fn patreon(&mut self) -> Option<PatreonConfig> {

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use poem::{
     Request, RequestBody,
     http::{HeaderName, header::AUTHORIZATION},
@@ -15,7 +16,7 @@ use poem_openapi::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Problem;
+use super::{App, Problem};
 pub use crate::identity::{Caller, Scope};
 use crate::{
     identity::{AuthError, Authenticator, Forbidden},
@@ -73,7 +74,11 @@ pub async fn caller_of(
     authenticator: &Authenticator,
     exhausted: impl FnOnce() -> Option<Duration> + Send,
 ) -> Result<Option<Caller>, Problem> {
-    let Some(authorization) = request.headers().get(AUTHORIZATION) else { return Ok(None) };
+    let mut credentials = request.headers().get_all(AUTHORIZATION).iter();
+    let Some(authorization) = credentials.next() else { return Ok(None) };
+    if credentials.next().is_some() {
+        return Err(Problem::bad_parameter("Authorization", "is there more than once", "Send one credential"));
+    }
     let workspace = workspace_of(request)?;
     match authenticator.caller(authorization.as_bytes(), workspace, exhausted).await {
         Ok(caller) => Ok(Some(caller)),
@@ -125,6 +130,18 @@ impl Pass {
         }
         Ok(caller.require(scope)?)
     }
+}
+
+/// Before what cannot be undone, or what outlives a session: whoever came in with Firebase must have shown who they are
+/// a short time ago, because a session there lasts for months. A local token is its operator's own word.
+///
+/// # Errors
+/// 403 `sign_in_again` when that was longer ago than `FIREBASE_RECENT_SIGN_IN_SECONDS`.
+pub fn signed_in_recently(app: &App, caller: &Caller) -> Result<(), Problem> {
+    let (Some(firebase), Some(signed_in_at)) = (&app.config.firebase, caller.signed_in_at) else { return Ok(()) };
+    let now = u64::try_from(Utc::now().timestamp()).unwrap_or(0);
+    let limit = firebase.recent_sign_in;
+    if now.saturating_sub(signed_in_at) <= limit.as_secs() { Ok(()) } else { Err(Problem::sign_in_again(limit)) }
 }
 
 fn workspace_of(request: &Request) -> Result<Option<TenantId>, Problem> {

@@ -3,6 +3,10 @@
 //! A connection is closed when it says nothing for too long, when a request trickles in too slowly, or when the
 //! client does not take its answer. The clock is looked at once per tick of some seconds, so watching costs a busy
 //! connection next to nothing.
+//!
+//! HTTP/1.1 alone is spoken here. The server underneath would also speak HTTP/2 with whoever begins so, and then one
+//! connection carries any number of calls and a client that takes nothing stays alive by pings: nothing that is
+//! counted here would hold. Whoever begins so is told, and left.
 
 use std::{
     collections::HashMap,
@@ -27,7 +31,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::client_address::is_public;
+use super::{client_address::is_public, limits::customer};
 
 /// How long a client may take for what.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +60,11 @@ const MOST_CONNECTIONS: usize = 8192;
 /// why: so much is read and thrown away before, and so long.
 const FAREWELL_BYTES: usize = 256 * 1024;
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How every connection of HTTP/2 without TLS begins (RFC 9113, 3.4): so much of it is no request of HTTP/1.1, and it
+/// ends before the server underneath takes it for HTTP/2.
+const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n";
+const NOT_SPOKEN: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\n\
+    content-type: text/plain\r\ncontent-length: 24\r\n\r\nSpeak HTTP/1.1 to here.\n";
 /// So that nobody outside can take all of them. More are closed at once. Proxies of ours connect from inside.
 const MOST_OF_ONE_ADDRESS: usize = 1024;
 
@@ -79,7 +88,7 @@ impl Watched {
     }
 }
 
-/// How many connections each address outside has.
+/// How many connections each customer outside has: an IPv4 address, or the /64 of an IPv6 address.
 #[derive(Debug, Clone, Default)]
 struct Seats(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
@@ -97,6 +106,7 @@ impl Seats {
         if !is_public(address) {
             return Some(Seat { seats: self.clone(), address: None });
         }
+        let address = customer(address);
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_this = taken.entry(address).or_default();
         if *of_this >= MOST_OF_ONE_ADDRESS {
@@ -156,9 +166,32 @@ pub struct Connection<S> {
     limits: Limits,
     pace: Pace,
     tick: Pin<Box<Sleep>>,
+    opening: Opening,
     /// Once nothing more is sent: how much is still read.
     farewell_bytes: Option<usize>,
     _place: Option<(OwnedSemaphorePermit, Seat)>,
+}
+
+/// What a connection begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    /// So much of the beginning of HTTP/2, and nothing else yet.
+    Unsaid(usize),
+    Http1,
+    Http2,
+}
+
+impl Opening {
+    fn after(self, bytes: &[u8]) -> Self {
+        let Self::Unsaid(said) = self else { return self };
+        let rest = &HTTP_2[said..];
+        let compared = rest.len().min(bytes.len());
+        match rest[..compared] == bytes[..compared] {
+            true if compared == rest.len() => Self::Http2,
+            true => Self::Unsaid(said + compared),
+            false => Self::Http1,
+        }
+    }
 }
 
 /// What was seen of the peer. Bytes and turns are counted as they come, times only at ticks.
@@ -177,7 +210,15 @@ impl<S> Connection<S> {
     fn new(stream: S, limits: Limits, place: Option<(OwnedSemaphorePermit, Seat)>) -> Self {
         let now = Instant::now();
         let pace = Pace { read_bytes: 0, turns: 0, seen: (0, 0), quiet_since: now, sending_since: (now, 0) };
-        Self { stream, limits, pace, tick: Box::pin(sleep(limits.tick)), farewell_bytes: None, _place: place }
+        Self {
+            stream,
+            limits,
+            pace,
+            tick: Box::pin(sleep(limits.tick)),
+            opening: Opening::Unsaid(0),
+            farewell_bytes: None,
+            _place: place,
+        }
     }
 
     /// Called whenever the peer keeps us waiting.
@@ -215,8 +256,19 @@ impl Pace {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Says why, as far as it is taken at once, and ends.
+    fn turn_away(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_shutdown(cx))?;
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the client speaks HTTP/2")))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.opening == Opening::Http2 {
+            return self.turn_away(cx);
+        }
         let before = buffer.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buffer) {
             Poll::Pending => match self.watch(cx) {
@@ -225,6 +277,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
             },
             ready => {
                 self.pace.read_bytes += (buffer.filled().len() - before) as u64;
+                self.opening = self.opening.after(&buffer.filled()[before..]);
+                if self.opening == Opening::Http2 {
+                    buffer.set_filled(before);
+                    // A connection that has just begun has room for it; whoever leaves none is not told.
+                    let _told = Pin::new(&mut self.stream).poll_write(cx, NOT_SPOKEN);
+                    return self.turn_away(cx);
+                }
                 ready
             }
         }
@@ -400,6 +459,29 @@ mod tests {
         assert!(seats.0.lock().unwrap().is_empty(), "what is over is forgotten");
         let proxied: Vec<_> = (0..2 * MOST_OF_ONE_ADDRESS).filter_map(|_| seats.take([10, 0, 0, 1].into())).collect();
         assert_eq!(proxied.len(), 2 * MOST_OF_ONE_ADDRESS, "a proxy of ours brings everybody");
+    }
+
+    #[test]
+    fn one_customers_addresses_have_their_places_together() {
+        let seats = Seats::default();
+        let of = |network: u128, host: u128| IpAddr::V6(((0x2001_4860 << 96) | (network << 64) | host).into());
+        let taken: Vec<_> = (0..2 * MOST_OF_ONE_ADDRESS).filter_map(|host| seats.take(of(1, host as u128))).collect();
+        assert_eq!(taken.len(), MOST_OF_ONE_ADDRESS);
+        assert!(seats.take(of(2, 1)).is_some());
+    }
+
+    #[test]
+    fn http_2_is_known_by_its_beginning_in_whatever_pieces() {
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        for size in 1..=preface.len() {
+            let seen = preface.chunks(size).fold(Opening::Unsaid(0), |seen, piece| seen.after(piece));
+            assert_eq!(seen, Opening::Http2, "in pieces of {size}");
+        }
+        for other in ["GET / HTTP/1.1\r\n", "PRI * HTTP/1.1\r\n", "PRI /a HTTP/1.1\r\n", "P", "POST / HTTP/1.1\r\n"] {
+            let seen = other.as_bytes().chunks(1).fold(Opening::Unsaid(0), |seen, piece| seen.after(piece));
+            assert_ne!(seen, Opening::Http2, "{other}");
+        }
+        assert_eq!(Opening::Http1.after(preface), Opening::Http1, "in the middle of a connection it is a body's");
     }
 
     /// A server with little patience, and a client that says `first` and then one byte at a time.

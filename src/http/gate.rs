@@ -17,7 +17,7 @@ use super::{
     App, FieldError, Problem,
     auth::{Caller, Scope, caller_of},
     client_address::{ClientAddress, Proxies},
-    limits::{RateLimiter, Subject, Verdict},
+    limits::{OPEN_LIMIT, RateLimiter, Subject, Verdict},
 };
 
 /// A body that is not a file.
@@ -41,13 +41,15 @@ pub struct Paths {
     pub uploads: &'static [&'static str],
     /// The largest of those.
     pub largest_file_bytes: u64,
+    /// Beginnings of paths by which others see how we are.
+    pub health: &'static [&'static str],
     /// For how many requests a call counts.
     pub cost: fn(&Method, &str) -> u32,
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { public: &[], open_to_readers: &[], uploads: &[], largest_file_bytes: 0, cost: |_, _| 1 }
+        Self { public: &[], open_to_readers: &[], uploads: &[], largest_file_bytes: 0, health: &[], cost: |_, _| 1 }
     }
 }
 
@@ -71,6 +73,7 @@ impl<E: Endpoint> Middleware<E> for Gate {
             paths: self.paths,
             proxies: Proxies::new(&self.app.config.api),
             policy: [text_header(&own), text_header(&both)],
+            open_policy: text_header(&format!("\"{OPEN}\";q={OPEN_LIMIT};w={window}")),
         }
     }
 }
@@ -83,12 +86,14 @@ pub struct GateEndpoint<E> {
     proxies: Proxies,
     /// Of the caller alone, and with that of his address.
     policy: [HeaderValue; 2],
+    open_policy: HeaderValue,
 }
 
 /// The names of the limits in the headers.
 const KEY: &str = "key";
 const OWN: &str = "requests";
 const SHARED: &str = "address";
+const OPEN: &str = "open";
 
 /// What was counted, and the verdict that matters most.
 struct Counted {
@@ -104,7 +109,7 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
 
     async fn call(&self, request: Request) -> Result<Response> {
         if !request.uri().path().starts_with("/api/") && !begins_with(&request, self.paths.public) {
-            return self.pass(request).await;
+            return self.pass_open(request).await;
         }
         let from = self.proxies.client(&request);
         // Wrong credentials are counted by address: whoever guesses is stopped before his guesses cost anything.
@@ -146,6 +151,22 @@ impl<E: Endpoint> GateEndpoint<E> {
             }
         }
         Counted { name, verdict, by_address: is_own, by_key }
+    }
+
+    /// What is no call: open to everybody, and counted by address alone.
+    async fn pass_open(&self, request: Request) -> Result<Response> {
+        let ip = self.proxies.client(&request).ip;
+        let is_health = begins_with(&request, self.paths.health);
+        let subject = if is_health { Subject::health(ip) } else { Subject::open(ip) };
+        let verdict = self.limiter.count(subject, (self.paths.cost)(request.method(), request.uri().path())).await;
+        let mut response = match verdict {
+            Verdict::Refuse { retry_in } => Problem::too_many_requests(retry_in).into_response(),
+            Verdict::Pass { .. } => self.pass(request).await?,
+        };
+        let headers = response.headers_mut();
+        headers.insert(RATE_LIMIT_POLICY, self.open_policy.clone());
+        headers.insert(RATE_LIMIT, left(OPEN, verdict));
+        Ok(response)
     }
 
     fn admit(
@@ -199,17 +220,11 @@ impl<E: Endpoint> GateEndpoint<E> {
     }
 
     fn tell(&self, counted: &Counted, response: &mut Response) {
-        let (remaining, resets_in) = match counted.verdict {
-            Verdict::Pass { remaining, resets_in } => (remaining, resets_in),
-            Verdict::Refuse { retry_in } => (0, retry_in),
-        };
         let headers = response.headers_mut();
         let policy = &self.policy[usize::from(counted.by_address)];
         let policy = counted.by_key.map_or_else(|| policy.clone(), |limit| self.policy_with(limit, policy));
         headers.insert(RATE_LIMIT_POLICY, policy);
-        let seconds = resets_in.as_millis().div_ceil(1000);
-        let name = counted.name;
-        headers.insert(RATE_LIMIT, text_header(&format!("\"{name}\";r={remaining};t={seconds}")));
+        headers.insert(RATE_LIMIT, left(counted.name, counted.verdict));
     }
 
     fn policy_with(&self, key_limit: NonZeroU32, others: &HeaderValue) -> HeaderValue {
@@ -217,6 +232,16 @@ impl<E: Endpoint> GateEndpoint<E> {
         let window = self.limiter.window().as_secs();
         text_header(&format!("\"{KEY}\";q={key_limit};w={window}, {others}"))
     }
+}
+
+/// What is left of the limit of that name.
+fn left(name: &str, verdict: Verdict) -> HeaderValue {
+    let (remaining, resets_in) = match verdict {
+        Verdict::Pass { remaining, resets_in } => (remaining, resets_in),
+        Verdict::Refuse { retry_in } => (0, retry_in),
+    };
+    let seconds = resets_in.as_millis().div_ceil(1000);
+    text_header(&format!("\"{name}\";r={remaining};t={seconds}"))
 }
 
 /// A body is read as it comes: what is packed could grow without bound when it is unpacked.

@@ -38,6 +38,8 @@ const SHARDS: usize = 16;
 const SHARD_ROOM: usize = 4096;
 /// Requests taken ahead at most.
 const LARGEST_BLOCK: u32 = 1024;
+/// Requests in a window for what is no call: far more than whoever watches over an installation makes.
+pub const OPEN_LIMIT: u32 = 6000;
 /// Longest a request waits for Redis before the process counts by itself.
 const REDIS_WAIT: Duration = Duration::from_millis(100);
 /// After a failure Redis is left alone this long, so that requests do not queue up behind it.
@@ -53,6 +55,10 @@ pub enum Subject {
     Strangers(IpAddr),
     /// Everybody at one address.
     Address(IpAddr),
+    /// Everybody at one address, at what is no call: the documents and the figures.
+    Open(IpAddr),
+    /// Everybody at one address who asks how we are: counted apart, so that nothing else there uses it up.
+    Health(IpAddr),
 }
 
 impl Subject {
@@ -63,10 +69,18 @@ impl Subject {
     pub fn address(address: IpAddr) -> Self {
         Self::Address(customer(address))
     }
+
+    pub fn open(address: IpAddr) -> Self {
+        Self::Open(customer(address))
+    }
+
+    pub fn health(address: IpAddr) -> Self {
+        Self::Health(customer(address))
+    }
 }
 
 /// Of an IPv6 address its /64, which is what one customer has.
-fn customer(address: IpAddr) -> IpAddr {
+pub(super) fn customer(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
         v4 => v4,
@@ -80,6 +94,8 @@ impl fmt::Display for Subject {
             Self::Key(key, _limit) => write!(f, "key:{key}"),
             Self::Strangers(address) => write!(f, "strangers:{address}"),
             Self::Address(address) => write!(f, "address:{address}"),
+            Self::Open(address) => write!(f, "open:{address}"),
+            Self::Health(address) => write!(f, "health:{address}"),
         }
     }
 }
@@ -172,6 +188,7 @@ impl RateLimiter {
             Subject::User(_) | Subject::Strangers(_) => self.limit,
             Subject::Key(_, limit) => limit.get(),
             Subject::Address(_) => self.address_limit,
+            Subject::Open(_) | Subject::Health(_) => OPEN_LIMIT,
         }
     }
 
@@ -350,6 +367,7 @@ mod tests {
             rate_limit_requests: limit,
             rate_limit_address_requests: 2 * limit,
             rate_limit_window: window,
+            metrics_token: None,
         };
         RateLimiter { window, ..RateLimiter::new(&config, None) }
     }

@@ -126,6 +126,26 @@ impl Problem {
         )
     }
 
+    /// Signed in, but too long ago for what they want to do.
+    pub fn sign_in_again(limit: Duration) -> Self {
+        let text = format!(
+            "This needs a sign-in of the last {} seconds. Sign in again, and send the call with the new token.",
+            limit.as_secs()
+        );
+        Self::new(StatusCode::FORBIDDEN, "sign_in_again", "Sign in again", text)
+    }
+
+    /// As many event streams as one caller may follow at once.
+    pub fn too_many_streams(most: usize, retry_after: Duration) -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_streams",
+            "Too many event streams",
+            format!("You follow {most} jobs at once already. Close a stream, or wait for news with `wait`."),
+        )
+        .with_retry_after(retry_after)
+    }
+
     /// One answer for a workspace that does not exist and one that the caller is no member of.
     pub fn no_such_workspace() -> Self {
         Self::new(

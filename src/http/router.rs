@@ -4,18 +4,22 @@
 use std::sync::Arc;
 
 use poem::{
-    Endpoint, EndpointExt, Response,
+    Endpoint, EndpointExt, IntoResponse, Request, Response,
     endpoint::make,
-    http::{Method, header},
+    http::{HeaderValue, Method, header},
 };
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
 use super::{
-    App,
+    App, Problem,
     edge::Edge,
     gate::{Gate, Paths},
     limits::RateLimiter,
     metrics::{Count, Figures, Metrics},
+    parameters::Parameters,
     request_id::RequestId,
     translate::Translate,
 };
@@ -26,10 +30,19 @@ pub fn guarded(
     app: Arc<App>,
     limiter: Arc<RateLimiter>,
     metrics: Arc<Metrics>,
+    parameters: Arc<Parameters>,
     paths: Paths,
 ) -> impl Endpoint<Output = Response> + 'static {
     let (edge, gate) = (Edge::new(&app.config), Gate { app: Arc::clone(&app), limiter, paths });
-    calls.data(app).with(Translate(Arc::clone(&metrics))).with(gate).with(edge).with(Count(metrics)).with(RequestId)
+    let translate = Translate { routes: Arc::clone(&metrics), parameters };
+    calls.data(app).with(translate).with(gate).with(edge).with(Count(metrics)).with(RequestId)
+}
+
+/// Compared by hash, in constant time: nothing is learned from how long it takes, not even the length.
+fn has_token(request: &Request, token: &SecretString) -> bool {
+    let sent = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let due = format!("Bearer {}", token.expose_secret());
+    Sha256::digest(sent).ct_eq(&Sha256::digest(due.as_bytes())).into()
 }
 
 /// Figures for every call in an OpenAPI document.
@@ -43,11 +56,19 @@ pub fn metrics_of(spec: &[u8]) -> Metrics {
     Metrics::new(calls)
 }
 
-/// `/metrics`: what was counted here, and the domains' own figures.
-pub fn metrics_endpoint(metrics: Arc<Metrics>, figures: Vec<Arc<dyn Figures>>) -> impl Endpoint<Output = Response> {
-    make(move |_request| {
+/// `/metrics`: what was counted here, and the domains' own figures. With a token, for whoever sends it alone.
+pub fn metrics_endpoint(
+    metrics: Arc<Metrics>,
+    figures: Vec<Arc<dyn Figures>>,
+    token: Option<SecretString>,
+) -> impl Endpoint<Output = Response> {
+    make(move |request: Request| {
         let (metrics, figures) = (Arc::clone(&metrics), figures.clone());
+        let is_allowed = token.as_ref().is_none_or(|token| has_token(&request, token));
         async move {
+            if !is_allowed {
+                return Ok(Problem::unauthorized().into_response());
+            }
             let mut text = metrics.render();
             for figures in &figures {
                 figures.write(&mut text).await;

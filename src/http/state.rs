@@ -2,6 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
+use super::followers::Followers;
 use crate::{
     config::Config,
     db::TenantDb,
@@ -16,6 +17,8 @@ pub struct App {
     pub db: TenantDb,
     pub engine: Engine,
     pub auth: Authenticator,
+    /// Who follows how many jobs by events.
+    pub followers: Followers,
     /// Cancelled when the process stops: long polls and event streams end then, and clients come back elsewhere.
     pub stop: CancellationToken,
 }
@@ -23,6 +26,6 @@ pub struct App {
 impl App {
     pub fn new(config: Config, db: TenantDb, engine: Engine, stop: CancellationToken) -> Result<Self, SetupError> {
         let auth = Authenticator::new(&config, db.clone())?;
-        Ok(Self { config, db, engine, auth, stop })
+        Ok(Self { config, db, engine, auth, followers: Followers::default(), stop })
     }
 }

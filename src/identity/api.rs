@@ -246,6 +246,10 @@ impl IdentityApi {
             return Err(super::Forbidden::Key { scope: Scope::Manage }.into());
         }
         caller.require(Scope::Read)?;
+        if body.0.name.trim().is_empty() {
+            let remedy = "Send a name to know it by";
+            return Err(Problem::invalid_field("name", "has nothing to be seen", remedy));
+        }
         ensure(&app, &caller).await?;
         let mut tx = app.db.begin(&caller).await?;
         let claim = match key.of_person(&caller).claim(&mut tx, &caller, body.0.to_json()).await? {

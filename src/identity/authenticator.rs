@@ -16,6 +16,7 @@ use super::{
     api_keys::{self, ApiKeys, Presented},
     barred::Barred,
     firebase::Firebase,
+    health::FirebaseProbe,
     local_tokens::Local,
     recent::Recent,
     store::{self, Access},
@@ -23,6 +24,7 @@ use super::{
 use crate::{
     config::Config,
     db::{self, TenantDb},
+    http::health::Probe,
     ids::{TenantId, UserId},
     outbound::OutboundError,
     telemetry::chain,
@@ -106,6 +108,12 @@ impl Authenticator {
         })
     }
 
+    /// What is looked at for `/health`; nothing where nobody signs in with Firebase.
+    pub fn probe(&self) -> Option<Box<dyn Probe>> {
+        let firebase = self.firebase.as_ref()?;
+        Some(Box::new(FirebaseProbe(Arc::clone(firebase.keys()))))
+    }
+
     /// `exhausted` says how long the sender has to wait because of wrong credentials before. It is asked before
     /// anything that costs a signature or a look into the database, and not for what is known already.
     pub async fn caller(
@@ -173,7 +181,14 @@ impl Authenticator {
             found.await?.ok_or(AuthError::SignedOut)
         };
         let user = *person.user.get_or_try_init(first).await?;
-        let access = self.access_of(user, workspace).await?.ok_or(AuthError::NoSuchWorkspace)?;
+        let access = match self.access_of(user, workspace).await? {
+            Some(access) => access,
+            // They are no more: it is their credential that is wrong, and not the workspace that they name.
+            None if workspace.is_none() || self.access_of(user, None).await?.is_none() => {
+                return Err(AuthError::SignedOut);
+            }
+            None => return Err(AuthError::NoSuchWorkspace),
+        };
         if access.is_disabled {
             return Err(AuthError::Disabled);
         }
@@ -182,7 +197,8 @@ impl Authenticator {
         }
         let all =
             if access.is_admin { Scopes::of([Scope::Workspace, Scope::Admin]) } else { Scopes::of([Scope::Workspace]) };
-        Ok(in_workspace(&access, user, all))
+        let signed_in_at = Some(person.signed_in_at);
+        Ok(Caller { signed_in_at, ..in_workspace(&access, user, all) })
     }
 
     async fn by_key(

@@ -48,6 +48,8 @@ pub struct Caller {
     pub key_limit: Option<NonZeroU32>,
     /// The only connections it may use; `None`: all of the workspace.
     pub connections: Option<Arc<[ConnectionId]>>,
+    /// When its user showed who they are, in seconds of the epoch; `None`: it is no sign-in (a key, a local token).
+    pub signed_in_at: Option<u64>,
     /// Where the call came from.
     pub address: Option<IpAddr>,
 }
@@ -55,7 +57,22 @@ pub struct Caller {
 impl Caller {
     /// With all that these scopes allow.
     pub fn new(tenant: TenantId, user: UserId, scopes: Scopes) -> Self {
-        Self { tenant, user, scopes, role: Role::Owner, key: None, key_limit: None, connections: None, address: None }
+        Self {
+            tenant,
+            user,
+            scopes,
+            role: Role::Owner,
+            key: None,
+            key_limit: None,
+            connections: None,
+            signed_in_at: None,
+            address: None,
+        }
+    }
+
+    /// The key, or else the person, by its id: for a note of who asked.
+    pub fn who(&self) -> String {
+        self.key.map_or_else(|| self.user.to_string(), |key| key.to_string())
     }
 
     /// An error that names what is missing and who can give it.
@@ -134,7 +151,7 @@ pub enum Scope {
     Manage = 0b0_1000,
     /// All of the above.
     Workspace = 0b0_1111,
-    /// Queues, workers, schedules: everybody's.
+    /// All failed jobs tried again, whosever they are; in person, also every workspace's audit log.
     Admin = 0b1_0000,
 }
 

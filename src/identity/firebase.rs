@@ -33,7 +33,7 @@ pub struct Firebase {
     issuer: String,
     /// The Identity Platform tenant; `None`: none may be named.
     tenant: Option<String>,
-    keys: PublishedKeys,
+    keys: Arc<PublishedKeys>,
     seen: SeenTokens<Arc<Person>>,
 }
 
@@ -57,6 +57,8 @@ struct Claims {
 #[derive(Debug, Clone, Default, Deserialize)]
 struct SignIn {
     tenant: Option<String>,
+    /// `password`, `google.com`, ...
+    sign_in_provider: Option<String>,
 }
 
 impl Firebase {
@@ -65,9 +67,13 @@ impl Firebase {
             project: config.project.clone(),
             issuer: format!("https://securetoken.google.com/{}", config.project),
             tenant: config.tenant.clone(),
-            keys: PublishedKeys::new(config.keys_url.clone())?,
+            keys: Arc::new(PublishedKeys::new(config.keys_url.clone())?),
             seen: SeenTokens::default(),
         })
+    }
+
+    pub fn keys(&self) -> &Arc<PublishedKeys> {
+        &self.keys
     }
 
     /// Whoever a token speaks of that passed all checks before and has not expired since.
@@ -127,6 +133,8 @@ fn check(claims: &Claims, project: &str, issuer: &str, tenant: Option<&str>, now
         ("iat", claims.iat <= now.saturating_add(skew)),
         ("auth_time", claims.auth_time <= now.saturating_add(skew)),
         ("firebase.tenant", claims.firebase.tenant.as_deref() == tenant),
+        // Whoever signs in so has shown nothing: anybody makes as many of them as they like.
+        ("firebase.sign_in_provider", claims.firebase.sign_in_provider.as_deref() != Some("anonymous")),
     ];
     checks.into_iter().find(|(_, holds)| !holds).map_or(Ok(()), |(claim, _)| Err(claim))
 }
@@ -153,7 +161,7 @@ mod tests {
     fn each_claim_is_checked_and_a_clock_that_is_a_little_apart_does_no_harm() {
         let cookie = "https://session.firebase.google.com/demo";
         let custom = "https://identitytoolkit.googleapis.com/google.identity.identitytoolkit.v1.IdentityToolkit";
-        let cases: [(&str, Value, Option<&str>); 17] = [
+        let cases: [(&str, Value, Option<&str>); 19] = [
             ("sub", json!("uid"), None),
             ("aud", json!("another"), Some("aud")),
             ("aud", json!(["demo"]), Some("type")),
@@ -170,6 +178,8 @@ mod tests {
             ("auth_time", json!(NOW + 31), Some("auth_time")),
             ("auth_time", Value::Null, Some("type")),
             ("firebase", json!({"tenant": "other"}), Some("firebase.tenant")),
+            ("firebase", json!({"sign_in_provider": "anonymous"}), Some("firebase.sign_in_provider")),
+            ("firebase", json!({"sign_in_provider": "google.com"}), None),
             ("firebase", json!(7), Some("type")),
         ];
         for (claim, value, expected) in cases {

@@ -1,8 +1,9 @@
 //! The keys that Google signs ID tokens with, as it publishes them.
 //!
-//! Kept for as long as their `Cache-Control` says. A key id that is not among them makes one look for new keys, at
-//! most once a minute however many such tokens come. While the key server is away the last keys serve on for a day.
-//! Looks are never made by two at once. What to do is decided by [`Kept::look`], which knows no network.
+//! Kept for as long as their `Cache-Control` says, and looked for again shortly before that is over, beside the calls
+//! that go on with what is known. A key id that is not among them makes one look for new keys, at most once a minute
+//! however many such tokens come; whether there is such a key is only known from a look that succeeded. While the key
+//! server is away the last keys serve on for a day. Looks are never made by two at once. What to do is decided by [`Kept::look`], which knows no network.
 
 use std::{
     collections::HashMap,
@@ -31,6 +32,8 @@ const STALE: Duration = Duration::from_secs(24 * 3600);
 const UNKNOWN_REST: Duration = Duration::from_secs(60);
 /// After a look that failed.
 const FAILED_REST: Duration = Duration::from_secs(5);
+/// The last part of the keys' time, in which they are looked for ahead of its end: a tenth.
+const AHEAD: u32 = 10;
 /// Bounds of what a `Cache-Control` may ask for, and what counts without one.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -43,7 +46,7 @@ pub struct PublishedKeys {
     client: Client,
     kept: Mutex<Kept>,
     /// Whoever holds it looks; the others wait for what it brings.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 type Keys = HashMap<String, Arc<DecodingKey>>;
@@ -52,6 +55,8 @@ type Keys = HashMap<String, Arc<DecodingKey>>;
 struct Kept {
     keys: Keys,
     fresh_until: Option<Instant>,
+    /// From then on they are looked for ahead of their end.
+    due_at: Option<Instant>,
     unknown_looked_at: Option<Instant>,
     failed_at: Option<Instant>,
 }
@@ -70,7 +75,7 @@ impl Kept {
     fn look(&self, kid: &str, now: Instant) -> Next {
         let is_fresh = self.fresh_until.is_some_and(|until| now < until);
         let is_usable = self.fresh_until.is_some_and(|until| now < until + STALE);
-        let rests = self.failed_at.is_some_and(|at| now < at + FAILED_REST);
+        let rests = self.rests(now);
         match self.keys.get(kid).filter(|_| is_usable) {
             Some(key) if is_fresh || rests => Next::Use(Arc::clone(key)),
             _ if rests => Next::Away,
@@ -79,18 +84,48 @@ impl Kept {
         }
     }
 
-    /// A look for a key id that fresh keys do not have is a rare thing.
-    fn begin_look(&mut self, now: Instant) {
-        if self.fresh_until.is_some_and(|until| now < until) {
+    /// Whether a look failed a moment ago.
+    fn rests(&self, now: Instant) -> bool {
+        self.failed_at.is_some_and(|at| now < at + FAILED_REST)
+    }
+
+    /// Whether to look before the time of the keys is over.
+    fn is_due(&self, now: Instant) -> bool {
+        self.due_at.is_some_and(|at| at <= now) && !self.rests(now)
+    }
+
+    fn standing(&self, now: Instant) -> Standing {
+        match self.fresh_until {
+            Some(until) if now < until => Standing::Fresh,
+            Some(until) if now < until + STALE => Standing::Stale,
+            _ => Standing::None,
+        }
+    }
+
+    /// `for_unknown`: the look was for a key id that fresh keys did not have, which is a rare thing.
+    fn found(&mut self, keys: Keys, lifetime: Duration, for_unknown: bool, now: Instant) {
+        self.keys = keys;
+        self.fresh_until = Some(now + lifetime);
+        self.due_at = Some(now + (lifetime - lifetime / AHEAD));
+        self.failed_at = None;
+        if for_unknown {
             self.unknown_looked_at = Some(now);
         }
     }
 
-    fn found(&mut self, keys: Keys, lifetime: Duration, now: Instant) {
-        self.keys = keys;
-        self.fresh_until = Some(now + lifetime);
-        self.failed_at = None;
+    /// Nothing was learned, not even that there is no such key.
+    fn failed(&mut self, now: Instant) {
+        self.failed_at = Some(now);
     }
+}
+
+/// How the keys are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Fresh,
+    /// Their time is over, and none can be had in their place.
+    Stale,
+    None,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -111,17 +146,25 @@ enum LookError {
 
 impl PublishedKeys {
     pub fn new(url: Url) -> Result<Self, SetupError> {
-        Ok(Self { url, client: outbound::client()?, kept: Mutex::default(), turn: tokio::sync::Mutex::default() })
+        Ok(Self { url, client: outbound::client()?, kept: Mutex::default(), turn: Arc::default() })
     }
 
-    pub async fn get(&self, kid: &str) -> Result<Arc<DecodingKey>, AuthError> {
+    pub async fn get(self: &Arc<Self>, kid: &str) -> Result<Arc<DecodingKey>, AuthError> {
         let settled = |next| match next {
             Next::Use(key) => Some(Ok(key)),
             Next::Unknown => Some(Err(AuthError::UnknownSigningKey)),
             Next::Away => Some(Err(AuthError::KeysAway)),
             Next::Look => None,
         };
-        if let Some(outcome) = settled(self.kept().look(kid, Instant::now())) {
+        let now = Instant::now();
+        let (next, is_due) = {
+            let kept = self.kept();
+            (kept.look(kid, now), kept.is_due(now))
+        };
+        if let Some(outcome) = settled(next) {
+            if is_due {
+                self.look_ahead();
+            }
             return outcome;
         }
         let _turn = self.turn.lock().await;
@@ -130,19 +173,51 @@ impl PublishedKeys {
         if let Some(outcome) = settled(self.kept().look(kid, now)) {
             return outcome;
         }
-        self.kept().begin_look(now);
-        let looked = tokio::time::timeout(LOOK, self.fetch()).await.unwrap_or(Err(LookError::Late));
-        let now = Instant::now();
-        let mut kept = self.kept();
-        match looked {
-            Ok((keys, lifetime)) => kept.found(keys, lifetime, now),
-            Err(error) => {
-                tracing::warn!(cause = chain(&error), "Firebase's keys could not be had; the last ones serve on");
-                kept.failed_at = Some(now);
+        let for_unknown = self.kept().standing(now) == Standing::Fresh;
+        self.renew(for_unknown).await;
+        // Fresh keys without it: there is no such key.
+        settled(self.kept().look(kid, Instant::now())).unwrap_or(Err(AuthError::UnknownSigningKey))
+    }
+
+    /// How the keys are, after a look where theirs is over.
+    pub async fn standing(&self) -> Standing {
+        if self.kept().standing(Instant::now()) != Standing::Fresh {
+            let _turn = self.turn.lock().await;
+            let now = Instant::now();
+            let needed = {
+                let kept = self.kept();
+                kept.standing(now) != Standing::Fresh && !kept.rests(now)
+            };
+            if needed {
+                self.renew(false).await;
             }
         }
-        // Fresh keys without it: there is no such key.
-        settled(kept.look(kid, now)).unwrap_or(Err(AuthError::UnknownSigningKey))
+        self.kept().standing(Instant::now())
+    }
+
+    /// Beside the call that saw that it is time; not where somebody looks already.
+    fn look_ahead(self: &Arc<Self>) {
+        let Ok(turn) = Arc::clone(&self.turn).try_lock_owned() else { return };
+        let keys = Arc::clone(self);
+        tokio::spawn(async move {
+            let _turn = turn;
+            if keys.kept().is_due(Instant::now()) {
+                keys.renew(false).await;
+            }
+        });
+    }
+
+    /// One look. Call with the turn.
+    async fn renew(&self, for_unknown: bool) {
+        let looked = tokio::time::timeout(LOOK, self.fetch()).await.unwrap_or(Err(LookError::Late));
+        let now = Instant::now();
+        match looked {
+            Ok((keys, lifetime)) => self.kept().found(keys, lifetime, for_unknown, now),
+            Err(error) => {
+                tracing::warn!(cause = chain(&error), "Firebase's keys could not be had; the last ones serve on");
+                self.kept().failed(now);
+            }
+        }
     }
 
     async fn fetch(&self) -> Result<(Keys, Duration), LookError> {
@@ -215,7 +290,7 @@ mod tests {
 
     fn kept(now: Instant) -> Kept {
         let mut kept = Kept::default();
-        kept.found(keys(&["one"]), HOUR, now);
+        kept.found(keys(&["one"]), HOUR, false, now);
         kept
     }
 
@@ -232,8 +307,7 @@ mod tests {
         let now = Instant::now();
         let mut kept = kept(now);
         assert!(matches!(kept.look("two", now), Next::Look));
-        kept.begin_look(now);
-        kept.found(keys(&["one"]), HOUR, now);
+        kept.found(keys(&["one"]), HOUR, true, now);
         for after in [MOMENT, UNKNOWN_REST - MOMENT] {
             assert!(matches!(kept.look("two", now + after), Next::Unknown));
             assert!(matches!(kept.look("one", now + after), Next::Use(_)));
@@ -242,16 +316,51 @@ mod tests {
     }
 
     #[test]
+    fn a_look_that_failed_says_of_no_key_that_it_does_not_exist() {
+        let now = Instant::now();
+        let mut kept = kept(now);
+        assert!(matches!(kept.look("two", now), Next::Look));
+        kept.failed(now);
+        assert!(matches!(kept.look("two", now + FAILED_REST - MOMENT), Next::Away));
+        assert!(matches!(kept.look("one", now + FAILED_REST - MOMENT), Next::Use(_)));
+        assert!(matches!(kept.look("two", now + FAILED_REST), Next::Look), "not refused for the rest of a minute");
+        kept.found(keys(&["one", "two"]), HOUR, true, now + FAILED_REST);
+        assert!(matches!(kept.look("two", now + FAILED_REST), Next::Use(_)));
+    }
+
+    #[test]
+    fn keys_are_looked_for_ahead_of_their_end_and_not_right_after_a_look_that_failed() {
+        let now = Instant::now();
+        let mut kept = kept(now);
+        let due = now + HOUR - HOUR / AHEAD;
+        assert!(!Kept::default().is_due(now) && !kept.is_due(due - MOMENT) && kept.is_due(due));
+        assert!(matches!(kept.look("one", due), Next::Use(_)));
+        kept.failed(due);
+        assert!(!kept.is_due(due + FAILED_REST - MOMENT) && kept.is_due(due + FAILED_REST));
+        kept.found(keys(&["one"]), HOUR, false, due + FAILED_REST);
+        assert!(!kept.is_due(due + FAILED_REST));
+    }
+
+    #[test]
+    fn how_the_keys_are_is_told() {
+        let now = Instant::now();
+        assert_eq!(Kept::default().standing(now), Standing::None);
+        let kept = kept(now);
+        let at = |after| kept.standing(now + after);
+        assert_eq!([at(MOMENT), at(HOUR), at(HOUR + STALE)], [Standing::Fresh, Standing::Stale, Standing::None]);
+    }
+
+    #[test]
     fn while_the_key_server_is_away_the_last_keys_serve_on_for_a_day_and_it_is_asked_now_and_then() {
         let now = Instant::now();
         let mut kept = kept(now);
         let failed_at = now + HOUR + MOMENT;
-        kept.failed_at = Some(failed_at);
+        kept.failed(failed_at);
         assert!(matches!(kept.look("one", failed_at), Next::Use(_)));
         assert!(matches!(kept.look("two", failed_at), Next::Away));
         assert!(matches!(kept.look("one", failed_at + FAILED_REST), Next::Look));
         let too_late = now + HOUR + STALE;
-        kept.failed_at = Some(too_late);
+        kept.failed(too_late);
         assert!(matches!(kept.look("one", too_late), Next::Away));
     }
 

@@ -21,7 +21,7 @@ use crate::{
     audit::{self, Action},
     connections,
     crypto::Keyring,
-    http::{App, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Tag, Turn, page},
+    http::{App, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Tag, Turn, page, signed_in_recently},
     ids::{ApiKeyId, ConnectionId, UserId},
 };
 
@@ -38,7 +38,7 @@ enum KeyScope {
     Publish,
     /// Connect and disconnect accounts.
     Connections,
-    /// Queues, workers and schedules of everybody; administrators can give it.
+    /// Try failed jobs of everybody again, all at once; administrators can give it.
     Admin,
 }
 
@@ -121,7 +121,8 @@ impl KeysApi {
     ///
     /// `key` is shown in this answer alone, and to its maker again who repeats the call with the same
     /// `Idempotency-Key`. A key can do no more than its maker can at the time of each call, and ends with their
-    /// membership.
+    /// membership. Whoever signed in with Firebase must have done so a short time ago: it is a 403 `sign_in_again`
+    /// otherwise.
     #[oai(path = "/api-keys", method = "post", operation_id = "createApiKey")]
     async fn create(
         &self,
@@ -132,6 +133,7 @@ impl KeysApi {
         body: Input<KeyInput>,
     ) -> Result<Created<KeyView>, Problem> {
         caller.require(Scope::Manage)?;
+        signed_in_recently(&app, &caller)?;
         api::ensure(&app, &caller).await?;
         let mut tx = app.db.begin(&caller).await?;
         let key = key.of_person(&caller);
@@ -248,6 +250,9 @@ impl KeysApi {
 
 async fn checked(tx: &mut sqlx::PgConnection, caller: &Caller, input: KeyInput) -> Result<NewKey, Problem> {
     let mut errors = Vec::new();
+    if input.name.trim().is_empty() {
+        errors.push(FieldError::new("name", "has nothing to be seen", "Send a name to know it by"));
+    }
     let scopes = Scopes::of(input.scopes.into_iter().map(Scope::from));
     if scopes.contain(Scope::Admin) && !caller.scopes.contain(Scope::Admin) {
         errors.push(FieldError::new("scopes", "holds admin, which you are not", "Leave it out"));

@@ -6,10 +6,11 @@
 pub mod api;
 pub mod api_keys;
 pub mod authenticator;
-pub mod barred;
-mod caller;
+mod barred;
+pub mod caller;
 pub mod firebase;
 mod firebase_keys;
+mod health;
 pub mod key_api;
 mod key_store;
 pub mod local_tokens;

@@ -99,6 +99,11 @@ pub async fn user_by_email(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result
     sqlx::query_scalar("select app.user_by_email($1)").bind(email).fetch_one(db).await
 }
 
+/// As [`user_by_email`], and also somebody who is let in no more: for the operator alone.
+pub async fn anybody_by_email(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<UserId>> {
+    sqlx::query_scalar("select app.anybody_by_email($1)").bind(email).fetch_one(db).await
+}
+
 /// Tokens of sign-ins before now are refused from now on, also those that are issued later.
 pub async fn sign_out_everywhere(tx: &mut PgConnection, user: UserId) -> sqlx::Result<()> {
     sqlx::query("update users set tokens_valid_after = now() where id = $1").bind(user).execute(tx).await?;

@@ -2,7 +2,8 @@
 //! are not this one's.
 //!
 //! An account is the platform's, not a row: it may have been disconnected and connected again, or be connected by
-//! two tenants, and the platform shows one list of posts.
+//! two tenants, and the platform shows one list of posts. Across tenants only what the platform has proved counts
+//! (`connections.proven_at`): who types in somebody else's id neither learns of their posts nor takes any away.
 
 use sqlx::{PgConnection, PgExecutor};
 
@@ -48,6 +49,22 @@ pub async fn of_post(
     found.map(|(id, phase)| Ok(Rival { id, phase: stored(&phase)? })).transpose()
 }
 
+/// Whether a remote post on this account belongs to another publication of the same workspace. What a person says of
+/// their own post is held against their own posts alone: the answer must not tell what another workspace has.
+pub async fn is_taken_here(db: impl PgExecutor<'_>, publication: &Publication, remote_id: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar(
+        "select exists (select from publications p join connections c on c.id = p.connection_id \
+         join connections mine on mine.platform = c.platform and mine.remote_account_id = c.remote_account_id \
+           and mine.tenant_id = c.tenant_id \
+         where mine.id = $1 and p.id <> $2 and p.phase = 'sent' and p.remote_id = $3)",
+    )
+    .bind(publication.connection)
+    .bind(publication.id)
+    .bind(remote_id)
+    .fetch_one(db)
+    .await
+}
+
 /// The newest of the remote posts on this account that belong to other publications.
 pub async fn newest_taken(db: impl PgExecutor<'_>, publication: &Publication) -> sqlx::Result<Option<String>> {
     Ok(taken(db, publication, 1).await?.pop())
@@ -59,7 +76,8 @@ pub async fn taken_by_others(db: impl PgExecutor<'_>, publication: &Publication)
 }
 
 async fn taken(db: impl PgExecutor<'_>, publication: &Publication, limit: i64) -> sqlx::Result<Vec<String>> {
-    // A function of the migrations: it may look across tenants, for an account of the caller's own.
+    // A function of the migrations: it looks across tenants where the platform itself said whose the account is, on
+    // both sides. An account's id that was typed in says nothing about anybody else's posts.
     sqlx::query_scalar("select app.taken_posts($1, $2, $3)")
         .bind(publication.connection)
         .bind(publication.id)

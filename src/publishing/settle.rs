@@ -42,7 +42,7 @@ pub async fn settle(
     }
     let outcome = match post {
         Some(post) => {
-            if rivals::taken_by_others(&mut *tx, publication).await?.contains(&post.id) {
+            if rivals::is_taken_here(&mut *tx, publication, &post.id).await? {
                 return Ok(Settled::Taken);
             }
             exists(tx, publication, post).await?;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     audit::{self, Action},
-    http::{Accepted, App, Caller, IdempotencyKey, Problem, Scope, Tag, Turn},
+    http::{Accepted, App, Caller, IdempotencyKey, Problem, Scope, Tag, Turn, signed_in_recently},
     identity::{self, Forbidden},
     ids::{ExportId, JobId, TenantId},
     jobs::EnqueueError,
@@ -70,21 +70,21 @@ impl RightsApi {
     ///
     /// With every workspace that is nobody else's: accounts are given back to their platforms, posts that have not
     /// gone out never will, files and rows are erased. It cannot be undone, and your credentials open nothing from now
-    /// on. What was published stays where it is. The audit log keeps that it was done.
+    /// on. What was published stays where it is. The audit log keeps that it was done. Whoever signed in with Firebase
+    /// must have done so a short time ago: it is a 403 `sign_in_again` otherwise.
     #[oai(path = "/me", method = "delete", operation_id = "deleteMe")]
     async fn delete_me(
         &self,
         app: Data<&Arc<App>>,
         caller: Caller,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
-        /// Your own user id, to say that you mean it
-        confirm: Query<String>,
+        /// Needed: your own user id, to say that you mean it
+        confirm: Query<Option<String>>,
     ) -> Result<Accepted<ErasureAccepted>, Problem> {
         in_person(&caller)?;
         caller.require(Scope::Manage)?;
-        if confirm.0 != caller.user.to_string() {
-            return Err(unconfirmed("the id of the user that calls (GET /api/v1/me)"));
-        }
+        confirmed(confirm.0.as_deref(), &caller.user.to_string(), "the id of the user that calls (GET /api/v1/me)")?;
+        signed_in_recently(&app, &caller)?;
         identity::api::ensure(&app, &caller).await?;
         let mut tx = app.db.begin(&caller).await?;
         let claim = match key.of_person(&caller).claim(&mut tx, &caller, Some(json!({"confirm": confirm.0}))).await? {
@@ -106,7 +106,8 @@ impl RightsApi {
     /// Delete a workspace
     ///
     /// For owners, with all that is in it, as when its last member deletes themselves. The call has to be in the
-    /// workspace; the one that you are in when you name none ends only with yourself.
+    /// workspace; the one that you are in when you name none ends only with yourself. Whoever signed in with Firebase
+    /// must have done so a short time ago: it is a 403 `sign_in_again` otherwise.
     #[oai(path = "/workspaces/:id", method = "delete", operation_id = "deleteWorkspace")]
     async fn delete_workspace(
         &self,
@@ -114,12 +115,13 @@ impl RightsApi {
         caller: Caller,
         id: Path<TenantId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
-        /// The workspace's name, to say that you mean it
-        confirm: Query<String>,
+        /// Needed: the workspace's name, to say that you mean it
+        confirm: Query<Option<String>>,
     ) -> Result<Accepted<ErasureAccepted>, Problem> {
         in_person(&caller)?;
         caller.require(Scope::Manage)?;
         identity::api::inside(&app, &caller, id.0).await?;
+        signed_in_recently(&app, &caller)?;
         let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, Some(json!({"confirm": confirm.0}))).await? {
             Turn::Replay(answer) => return Ok(answer),
@@ -127,9 +129,7 @@ impl RightsApi {
         };
         let row = identity::store::workspace(&mut *tx, id.0, caller.user).await?;
         let row = row.ok_or_else(|| Problem::not_found("workspace"))?;
-        if confirm.0 != row.name {
-            return Err(unconfirmed("the name of the workspace (GET /api/v1/workspaces)"));
-        }
+        confirmed(confirm.0.as_deref(), &row.name, "the name of the workspace (GET /api/v1/workspaces)")?;
         if erasures::is_personal(&mut *tx).await? {
             let text = "It is where somebody is who names no workspace, and ends with them (DELETE /api/v1/me).";
             return Err(Problem::conflict("personal_workspace", text));
@@ -272,8 +272,14 @@ fn in_person(caller: &Caller) -> Result<(), Problem> {
     if caller.key.is_some() { Err(Forbidden::Key { scope: Scope::Manage }.into()) } else { Ok(()) }
 }
 
-fn unconfirmed(what: &str) -> Problem {
-    Problem::invalid_field("confirm", "is not what ends here", format!("Send {what}"))
+/// Whoever ends something names it.
+fn confirmed(said: Option<&str>, meant: &str, what: &str) -> Result<(), Problem> {
+    let message = match said {
+        Some(said) if said == meant => return Ok(()),
+        Some(_) => "is not what ends here",
+        None => "is missing",
+    };
+    Err(Problem::invalid_field("confirm", message, format!("Send {what}, as a part of the address: ?confirm=...")))
 }
 
 impl From<ExportRow> for ExportView {

@@ -9,7 +9,9 @@ use multivio::{
         Caller, Input, Problem,
         gate::Paths,
         limits::{RateLimiter, Shared, Subject, Verdict},
-        page, router, server,
+        page,
+        parameters::Parameters,
+        router, server,
     },
     ids::{JobId, UserId},
     jobs::{Engine, belt::Belt},
@@ -98,8 +100,9 @@ impl Served {
         let state = multivio::http::App::new(config, db, engine, stop.clone()).unwrap();
         let calls = OpenApiService::new(Calls, "test", "1");
         let metrics = router::metrics_of(calls.spec().as_bytes());
+        let parameters = Arc::new(Parameters::new(calls.spec().as_bytes()));
         let calls = poem::Route::new().nest("/", calls);
-        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), Paths::default());
+        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), parameters, Paths::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let ended = tokio::spawn(server::serve(listener, routes, stop.clone()));
@@ -266,6 +269,7 @@ fn limits(requests: u32, window: Duration) -> ApiConfig {
         rate_limit_requests: requests,
         rate_limit_address_requests: requests,
         rate_limit_window: window,
+        metrics_token: None,
     }
 }
 
@@ -339,6 +343,30 @@ async fn a_request_that_is_no_http_or_ends_early_harms_nobody() {
         let _reset = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.unwrap();
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.contains(" 200 ") && !answer.contains(" 500 "), "{answer}");
+    }
+    assert_eq!(served.echo("{\"text\": \"on\"}").send().await.unwrap().status(), 200);
+}
+
+/// One connection of HTTP/2 carries any number of calls, and pings keep it whatever its client takes.
+#[tokio::test]
+async fn http_2_is_told_to_speak_http_1_and_left() {
+    let served = Served::new(&App::new().await).await;
+    let address = served.url.trim_start_matches("http://").to_owned();
+    // The preface, an empty SETTINGS, and a PING that a server of HTTP/2 answers.
+    let settings = b"\0\0\0\x04\0\0\0\0\0";
+    let ping = b"\0\0\x08\x06\0\0\0\0\0pingpong";
+    let opening = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], settings, ping].concat();
+    for piece in [opening.len(), 5] {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        for bytes in opening.chunks(piece) {
+            let _left = stream.write_all(bytes).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
+        ended.expect("the connection ends").expect("the answer arrives");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 505 ") && !answer.contains("pingpong"), "{answer:?}");
     }
     assert_eq!(served.echo("{\"text\": \"on\"}").send().await.unwrap().status(), 200);
 }
@@ -583,7 +611,16 @@ async fn health_tells_what_works_and_readiness_only_whether_it_can_commit() {
     let (status, health) = api.get("/health").await;
     assert_eq!((status, &health["status"]), (200, &json!("degraded")), "no worker runs: {health}");
     assert_eq!((state(&health, "database"), state(&health, "redis")), (json!("ok"), json!("ok")));
-    assert_eq!(state(&health, "queue:media"), "down");
+    for queue in ["publish", "ai", "media", "ops"] {
+        let checks = health["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == format!("queue:{queue}")).unwrap();
+        let note = check["note"].as_str().unwrap();
+        assert_eq!(check["state"], "down", "{check}");
+        assert!(
+            note.starts_with(&format!("no worker of the queue \"{queue}\" runs: its jobs are taken and kept")),
+            "{note}"
+        );
+    }
     for (name, expected) in [("storage", "ok"), ("ffprobe", "down"), ("language models", "off"), ("platform:x", "off")]
     {
         assert_eq!(state(&health, name), expected, "{name}: {health}");

@@ -67,6 +67,8 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
     stage.app.set("LOG_LEVEL", "trace");
     // A key whose form nothing could recognise.
     stage.app.set("TOGETHER_API_KEY", "together-sandbox-key");
+    let old_key = STANDARD.encode(rand::random::<[u8; 32]>());
+    stage.app.set("ENCRYPTION_KEYS_OLD", &*old_key);
     stage.api = stage.app.api().await;
     let first = stage.account.clone();
 
@@ -127,12 +129,38 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
     eventually(SOON, "the second pair", || async { (membership().await.3 == 2).then_some(()) }).await;
     let second_pair = membership().await;
 
+    // An API key that works, somebody who signs in with Firebase, an account by consent, an import by a signed link.
+    let (_, key) = crate::identity::new_key(&stage.api, json!({})).await;
+    assert_eq!(crate::identity::get(&stage.api, &key, "/api/v1/posts").await.0, 200);
+    let signed = stage.sandbox.post("/_sandbox/firebase/tokens", json!({})).await;
+    let id_token = signed["token"].as_str().unwrap().to_owned();
+    assert_eq!(crate::identity::get(&stage.api, &id_token, "/api/v1/me").await.0, 200);
+    let colleague = stage.sandbox.post("/_sandbox/x/accounts", json!({})).await;
+    let (status, asked) = stage.api.post("/api/v1/connections/x/authorize", json!({})).await;
+    assert_eq!(status, 200, "{asked}");
+    let page = asked["authorize_url"].as_str().unwrap().parse().unwrap();
+    let back = crate::connecting::visit(&page, "sandbox_approve", colleague["id"].as_str().unwrap()).await;
+    let (asked_state, granted) = (crate::connecting::named(&back, "state"), crate::connecting::named(&back, "code"));
+    let brought = json!({ "state": asked_state, "code": granted });
+    let (status, connected) = stage.api.post("/api/v1/connections/x/callback", brought).await;
+    assert_eq!(status, 201, "{connected}");
+    let link_secret = hex::encode(rand::random::<[u8; 16]>());
+    let link = json!({ "url": format!("https://files.invalid/clip.mp4?X-Signature={link_secret}") });
+    let (status, import) = stage.api.post("/api/v1/media/import", link).await;
+    assert_eq!(status, 202, "{import}");
+    let import = format!("/api/v1/jobs/{}", import["job_id"].as_str().unwrap());
+    eventually(SOON, "the import to be tried", || async {
+        let (_, job) = stage.api.get(&import).await;
+        (!matches!(job["state"].as_str()?, "queued" | "running")).then_some(())
+    })
+    .await;
+
     // Tokens as they are now, out of the database.
     let env = |name: &str| stage.app.env().iter().find(|(key, _)| key == name).unwrap().1.clone();
     let config = stage.app.config();
     let keyring = multivio::crypto::Keyring::new(&config.encryption_keys).unwrap();
     let (id, access, refresh): (uuid::Uuid, Vec<u8>, Vec<u8>) =
-        sqlx::query_as("select id, access_token, refresh_token from connections")
+        sqlx::query_as("select id, access_token, refresh_token from connections order by created_at limit 1")
             .fetch_one(&stage.app.pool)
             .await
             .unwrap();
@@ -164,6 +192,12 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
         ("the secret of tokens", env("JWT_SECRET_KEY")),
         ("the caller's token", stage.api.token.clone()),
         ("the encryption key", env("ENCRYPTION_KEY")),
+        ("the encryption key of before", old_key),
+        ("an API key", key),
+        ("an ID token", id_token),
+        ("the state of a consent", asked_state),
+        ("the code of a consent", granted),
+        ("the signature of a link", link_secret),
         ("Grok's key", env("GROK_API_KEY")),
         ("Together's key", env("TOGETHER_API_KEY")),
         ("OpenAI's key", env("OPENAI_API_KEY")),
@@ -191,6 +225,8 @@ async fn no_secret_of_a_full_run_can_be_found_in_anything_it_leaves() {
         "/api/v1/patreon/link".to_owned(),
         "/api/v1/audit".to_owned(),
     ];
+    paths.push("/api/v1/api-keys".to_owned());
+    paths.push(import);
     paths.extend([&published, &refused, &waiting].map(|id| format!("/api/v1/publications/{id}")));
     let (_, jobs) = stage.api.get("/api/v1/jobs?limit=100").await;
     for job in jobs["items"].as_array().unwrap() {

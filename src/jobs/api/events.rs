@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::{LOOK_ANYWAY, view, view_of};
 use crate::{
-    http::{App, Caller, Pass, Problem, Scope},
+    http::{App, Caller, Pass, Problem, Scope, followers::Follower},
     ids::JobId,
     jobs::{
         belt::{EVENTS_AT_ONCE, Event},
@@ -87,8 +87,17 @@ fn place(id: &str) -> Option<String> {
     ((time, count) != (u64::MAX, u64::MAX)).then(|| format!("{time}-{count}"))
 }
 
-pub fn stream(app: Arc<App>, caller: Caller, pass: Pass, job: JobId, after: String) -> EventStream<JobEvents> {
+/// # Errors
+/// 429 when the caller follows as many jobs as one may.
+pub fn stream(
+    app: Arc<App>,
+    caller: Caller,
+    pass: Pass,
+    job: JobId,
+    after: String,
+) -> Result<EventStream<JobEvents>, Problem> {
     let following = Following {
+        _place: app.followers.join(caller.user)?,
         app,
         caller,
         pass,
@@ -105,10 +114,10 @@ pub fn stream(app: Arc<App>, caller: Caller, pass: Pass, job: JobId, after: Stri
         Some((event, following))
     });
     let events: JobEvents = Box::pin(events);
-    EventStream::new(events).keep_alive(KEEP_ALIVE).to_event(|event| {
+    Ok(EventStream::new(events).keep_alive(KEEP_ALIVE).to_event(|event| {
         let sent = sse::Event::message(event.data.to_json_string()).event_type(event.event);
         if event.id.is_empty() { sent } else { sent.id(event.id) }
-    })
+    }))
 }
 
 struct Following {
@@ -124,6 +133,7 @@ struct Following {
     looked: Option<Instant>,
     until: Instant,
     over: bool,
+    _place: Follower,
 }
 
 impl Following {

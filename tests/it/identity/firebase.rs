@@ -164,6 +164,109 @@ async fn a_flood_of_unknown_key_ids_makes_one_look_and_harms_no_one_else() {
     assert_eq!(stage.status(&other).await, 200);
 }
 
+/// Nothing was learned: a genuine user with a new key must not be told that their token is wrong.
+#[tokio::test]
+async fn a_look_that_failed_signs_nobody_out() {
+    let stage = Stage::new().await;
+    assert_eq!(stage.status(&stage.token(json!({})).await).await, 200);
+    stage.sandbox.post("/_sandbox/firebase/rotate", json!({})).await;
+    stage.key_server_is_down().await;
+    let token = stage.token(json!({})).await;
+    assert_eq!(stage.status(&token).await, 503);
+    let looked = stage.fetches().await;
+    crate::harness::wait_until(super::SOON, "the next look", || async {
+        assert_eq!(stage.status(&token).await, 503, "the second look fails as well");
+        stage.fetches().await > looked
+    })
+    .await;
+    stage.sandbox.clear_faults().await;
+    crate::harness::wait_until(super::SOON, "the new key", || async {
+        let status = stage.status(&token).await;
+        assert_ne!(status, 401);
+        status == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn keys_are_had_anew_before_their_time_is_over_while_users_come_in() {
+    let stage = Stage::new().await;
+    stage.sandbox.settings(json!({"firebase": {"max_age_s": 20}})).await;
+    assert_eq!(stage.status(&stage.token(json!({})).await).await, 200);
+    let began = std::time::Instant::now();
+    // Whoever waited for a look would wait for this.
+    stage.sandbox.fault(json!({"service": "firebase", "times": "always", "delay_ms": 1500})).await;
+    crate::harness::wait_until(super::SOON, "a look ahead", || async {
+        let token = stage.token(json!({})).await;
+        let asked = std::time::Instant::now();
+        assert_eq!(stage.status(&token).await, 200);
+        assert!(asked.elapsed() < std::time::Duration::from_millis(1400), "a user waited for the keys");
+        stage.fetches().await > 1
+    })
+    .await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn health_tells_whether_there_are_keys() {
+    let mut stage = Stage::new().await;
+    let firebase = async |stage: &Stage| {
+        let (_, report) = stage.api.get("/health").await;
+        let checks = report["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["name"] == "firebase").map(|check| check["state"].clone())
+    };
+    assert_eq!(firebase(&stage).await, Some(json!("ok")), "it looks by itself");
+    stage.key_server_is_down().await;
+    assert_eq!(firebase(&stage).await, Some(json!("ok")), "what is known is fresh");
+    stage.api = stage.app.api().await;
+    assert_eq!(firebase(&stage).await, Some(json!("down")));
+    assert_eq!(stage.api.get("/health/ready").await.0, 200, "others come in");
+    stage.app.set("FIREBASE_PROJECT_ID", "");
+    stage.api = stage.app.api().await;
+    assert_eq!(firebase(&stage).await, None);
+}
+
+/// A session at Firebase lasts for months: what cannot be undone, and what outlives it, wants a sign-in of just now.
+#[tokio::test]
+async fn deleting_and_making_keys_wants_a_sign_in_of_just_now() {
+    let mut stage = Stage::new().await;
+    let now = chrono::Utc::now().timestamp();
+    let old = stage.token(json!({"uid": "ada", "claims": {"auth_time": now - 400}})).await;
+    let (_, me) = get(&stage.api, &old, "/api/v1/me").await;
+    let (status, team) =
+        call(&stage.api, &old, None, Method::POST, "/api/v1/workspaces", Some(&json!({"name": "Team"}))).await;
+    assert_eq!(status, 201, "{team}");
+    let team = team["id"].as_str().unwrap();
+    let body = json!({"name": "k", "scopes": ["read"]});
+    let delete_me = format!("/api/v1/me?confirm={}", me["user_id"].as_str().unwrap());
+    let delete_team = format!("/api/v1/workspaces/{team}?confirm=Team");
+    let dangerous = [
+        (None, Method::POST, "/api/v1/api-keys", Some(&body), 201),
+        (Some(team), Method::DELETE, &*delete_team, None, 202),
+        (None, Method::DELETE, &*delete_me, None, 202),
+    ];
+    for (workspace, method, path, body, _) in &dangerous {
+        let (status, problem) = call(&stage.api, &old, *workspace, method.clone(), path, *body).await;
+        assert_eq!((status, &problem["code"]), (403, &json!("sign_in_again")), "{path}: {problem}");
+    }
+    // As long as the setting says.
+    stage.app.set("FIREBASE_RECENT_SIGN_IN_SECONDS", "3600");
+    let patient = stage.app.api().await;
+    assert_eq!(call(&patient, &old, None, Method::POST, "/api/v1/api-keys", Some(&body)).await.0, 201);
+    let new = stage.token(json!({"uid": "ada"})).await;
+    for (workspace, method, path, body, done) in dangerous {
+        let (status, answer) = call(&stage.api, &new, workspace, method, path, body).await;
+        assert_eq!(status, done, "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_signed_in_as_nobody_in_particular_is_not_let_in() {
+    let stage = Stage::new().await;
+    let firebase = json!({"identities": {}, "sign_in_provider": "anonymous"});
+    assert_eq!(stage.status(&stage.token(json!({"claims": {"firebase": firebase}})).await).await, 401);
+}
+
 #[tokio::test]
 async fn many_at_once_share_one_look_for_the_first_keys() {
     let stage = Stage::new().await;

@@ -53,6 +53,40 @@ async fn an_operator_copies_and_ends_somebody_for_them_and_says_so_in_the_audit_
 }
 
 #[tokio::test]
+async fn an_operator_finds_by_address_also_whom_nobody_lets_in() {
+    let app = App::new().await;
+    let api = app.api().await;
+    assert_eq!(api.post("/api/v1/posts", json!({"universal_content": "mine"})).await.0, 201);
+    assert_eq!(api.get("/api/v1/me").await.0, 200);
+    sqlx::query("update users set email = 'ada@example.com' where id = $1")
+        .bind(app.user)
+        .execute(&app.pool)
+        .await
+        .unwrap();
+    let disabled = async || {
+        let disabled = sqlx::query_scalar::<_, bool>("select disabled_at is not null from users where id = $1");
+        disabled.bind(app.user).fetch_one(&app.pool).await.unwrap()
+    };
+    for (order, after) in [("disable", true), ("enable", false), ("disable", true)] {
+        let (done, said) = app.cli(&["users", order, "Ada@example.com"]).await;
+        assert!(done, "{order}: {said}");
+        assert_eq!(disabled().await, after, "{order}");
+    }
+    let (done, said) = app.cli(&["users", "export", "ada@example.com"]).await;
+    assert!(done, "{said}");
+    // Who adds a member by address does not find them.
+    let member = json!({"email": "ada@example.com", "role": "viewer"});
+    let (_, colleague) = app.token_of_another();
+    let (_, team) = get(&api, &colleague, "/api/v1/me").await;
+    let members = format!("/api/v1/workspaces/{}/members", team["workspace_id"].as_str().unwrap());
+    let (status, refused) =
+        crate::identity::call(&api, &colleague, None, reqwest::Method::POST, &members, Some(&member)).await;
+    assert!(matches!(status, 404 | 422), "{status}: {refused}");
+    let (done, said) = app.cli(&["users", "erase", "ada@example.com", "--yes"]).await;
+    assert!(done, "{said}");
+}
+
+#[tokio::test]
 async fn an_operator_leaves_no_workspace_without_an_owner_either() {
     let app = App::new().await;
     let api = app.api().await;

@@ -1,5 +1,6 @@
 //! Tenants are kept apart by the database itself, and Postgres is reached as it has to be for that.
 
+mod accounts;
 mod endpoints;
 mod entry;
 mod logins;
