@@ -34,5 +34,6 @@ mod rights;
 mod rotation;
 mod secrets;
 mod settings;
+mod setup;
 mod tenancy;
 mod whole;
