@@ -45,7 +45,6 @@ pub fn create(twin: &Patreon, body: &Value) -> Result<Value, Complaint> {
         member_id: uuid::Uuid::new_v4().to_string(),
         patron_status: new.patron_status.or(active),
         tiers: new.tiers,
-        revision: 1,
         id: id.clone(),
     };
     let shown = json!(patron);
@@ -63,7 +62,6 @@ pub fn change(twin: &Patreon, id: &str, body: &Value) -> Result<Value, Complaint
         patron.tiers = tiers;
     }
     patron.patron_status = change.patron_status.or_else(|| patron.patron_status.take());
-    patron.revision += 1;
     let (shown, event) = (json!(patron), resources::whole_member(patron).to_string());
     drop(world);
     if change.fires {
@@ -104,12 +102,21 @@ pub fn webhook(twin: &Patreon) -> Value {
 #[serde(deny_unknown_fields)]
 struct HookChange {
     paused: bool,
+    /// What waited does not come one after the other, but all at the same time and the newest first.
+    #[serde(default)]
+    at_once: bool,
 }
 
 /// Not paused any more, it sends what waited.
 pub fn change_webhook(twin: &Patreon, body: &Value) -> Result<Value, Complaint> {
-    let HookChange { paused } = read(body)?;
+    let HookChange { paused, at_once } = read(body)?;
+    if paused && at_once {
+        return Err(Complaint::new("a webhook that is paused sends nothing: `at_once` goes with `paused: false`"));
+    }
     twin.world().hook.paused = paused;
+    if at_once {
+        twin.send_backlog_at_once();
+    }
     twin.send_backlog();
     Ok(webhook(twin))
 }

@@ -75,8 +75,6 @@ pub struct Patron {
     pub patron_status: Option<String>,
     /// Ids of the tiers that it is entitled to.
     pub tiers: BTreeSet<String>,
-    /// Raised by every change, so that no two events of one member are alike.
-    pub revision: u64,
 }
 
 /// What a code or token allows.

@@ -1,5 +1,6 @@
 //! What can be read: JSON:API, in which nothing comes that was not asked for by name.
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Map, Value, json};
 
 use super::{CAMPAIGN, Grant, Patron, TIERS, World, refusal};
@@ -14,7 +15,10 @@ const ATTRIBUTES: [(&str, &[&str]); 3] = [
     ("member", &["full_name", "patron_status", "currently_entitled_amount_cents", "last_charge_status"]),
     ("tier", &["title", "amount_cents"]),
 ];
+/// Members on a page, at most and unless fewer are asked for.
 const LARGEST_PAGE: usize = 1000;
+/// The same when all that each of them ever paid comes along.
+const LARGEST_PAGE_WITH_HISTORY: usize = 500;
 
 pub fn identity(world: &World, call: &Call) -> Result<Answer, Answer> {
     let grant = reader(world, call, "identity")?;
@@ -41,39 +45,62 @@ pub fn identity(world: &World, call: &Call) -> Result<Answer, Answer> {
 
 pub fn members(world: &World, call: &Call, campaign: &str) -> Result<Answer, Answer> {
     reader(world, call, "campaigns.members")?;
-    let include = included(call, &["currently_entitled_tiers", "user"])?;
+    let include = included(call, &["currently_entitled_tiers", "pledge_history", "user"])?;
     check_fields(call)?;
     if campaign != CAMPAIGN {
         return Err(refusal(404, "NotFound", "There is no such campaign."));
     }
-    let number = |name: &str| call.query(name).map(|text| text.parse::<usize>());
-    let count = number("page[count]").unwrap_or(Ok(LARGEST_PAGE));
-    let from = number("page[cursor]").unwrap_or(Ok(0));
-    let (Ok(count @ 1..=LARGEST_PAGE), Ok(from)) = (count, from) else {
-        return Err(refusal(400, "ParameterInvalidOnType", "page[count] is 1 to 1000, page[cursor] as it was given."));
+    let asks_for = |relation: &str| include.iter().any(|name| name == relation);
+    let largest = if asks_for("pledge_history") { LARGEST_PAGE_WITH_HISTORY } else { LARGEST_PAGE };
+    let invalid = |detail: &str| refusal(400, "ParameterInvalidOnType", detail);
+    let count = match call.query("page[count]").map(str::parse) {
+        None => largest,
+        Some(Ok(count)) if (1..=largest).contains(&count) => count,
+        Some(_) => return Err(invalid(&format!("page[count] is 1 to {largest}."))),
     };
-    let with_tiers = include.iter().any(|name| name == "currently_entitled_tiers");
-    let all: Vec<&Patron> = world.patrons.values().filter(|patron| patron.patron_status.is_some()).collect();
-    let page: Vec<Value> = all.iter().skip(from).take(count).map(|patron| member(patron, call, with_tiers)).collect();
-    let next = from + page.len();
-    let next = (next < all.len()).then(|| next.to_string());
-    let pagination = json!({"total": all.len(), "cursors": {"next": next}});
-    Ok(Answer::ok(json!({"data": page, "meta": {"pagination": pagination}})))
+    let after = match call.query("page[cursor]") {
+        None => String::new(),
+        Some(given) => read_cursor(given).ok_or_else(|| invalid("page[cursor] is what the page before gave."))?,
+    };
+    let members = || world.patrons.values().filter(|patron| patron.patron_status.is_some());
+    let mut rest = members().filter(|patron| patron.id > after).peekable();
+    let page: Vec<&Patron> = rest.by_ref().take(count).collect();
+    let next = page.last().filter(|_| rest.peek().is_some()).map(|last| cursor(&last.id));
+    let shown = page.iter().map(|patron| {
+        let mut shown = member(patron, call, asks_for("currently_entitled_tiers"));
+        if asks_for("pledge_history") {
+            shown["relationships"]["pledge_history"] = json!({"data": []});
+        }
+        shown
+    });
+    let pagination = json!({"total": members().count(), "cursors": {"next": next}});
+    Ok(Answer::ok(json!({"data": shown.collect::<Vec<_>>(), "meta": {"pagination": pagination}})))
 }
 
-/// A member as events tell of it: with everything.
+/// Where the next page begins: behind this patron, whoever comes or goes meanwhile. Means nothing to its reader.
+fn cursor(last: &str) -> String {
+    URL_SAFE_NO_PAD.encode(format!("after {last}"))
+}
+
+fn read_cursor(given: &str) -> Option<String> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(given).ok()?).ok()?;
+    text.strip_prefix("after ").map(String::from)
+}
+
+/// Of a member, all that there is.
+fn attributes(patron: &Patron) -> Value {
+    json!({"full_name": patron.full_name, "patron_status": patron.patron_status,
+        "currently_entitled_amount_cents": cents(patron), "last_charge_status": "Paid"})
+}
+
+/// A member as events tell of it: with everything, and nothing that would tell two events of one state apart.
 pub fn whole_member(patron: &Patron) -> Value {
-    let attributes = json!({"full_name": patron.full_name, "patron_status": patron.patron_status,
-        "currently_entitled_amount_cents": cents(patron), "last_charge_status": "Paid",
-        "note": format!("revision {}", patron.revision)});
-    json!({"data": {"id": patron.member_id, "type": "member", "attributes": attributes,
+    json!({"data": {"id": patron.member_id, "type": "member", "attributes": attributes(patron),
         "relationships": relationships(patron, true)}})
 }
 
 fn member(patron: &Patron, call: &Call, with_tiers: bool) -> Value {
-    let attributes = json!({"full_name": patron.full_name, "patron_status": patron.patron_status,
-        "currently_entitled_amount_cents": cents(patron), "last_charge_status": "Paid"});
-    let mut member = resource("member", &patron.member_id, call, &attributes);
+    let mut member = resource("member", &patron.member_id, call, &attributes(patron));
     member["relationships"] = relationships(patron, with_tiers);
     member
 }

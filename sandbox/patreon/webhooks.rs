@@ -1,4 +1,5 @@
-//! Events: signed, one after the other; after a failure none until somebody says so, and then all that waited.
+//! Events: signed, one after the other; after a failure none until somebody says so, and then all that waited, in order
+//! or, as nothing promises an order, at once.
 
 use std::{collections::VecDeque, sync::OnceLock, time::Duration};
 
@@ -6,7 +7,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use md5::Md5;
 use serde::Serialize;
 
-use super::Patreon;
+use super::{Patreon, Settings};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -71,21 +72,44 @@ impl Patreon {
             };
             (event, world.settings.clone())
         };
-        let request = client().post(settings.webhook_uri.unwrap_or_default()).timeout(DEADLINE);
+        if self.deliver(&event, &settings).await {
+            self.world().hook.backlog.pop_front();
+        }
+        true
+    }
+
+    /// Sends what waits, all of it at the same time and the newest first. What nobody takes waits again.
+    pub fn send_backlog_at_once(&self) {
+        let (waiting, settings) = {
+            let mut world = self.world();
+            // The first one may be on its way already.
+            let under_way = usize::from(world.hook.sending).min(world.hook.backlog.len());
+            (world.hook.backlog.split_off(under_way), world.settings.clone())
+        };
+        for event in waiting.into_iter().rev() {
+            let (twin, settings) = (self.clone(), settings.clone());
+            tokio::spawn(async move {
+                if !twin.deliver(&event, &settings).await {
+                    twin.world().hook.backlog.push_back(event);
+                }
+            });
+        }
+    }
+
+    /// Whether it was taken; if not, no more are sent.
+    async fn deliver(&self, event: &Event, settings: &Settings) -> bool {
+        let request = client().post(settings.webhook_uri.clone().unwrap_or_default()).timeout(DEADLINE);
         let request = request
             .header("content-type", "application/json")
             .header("x-patreon-event", &event.trigger)
             .header("x-patreon-signature", signature(&settings.webhook_secret, &event.body))
-            .body(event.body);
+            .body(event.body.clone());
         let status = request.send().await.ok().map(|response| response.status().as_u16());
+        let is_taken = status.is_some_and(|status| (200..300).contains(&status));
         let mut world = self.world();
-        world.hook.deliveries.push(Delivery { trigger: event.trigger, status });
-        if status.is_some_and(|status| (200..300).contains(&status)) {
-            world.hook.backlog.pop_front();
-        } else {
-            world.hook.paused = true;
-        }
-        true
+        world.hook.deliveries.push(Delivery { trigger: event.trigger.clone(), status });
+        world.hook.paused |= !is_taken;
+        is_taken
     }
 }
 

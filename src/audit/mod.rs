@@ -50,6 +50,7 @@ stored_names! {
         RemotePostRemoved = "publication.remote_post_removed",
         JobCancelled = "job.cancelled",
         JobRetried = "job.retried",
+        JobPriorityChanged = "job.priority_changed",
         FailedJobsRetried = "jobs.failed_retried",
         QueuePaused = "queue.paused",
         QueueResumed = "queue.resumed",

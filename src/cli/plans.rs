@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
+use serde::Serialize;
 use serde_json::json;
 use sqlx::PgConnection;
 
@@ -33,7 +34,7 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// All plans with their limits
+    /// All plans with their limits, and the tiers on Patreon that give them
     List,
     /// Make a plan, or give one other limits; what is left out is not limited
     Define(DefineArguments),
@@ -122,7 +123,9 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
     let config = super::config()?;
     let db = db::pool(&config.database, "multivio plans")?;
     if matches!(arguments.command, Command::List) {
-        return list(screen, &store::list(&db).await?, &tiers::list(&db).await?);
+        let plans = store::list(&db).await?.into_iter();
+        let tiers = tiers::list(&db).await?;
+        return list(screen, &plans.map(|plan| Line::new(plan, &tiers)).collect::<Vec<_>>());
     }
     let mut tx = db.begin().await?;
     let done = change(&mut tx, arguments.command).await?;
@@ -201,8 +204,26 @@ impl DefineArguments {
     }
 }
 
-fn list(screen: Screen, plans: &[Defined], tiers: &[(String, String)]) -> Result<(), Failure> {
-    screen.show(&plans, || {
+/// A plan, and which memberships give it.
+#[derive(Debug, Serialize)]
+struct Line {
+    #[serde(flatten)]
+    plan: Defined,
+    /// Ids at Patreon.
+    patreon_tiers: Vec<String>,
+}
+
+impl Line {
+    /// `tiers` are those of all plans, each with its plan's name.
+    fn new(plan: Defined, tiers: &[(String, String)]) -> Self {
+        let own = tiers.iter().filter(|(_, worth)| *worth == plan.name);
+        let patreon_tiers = own.map(|(tier, _)| tier.clone()).collect();
+        Self { plan, patreon_tiers }
+    }
+}
+
+fn list(screen: Screen, lines: &[Line]) -> Result<(), Failure> {
+    screen.show(&lines, || {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header([
             "PLAN",
@@ -214,22 +235,21 @@ fn list(screen: Screen, plans: &[Defined], tiers: &[(String, String)]) -> Result
             "UPLOAD BYTES",
             "UPLOAD S",
             "AI $",
+            "PATREON TIERS",
         ]);
-        for plan in plans {
-            let most = |limit: Option<i64>| limit.map_or_else(|| "-".to_owned(), |most| most.to_string());
+        let none = || "-".to_owned();
+        for Line { plan, patreon_tiers } in lines {
+            let most = |limit: Option<i64>| limit.map_or_else(none, |most| most.to_string());
             let Limits { connections, posts_per_month, media_bytes, upload_bytes, upload_seconds, .. } = plan.limits;
             let name = if plan.is_default { format!("{} (default)", plan.name) } else { plan.name.clone() };
             let dollars = plan.limits.ai_ticks_per_month.map(|ticks| format!("{:.2}", usd(ticks)));
             let mut row = vec![name, plan.rank.to_string(), plan.workspaces.to_string()];
             row.extend([connections, posts_per_month, media_bytes, upload_bytes, upload_seconds].map(most));
-            row.push(dollars.unwrap_or_else(|| "-".to_owned()));
+            row.push(dollars.unwrap_or_else(none));
+            row.push(if patreon_tiers.is_empty() { none() } else { patreon_tiers.join(", ") });
             table.add_row(row);
         }
-        let mut text = table.to_string();
-        for (tier, plan) in tiers {
-            text.push_str(&format!("\nThe tier {tier} on Patreon is worth the plan \"{plan}\"."));
-        }
-        text
+        table.to_string()
     })
 }
 

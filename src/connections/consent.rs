@@ -103,38 +103,6 @@ pub async fn ask(
     Ok(Some(Asked { id, page, expires_at }))
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ReopenError {
-    #[error("the asking is over")]
-    Over,
-    #[error("what was kept of it cannot be read")]
-    Sealed(#[from] CryptoError),
-    #[error("the database failed")]
-    Database(#[from] sqlx::Error),
-}
-
-/// The same asking again, for a request that is repeated under its key.
-pub async fn reopen(
-    db: impl PgExecutor<'_>,
-    keyring: &Keyring,
-    caller: &Caller,
-    connector: &dyn Connector,
-    id: ConsentId,
-) -> Result<Asked, ReopenError> {
-    let row: Option<(Vec<u8>, DateTime<Utc>)> = sqlx::query_as(
-        "select sealed, expires_at from account_consents \
-         where id = $1 and tenant_id = $2 and user_id = $3 and taken_at is null and expires_at > now()",
-    )
-    .bind(id)
-    .bind(caller.tenant)
-    .bind(caller.user)
-    .fetch_optional(db)
-    .await?;
-    let (sealed, expires_at) = row.ok_or(ReopenError::Over)?;
-    let page = Secrets::open(keyring, id, &sealed)?.page(connector).ok_or(ReopenError::Over)?;
-    Ok(Asked { id, page, expires_at })
-}
-
 /// What became of an answer's state.
 pub enum Taken {
     /// Ours to work on, and nobody else's from now on.

@@ -19,7 +19,7 @@ use serde_json::json;
 use super::{
     api::ConnectionView,
     arrival::{Arrival, Refused},
-    consent::{self, Asked, ReopenError, Taken},
+    consent::{self, Taken},
 };
 use crate::{
     audit::{self, Action},
@@ -35,7 +35,8 @@ use crate::{
 pub struct ConsentApi;
 
 /// Where to send the account's owner.
-#[derive(Debug, Clone, PartialEq, Object)]
+// Holds the state, so it has no `Debug`.
+#[derive(Clone, PartialEq, Object)]
 #[oai(rename = "Consent")]
 struct ConsentView {
     id: ConsentId,
@@ -43,12 +44,6 @@ struct ConsentView {
     authorize_url: String,
     /// Until then the answer can be brought back.
     expires_at: DateTime<Utc>,
-}
-
-/// What is kept of it with an `Idempotency-Key`: no part of the address, which holds the state.
-#[derive(Debug, Clone, PartialEq, Object)]
-struct KeptConsent {
-    id: ConsentId,
 }
 
 /// What the platform's answer has in its address: a code, or an error when its owner said no.
@@ -84,20 +79,19 @@ impl ConsentApi {
         identity::api::ensure(&app, &caller).await?;
         let keyring = publisher.accounts.keyring();
         let mut tx = app.db.begin(&caller).await?;
-        let claim = match key.of_person(&caller).claim(&mut tx, &caller, None).await? {
-            Turn::Replay(Json(KeptConsent { id })) => {
-                let again = consent::reopen(&mut *tx, keyring, &caller, &*connector, id).await;
-                return again.map(view).map_err(not_reopened);
-            }
+        // Also when it is over by then: what becomes of the answer that the page leads to is the callback's to say.
+        let claim = match key.of_person(&caller).claim_sealed(&mut tx, &caller, None, keyring).await? {
+            Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
         let asked = consent::ask(&mut tx, keyring, &caller, &*connector).await?;
         let asked = asked.ok_or_else(|| not_set_up(connector.platform()))?;
         let details = json!({"platform": connector.platform()});
         audit::record(&mut tx, &caller, Action::ConsentAsked, asked.id, details).await?;
-        let _kept = claim.keep(&mut tx, Json(KeptConsent { id: asked.id })).await?;
+        let answer = Json(ConsentView { id: asked.id, authorize_url: asked.page.into(), expires_at: asked.expires_at });
+        let answer = claim.keep_sealed(&mut tx, keyring, answer).await?;
         tx.commit().await?;
-        Ok(view(asked))
+        Ok(answer)
     }
 
     /// Bring back the answer
@@ -164,10 +158,6 @@ fn allowed(publisher: &Publisher, caller: &Caller, name: PlatformName) -> Result
     publisher.accounts.connectors().get(platform).ok_or_else(|| not_set_up(platform))
 }
 
-fn view(asked: Asked) -> Json<ConsentView> {
-    Json(ConsentView { id: asked.id, authorize_url: asked.page.into(), expires_at: asked.expires_at })
-}
-
 /// The code, or none when the owner said no. It goes into a form: any visible characters will do.
 fn check(input: &CallbackInput) -> Result<Option<SecretString>, Problem> {
     match (&input.code, &input.error) {
@@ -192,18 +182,6 @@ fn not_set_up(platform: Platform) -> Problem {
         platform.title()
     );
     Problem::conflict("platform_not_set_up", text)
-}
-
-fn not_reopened(error: ReopenError) -> Problem {
-    match error {
-        ReopenError::Over => {
-            let text = "What was asked for under this key is over: it was used, or ten minutes have passed. Ask anew, \
-                        with a new Idempotency-Key.";
-            Problem::conflict("consent_over", text)
-        }
-        ReopenError::Database(error) => error.into(),
-        error @ ReopenError::Sealed(_) => Problem::internal(&error),
-    }
 }
 
 fn not_taken(taken: &Taken) -> Problem {

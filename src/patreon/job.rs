@@ -28,9 +28,15 @@ pub struct Membership {
 }
 
 impl ReadMembership {
-    /// One after the other for each link: a refresh token must not be traded by two.
+    /// One after the other for each link: a refresh token must not be traded by two. And one at a time: an unfinished
+    /// one is in the way of the next ([`crate::jobs::EnqueueError::Duplicate`]).
     pub fn new_job(self, tenant: TenantId) -> NewJob {
-        NewJob::of(&self, tenant).serial(format!("patreon:{}", self.link))
+        NewJob::of(&self, tenant).serial(format!("patreon:{}", self.link)).unique(self.link.to_string())
+    }
+
+    /// One more, for news that comes while [`Self::new_job`] runs and may have read what was before.
+    pub fn new_job_after(self, tenant: TenantId) -> NewJob {
+        self.new_job(tenant).unique(format!("{} once more", self.link))
     }
 }
 

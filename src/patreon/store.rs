@@ -253,11 +253,6 @@ pub async fn worth(
     .await
 }
 
-/// Takes a hint in. `false`: the same one was taken in before.
-pub async fn take_hint(tx: &mut PgConnection, body_hash: [u8; 32]) -> sqlx::Result<bool> {
-    sqlx::query_scalar("select app.take_patreon_hint($1)").bind(body_hash.as_slice()).fetch_one(tx).await
-}
-
 #[derive(FromRow)]
 pub struct Found {
     pub id: PatreonLinkId,
@@ -287,7 +282,7 @@ pub async fn looked(db: impl PgExecutor<'_>, id: PatreonLinkId) -> sqlx::Result<
     sqlx::query("update patreon_links set looked_at = now() where id = $1").bind(id).execute(db).await.map(drop)
 }
 
-/// Forgets linkings that came to nothing, and hints that nobody repeats any more. How many.
+/// Forgets linkings that came to nothing, and what programs before these kept of hints. How many.
 pub async fn prune(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<i64> {
     sqlx::query_scalar(
         "with flows as (delete from patreon_flows where state_hash in ( \

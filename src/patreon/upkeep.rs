@@ -33,9 +33,7 @@ impl Job for PatreonUpkeep {
     async fn run(&self, cx: &JobContext) -> Result<Done, Stop> {
         let mut looks_begun = 0;
         for link in store::stale(cx.db(), STALE, BATCH).await? {
-            // Of looks that nobody asked for, one at a time.
-            let job = ReadMembership { link: link.id }.new_job(link.tenant_id).unique(link.id.to_string());
-            match cx.engine.enqueue(job).await {
+            match cx.engine.enqueue(ReadMembership { link: link.id }.new_job(link.tenant_id)).await {
                 Ok(_) => looks_begun += 1,
                 Err(EnqueueError::Duplicate { .. }) => {}
                 Err(EnqueueError::Ledger(error)) => return Err(error.into()),

@@ -1,5 +1,9 @@
 //! `POST /webhooks/patreon`: hints that a membership may have changed. A hint is believed in nothing: it only has the
 //! member's own word read anew. Not a part of the API's description: Patreon alone calls it.
+//!
+//! Hints have neither id nor time, and a membership that goes back to what it was tells so in the same bytes as before:
+//! none is ever known to be a repeat. Every one is good for a look that begins after it came; one such look that waits
+//! is enough for all of them, so that a crowd of repeats costs two looks at the most, one that runs and one after it.
 
 use std::sync::Arc;
 
@@ -11,13 +15,15 @@ use poem::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
-use super::{Patreon, ReadMembership, store};
+use super::{
+    Patreon, ReadMembership,
+    store::{self, Found},
+};
 use crate::{
     db::Tenancy,
     http::{App, Problem},
-    jobs::EnqueueError,
+    jobs::{EnqueueError, State, ledger},
     telemetry::chain,
 };
 
@@ -59,14 +65,32 @@ impl WebhookEndpoint {
         let account = member.data.relationships.user.data.id;
         let link = store::of_account(&mut *self.app.db.nobody().await?, &account).await?;
         let Some(link) = link else { return Ok(()) };
-        let mut tx = self.app.db.begin(Tenancy::of_things(link.tenant_id)).await?;
-        if !store::take_hint(&mut tx, Sha256::digest(body).into()).await? {
-            return Ok(());
+        self.look(link).await
+    }
+
+    /// Sees to it that a look begins from here on.
+    async fn look(&self, link: Found) -> Result<(), Problem> {
+        let tenant = link.tenant_id;
+        let read = ReadMembership { link: link.id };
+        let mut tx = self.app.db.begin(Tenancy::of_things(tenant)).await?;
+        // Looks at one link run one after the other: when the first of these runs, or has ended by the time we see it,
+        // the second one begins after that, and so after the hint.
+        for job in [read.new_job(tenant), read.new_job_after(tenant)] {
+            match self.app.engine.enqueue_in(&mut tx, &[job]).await {
+                Ok(tickets) => {
+                    tx.commit().await?;
+                    self.app.engine.ring(&tickets).await;
+                    return Ok(());
+                }
+                Err(EnqueueError::Duplicate { existing }) => {
+                    let row = ledger::get(&mut *tx, Some(tenant), existing).await?;
+                    if row.is_some_and(|row| row.state != State::Running && !row.state.is_final()) {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(not_enqueued(error)),
+            }
         }
-        let job = ReadMembership { link: link.id }.new_job(link.tenant_id);
-        let tickets = self.app.engine.enqueue_in(&mut tx, &[job]).await.map_err(not_enqueued)?;
-        tx.commit().await?;
-        self.app.engine.ring(&tickets).await;
         Ok(())
     }
 }

@@ -244,6 +244,7 @@ async fn every_write_is_done_once_under_a_key_and_answers_its_repeats_alike() {
     let tried: BTreeSet<_> = here.chain(TRIED_ELSEWHERE).map(str::to_owned).collect();
     assert_eq!(tried, described, "a write is not tried here");
 
+    let mut answers = Vec::new();
     for write in &writes {
         let (name, key) = (write.operation, format!("key-{}", write.operation));
         // Another request with this key is under way.
@@ -276,5 +277,24 @@ async fn every_write_is_done_once_under_a_key_and_answers_its_repeats_alike() {
             .await
             .unwrap();
         assert_eq!(kept, 1, "{name}");
+        answers.push(first);
+    }
+
+    // So it is days later, whatever has become of what each was about.
+    for later in [
+        "update idempotency_keys set created_at = now() - interval '6 days 23 hours'",
+        "delete from account_consents",
+        "delete from patreon_flows",
+    ] {
+        sqlx::query(later).execute(&stage.app.pool).await.unwrap();
+    }
+    for (write, first) in writes.iter().zip(&answers) {
+        let key = format!("key-{}", write.operation);
+        assert_eq!(
+            essence(send(&stage, write, &write.body, &key).await).await,
+            *first,
+            "{} days later",
+            write.operation
+        );
     }
 }

@@ -34,7 +34,15 @@ struct Stage {
 impl Stage {
     /// Two tiers that are worth something, and one that is not.
     async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// With settings of its own.
+    async fn with(settings: &[(&str, &str)]) -> Self {
         let mut app = App::new().await;
+        for (name, value) in settings {
+            app.set(name, *value);
+        }
         let sandbox = app.sandbox().await;
         let api = app.api().await;
         for arguments in [
@@ -58,9 +66,20 @@ impl Stage {
     }
 
     async fn change(&self, patron: &str, change: Value) {
-        let url = format!("{}/_sandbox/patreon/patrons/{patron}", self.sandbox.url());
+        self.patch(&format!("patrons/{patron}"), change).await;
+    }
+
+    /// The webhook as the twin has it, changed.
+    async fn webhook(&self, change: Value) -> Value {
+        self.patch("webhook", change).await
+    }
+
+    async fn patch(&self, path: &str, change: Value) -> Value {
+        let url = format!("{}/_sandbox/patreon/{path}", self.sandbox.url());
         let answer = self.api.client.patch(url).json(&change).send().await.unwrap();
-        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        let (status, answer) = (answer.status(), answer.json().await.unwrap());
+        assert!(status.is_success(), "{path}: {answer}");
+        answer
     }
 
     async fn begin(&self) -> Url {
@@ -97,6 +116,19 @@ impl Stage {
     async fn jobs(&self, state: &str) -> i64 {
         let sql = "select count(*) from jobs where kind = 'read_membership' and state::text = $1";
         sqlx::query_scalar(sql).bind(state).fetch_one(&self.app.pool).await.unwrap()
+    }
+
+    /// How many looks there are, whatever became of them.
+    async fn looks(&self) -> i64 {
+        let sql = "select count(*) from jobs where kind = 'read_membership'";
+        sqlx::query_scalar(sql).fetch_one(&self.app.pool).await.unwrap()
+    }
+
+    /// For how many days from now the plan is given.
+    async fn days_left(&self) -> f64 {
+        let sql =
+            "select extract(epoch from until - now())::float8 / 86400 from workspace_plans where source = 'patreon'";
+        sqlx::query_scalar(sql).fetch_one(&self.app.pool).await.unwrap()
     }
 
     async fn hint(&self, body: &str, signature: &str) -> u16 {
@@ -332,7 +364,6 @@ async fn a_linking_that_ends_while_it_is_on_its_way_links_nothing() {
 #[tokio::test]
 async fn a_hint_that_is_forged_or_repeated_changes_nothing() {
     let stage = Stage::new().await;
-    let _worker = stage.app.worker(Queue::Ops).await;
     let patron = stage.patron(&["7001"]).await;
     assert_eq!(stage.link(&patron).await.0, 200);
     let body = member_of(&patron);
@@ -342,10 +373,12 @@ async fn a_hint_that_is_forged_or_repeated_changes_nothing() {
     }
     let unsigned = stage.api.client.post(format!("{}/webhooks/patreon", stage.api.url)).body(body.clone()).send().await;
     assert_eq!(unsigned.unwrap().status(), 403);
-    assert_eq!(stage.jobs("succeeded").await, 0);
+    assert_eq!(stage.looks().await, 0);
     // The right one, a crowd of times: it is read once, and read is what Patreon says, not what the hint says.
     let crowd = futures::future::join_all((0..10).map(|_| stage.hint(&body, &good))).await;
     assert!(crowd.iter().all(|status| *status == 204), "{crowd:?}");
+    assert_eq!(stage.looks().await, 1);
+    let _worker = stage.app.worker(Queue::Ops).await;
     wait_until(SOON, "one look", || async { stage.jobs("succeeded").await == 1 }).await;
     assert_eq!(stage.plan().await["name"], "supporter");
     // Of a stranger, of nobody, of nothing.
@@ -354,13 +387,105 @@ async fn a_hint_that_is_forged_or_repeated_changes_nothing() {
     for (body, status) in [("{}", 400), ("no json", 400)] {
         assert_eq!(stage.hint(body, &signed(SECRET, body)).await, status);
     }
-    let jobs: i64 = sqlx::query_scalar("select count(*) from jobs where kind = 'read_membership'")
-        .fetch_one(&stage.app.pool)
-        .await
-        .unwrap();
-    assert_eq!(jobs, 1);
+    assert_eq!(stage.looks().await, 1);
     let get = stage.api.client.get(format!("{}/webhooks/patreon", stage.api.url)).send().await.unwrap();
     assert_eq!(get.status(), 405);
+}
+
+#[tokio::test]
+async fn a_membership_that_goes_back_to_what_it_was_is_read_again_although_the_hint_is_the_same() {
+    let stage = Stage::new().await;
+    let _worker = stage.app.worker(Queue::Ops).await;
+    let patron = stage.patron(&["7001"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    let body = member_of(&patron);
+    for (tier, plan) in [("7002", "patron"), ("7001", "supporter"), ("7002", "patron"), ("7001", "supporter")] {
+        stage.change(&patron, json!({"tiers": [tier], "fires": false})).await;
+        assert_eq!(stage.hint(&body, &signed(SECRET, &body)).await, 204);
+        stage.until_plan(plan).await;
+    }
+}
+
+#[tokio::test]
+async fn news_that_come_while_a_look_is_under_way_are_read_after_it_and_a_crowd_of_them_once() {
+    let stage = Stage::new().await;
+    let _worker = stage.app.worker(Queue::Ops).await;
+    let patron = stage.patron(&["7001"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    let (body, seen) = (member_of(&patron), "service=patreon&operation=identity");
+    let good = signed(SECRET, &body);
+    let asked = stage.sandbox.count(seen).await;
+    // Patreon says what holds at this moment, and takes its time to say it.
+    let slow = json!({"service": "patreon", "operation": "identity", "effect": {"accept_then_delay_ms": 6000}});
+    stage.sandbox.fault(slow).await;
+    stage.change(&patron, json!({"tiers": ["7002"], "fires": false})).await;
+    assert_eq!(stage.hint(&body, &good).await, 204);
+    wait_until(SOON, "Patreon to be asked", || async { stage.sandbox.count(seen).await == asked + 1 }).await;
+    stage.change(&patron, json!({"tiers": ["7001"], "fires": false})).await;
+    let crowd = futures::future::join_all((0..10).map(|_| stage.hint(&body, &good))).await;
+    assert!(crowd.iter().all(|status| *status == 204), "{crowd:?}");
+    assert_eq!(stage.looks().await, 2);
+    wait_until(SOON, "both looks", || async { stage.jobs("succeeded").await == 2 }).await;
+    assert_eq!(stage.plan().await["name"], "supporter");
+    assert_eq!(stage.sandbox.count(seen).await, asked + 2);
+}
+
+#[tokio::test]
+async fn a_backlog_that_comes_at_once_and_out_of_order_ends_in_the_plan_that_holds() {
+    let stage = Stage::new().await;
+    let _worker = stage.app.worker(Queue::Ops).await;
+    let patron = stage.patron(&["7001"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    stage.webhook(json!({"paused": true})).await;
+    for tiers in [&["7002"][..], &["7001", "7003"], &[], &["7001"], &["7002"]] {
+        stage.change(&patron, json!({ "tiers": tiers })).await;
+    }
+    assert_eq!(stage.webhook(json!({"paused": true})).await["waiting"], 5);
+    assert_eq!((stage.looks().await, &stage.plan().await["name"]), (0, &json!("supporter")));
+    stage.webhook(json!({"paused": false, "at_once": true})).await;
+    let sent = async || stage.webhook(json!({"paused": false})).await;
+    wait_until(SOON, "all to be sent", || async { sent().await["deliveries"].as_array().unwrap().len() == 5 }).await;
+    let sent = sent().await;
+    let taken = sent["deliveries"].as_array().unwrap().iter().all(|delivery| delivery["status"] == 204);
+    assert!(taken && sent["waiting"] == 0 && sent["paused"] == false, "{sent}");
+    wait_until(SOON, "the looks to end", || async { stage.jobs("succeeded").await == stage.looks().await }).await;
+    let (_, link) = stage.api.get("/api/v1/patreon/link").await;
+    assert_eq!((&link["tiers"], &stage.plan().await["name"]), (&json!(["7002"]), &json!("patron")), "{link}");
+}
+
+#[tokio::test]
+async fn the_time_of_grace_is_what_the_setting_says() {
+    let stage = Stage::with(&[("PATREON_GRACE_DAYS", "3")]).await;
+    let patron = stage.patron(&["7001"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    let is_set = |days: f64| (2.9..=3.0).contains(&days);
+    assert!(is_set(stage.days_left().await), "when it is linked: {}", stage.days_left().await);
+    let sql = "update workspace_plans set until = now() + interval '1 hour' where source = 'patreon'";
+    sqlx::query(sql).execute(&stage.app.pool).await.unwrap();
+    let _worker = stage.app.worker(Queue::Ops).await;
+    let body = member_of(&patron);
+    assert_eq!(stage.hint(&body, &signed(SECRET, &body)).await, 204);
+    wait_until(SOON, "the look to renew it", || async { is_set(stage.days_left().await) }).await;
+}
+
+#[tokio::test]
+async fn the_workers_look_after_links_by_the_clock_and_nobody_has_to_ask() {
+    let stage = Stage::new().await;
+    let patron = stage.patron(&["7001"]).await;
+    assert_eq!(stage.link(&patron).await.0, 200);
+    stage.change(&patron, json!({"tiers": ["7002"], "fires": false})).await;
+    let long_ago =
+        "update patreon_links set read_at = now() - interval '13 hours', looked_at = now() - interval '13 hours'";
+    sqlx::query(long_ago).execute(&stage.app.pool).await.unwrap();
+    let _worker = stage.app.worker(Queue::Ops).await;
+    // Several times in any hour: its next time is made to be now.
+    let due = "update schedules set next_at = now() where name = 'patreon-upkeep' and kind = 'patreon_upkeep' \
+               and next_at between now() and now() + interval '15 minutes'";
+    wait_until(SOON, "the schedule", || async {
+        sqlx::query(due).execute(&stage.app.pool).await.unwrap().rows_affected() == 1
+    })
+    .await;
+    stage.until_plan("patron").await;
 }
 
 #[tokio::test]
@@ -370,9 +495,7 @@ async fn a_membership_that_lapses_takes_its_plan_back_after_the_grace() {
     let patron = stage.patron(&["7002"]).await;
     assert_eq!(stage.link(&patron).await.0, 200);
     let until = stage.plan().await["until"].clone();
-    let grace =
-        "select extract(epoch from until - now())::float8 / 86400 from workspace_plans where source = 'patreon'";
-    let days: f64 = sqlx::query_scalar(grace).fetch_one(&stage.app.pool).await.unwrap();
+    let days = stage.days_left().await;
     assert!((6.9..=7.0).contains(&days), "{days}");
     stage.change(&patron, json!({"tiers": []})).await;
     wait_until(SOON, "the look", || async {

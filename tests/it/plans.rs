@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Defines a plan at the command line and gives it to the app's workspace.
-async fn plan(app: &App, api: &Api, limits: &[&str]) {
+pub async fn plan(app: &App, api: &Api, limits: &[&str]) {
     operator(app, &[&["plans", "define", "small"], limits].concat()).await;
     workspace_is_known(app, api).await;
     operator(app, &["plans", "set", &app.tenant.to_string(), "small"]).await;
@@ -49,7 +49,7 @@ fn account(number: usize) -> Value {
     json!({ "platform": "x", "remote_account_id": number.to_string(), "username": "u", "access_token": "t" })
 }
 
-fn assert_refused(answer: &(u16, Value), limit: &str) {
+pub fn assert_refused(answer: &(u16, Value), limit: &str) {
     let (status, problem) = answer;
     assert_eq!((*status, &problem["code"], &problem["field"]), (403, &json!("plan_limit"), &json!(limit)), "{problem}");
     assert!(
@@ -74,6 +74,36 @@ async fn whoever_sets_nothing_up_has_no_limits() {
     let said = operator(&app, &["plans", "list", "--json"]).await;
     let plans: Value = serde_json::from_str(&said).unwrap();
     assert_eq!((&plans[0]["name"], &plans[0]["is_default"]), (&json!("unlimited"), &json!(true)));
+}
+
+#[tokio::test]
+async fn plans_are_listed_with_the_tiers_that_give_them_for_people_and_for_programs() {
+    let app = App::new().await;
+    for arguments in [
+        &["plans", "define", "supporter", "--rank", "1"][..],
+        &["plans", "define", "patron", "--rank", "2"],
+        &["plans", "tier", "7001", "supporter"],
+        &["plans", "tier", "7003", "patron"],
+        &["plans", "tier", "7002", "patron"],
+    ] {
+        operator(&app, arguments).await;
+    }
+    let tiers = async || -> Vec<(String, Value)> {
+        let plans: Vec<Value> = serde_json::from_str(&operator(&app, &["plans", "list", "--json"]).await).unwrap();
+        plans.iter().map(|plan| (plan["name"].as_str().unwrap().to_owned(), plan["patreon_tiers"].clone())).collect()
+    };
+    let list = |of_patron: &[&str]| {
+        let each = [("unlimited", json!([])), ("supporter", json!(["7001"])), ("patron", json!(of_patron))];
+        each.map(|(name, tiers)| (name.to_owned(), tiers)).to_vec()
+    };
+    assert_eq!(tiers().await, list(&["7002", "7003"]));
+    let table = operator(&app, &["plans", "list"]).await;
+    let ends = |plan: &str, tiers: &str| {
+        table.lines().any(|line| line.trim_start().starts_with(plan) && line.trim_end().ends_with(tiers))
+    };
+    assert!(ends("patron", "7002, 7003") && ends("supporter", " 7001") && ends("unlimited", " -"), "{table}");
+    operator(&app, &["plans", "tier", "7003"]).await;
+    assert_eq!(tiers().await, list(&["7002"]));
 }
 
 #[tokio::test]

@@ -7,9 +7,10 @@ use crate::{
     audit::{self, Action},
     ids::JobId,
     jobs::{
-        Engine, Queue,
+        Engine, Priority, Queue, RetryRule,
         ledger::{self, CancelOutcome},
     },
+    publishing::CancelledStays,
 };
 
 /// Who it was, for whoever wonders later: all that the command line knows of them.
@@ -21,27 +22,55 @@ pub fn operator() -> String {
 
 pub async fn cancel(engine: &Engine, job: JobId) -> sqlx::Result<CancelOutcome> {
     let mut tx = engine.db().begin().await?;
-    let outcome = ledger::cancel(&mut tx, None, job).await?;
+    let outcome = ledger::cancel(&mut tx, None, job, &operator()).await?;
     if matches!(outcome, CancelOutcome::Cancelled | CancelOutcome::Requested) {
-        note(&mut tx, job, Action::JobCancelled).await?;
+        note(&mut tx, job, Action::JobCancelled, by()).await?;
     }
     tx.commit().await?;
     engine.cancelled(job, outcome).await?;
     Ok(outcome)
 }
 
-/// `false`: it is in no state to be retried.
-pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<bool> {
+/// What became of a wish to run a job once more.
+pub enum Retried {
+    Yes,
+    /// It is in no state for it.
+    No,
+    /// Its domain has something against it.
+    Refused(String),
+}
+
+pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<Retried> {
     let mut tx = engine.db().begin().await?;
-    let retried = ledger::request_retry(&mut *tx, None, job).await?.is_some();
+    if let Some(row) = ledger::get(&mut *tx, None, job).await?
+        && let Some(refusal) = CancelledStays.refusal(&mut tx, &row).await?
+    {
+        return Ok(Retried::Refused(refusal));
+    }
+    let retried = ledger::request_retry(&mut *tx, None, job, &operator()).await?.is_some();
     if retried {
-        note(&mut tx, job, Action::JobRetried).await?;
+        note(&mut tx, job, Action::JobRetried, by()).await?;
     }
     tx.commit().await?;
     if retried {
         engine.moved(job).await;
     }
-    Ok(retried)
+    Ok(if retried { Retried::Yes } else { Retried::No })
+}
+
+/// `false`: there is no such job, or it has ended.
+pub async fn set_priority(engine: &Engine, job: JobId, priority: Priority) -> sqlx::Result<bool> {
+    let mut tx = engine.db().begin().await?;
+    let changed = ledger::set_priority(&mut *tx, None, job, priority, &operator()).await?.is_some();
+    if changed {
+        let details = json!({"priority": priority, "by": operator()});
+        note(&mut tx, job, Action::JobPriorityChanged, details).await?;
+    }
+    tx.commit().await?;
+    if changed {
+        engine.moved(job).await;
+    }
+    Ok(changed)
 }
 
 /// How many.
@@ -51,7 +80,7 @@ pub async fn retry_failed(engine: &Engine, queue: Queue, kind: Option<&str>, lim
     let mut db = engine.db().acquire().await?;
     audit::record_by_operator(&mut db, None, Action::FailedJobsRetried, "jobs", details).await?;
     drop(db);
-    engine.retry_failed(queue, kind, limit.into()).await
+    engine.retry_failed(queue, kind, limit.into(), &operator()).await
 }
 
 pub async fn pause(engine: &Engine, queue: Queue) -> sqlx::Result<()> {
@@ -72,9 +101,9 @@ pub async fn resume(engine: &Engine, queue: Queue) -> sqlx::Result<bool> {
 }
 
 /// In the log of the job's own workspace: its owners see who meddled.
-async fn note(tx: &mut PgConnection, job: JobId, action: Action) -> sqlx::Result<()> {
+async fn note(tx: &mut PgConnection, job: JobId, action: Action, details: Value) -> sqlx::Result<()> {
     let tenant = ledger::get(&mut *tx, None, job).await?.map(|row| row.tenant);
-    audit::record_by_operator(tx, tenant, action, job, by()).await
+    audit::record_by_operator(tx, tenant, action, job, details).await
 }
 
 fn by() -> Value {

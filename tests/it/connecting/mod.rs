@@ -145,7 +145,7 @@ async fn consent_given_again_mends_the_connection_that_is_there() {
 }
 
 #[tokio::test]
-async fn a_repeat_under_one_key_gives_the_same_page_and_the_same_connection() {
+async fn a_repeat_under_one_key_gives_the_same_page_and_the_same_connection_also_when_it_is_over() {
     let rig = Rig::new().await;
     let send = |path: &'static str, body: Value| {
         let request = rig.api.request(Method::POST, path).header("Idempotency-Key", "one").json(&body);
@@ -162,10 +162,67 @@ async fn a_repeat_under_one_key_gives_the_same_page_and_the_same_connection() {
     assert_eq!(made.0, 201, "{}", made.1);
     assert_eq!(made, send(CALLBACK, body).await);
     assert_eq!(rig.calls("oauth2.token").await, 1);
-    let over = send(AUTHORIZE, json!({})).await;
-    assert_eq!((over.0, &over.1["code"]), (409, &json!("consent_over")));
+    // What was asked for is used up, and then forgotten: the key keeps its answer for as long as any key.
+    assert_eq!(send(AUTHORIZE, json!({})).await, first);
+    sqlx::query("delete from account_consents").execute(&rig.app.pool).await.unwrap();
+    let old = "update idempotency_keys set created_at = now() - interval '6 days 23 hours'";
+    sqlx::query(old).execute(&rig.app.pool).await.unwrap();
+    assert_eq!(send(AUTHORIZE, json!({})).await, first);
+    let asked: i64 = sqlx::query_scalar("select count(*) from audit_log where action = 'connection.consent_asked'")
+        .fetch_one(&rig.app.pool)
+        .await
+        .unwrap();
+    assert_eq!(asked, 1);
     let other = rig.approve(&rig.ask(&rig.api.token).await).await.body();
     assert_eq!(send(CALLBACK, other).await.0, 422);
+}
+
+#[tokio::test]
+async fn an_account_beyond_the_plan_leaves_nothing_whether_it_comes_by_consent_or_with_its_tokens() {
+    let rig = Rig::new().await;
+    let token = rig.api.token.clone();
+    crate::plans::plan(&rig.app, &rig.api, &["--connections", "1"]).await;
+    let (status, first) = rig.bring(&token, &rig.approve(&rig.ask(&token).await).await.body()).await;
+    assert_eq!(status, 201, "{first}");
+    let other = rig.sandbox.post("/_sandbox/x/accounts", json!({})).await;
+    let back = visit(&rig.ask(&token).await, "sandbox_approve", other["id"].as_str().unwrap()).await;
+    let by_consent = json!({ "state": named(&back, "state"), "code": named(&back, "code") });
+    let with_tokens = crate::publish::connection(&other, &other);
+    let kept = async || -> Vec<i64> {
+        let mut counts = Vec::new();
+        for sql in [
+            "select count(*) from connections",
+            "select count(*) from audit_log where action = 'connection.added'",
+            "select count(*) from idempotency_keys",
+            "select count(*) from jobs where kind = 'refresh_token'",
+        ] {
+            counts.push(sqlx::query_scalar(sql).fetch_one(&rig.app.pool).await.unwrap());
+        }
+        counts
+    };
+    let before = kept().await;
+    let send = async |path: &str, body: &Value| {
+        let request = rig.api.request(Method::POST, path).header("Idempotency-Key", "one").json(body);
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    crate::plans::assert_refused(&send(CALLBACK, &by_consent).await, "connections");
+    // Its tokens went back, and the answer is spent: under the same key, which keeps no refusal, as well.
+    assert_eq!(rig.calls("oauth2.revoke").await, 2);
+    let (status, again) = send(CALLBACK, &by_consent).await;
+    assert_eq!((status, &again["code"]), (409, &json!("consent_used")), "{again}");
+    let path = "/api/v1/connections";
+    crate::plans::assert_refused(&send(path, &with_tokens).await, "connections");
+    assert_eq!(kept().await, before, "nothing is written in part");
+    let (_, list) = rig.api.get(path).await;
+    assert_eq!((list["items"].as_array().unwrap().len(), &list["items"][0]["id"]), (1, &first["id"]), "{list}");
+
+    // What is there is mended; and with room for it the same request goes through, under the same key.
+    assert_eq!(rig.bring(&token, &rig.approve(&rig.ask(&token).await).await.body()).await.0, 201);
+    let (done, said) = rig.app.cli(&["plans", "define", "small", "--connections", "2"]).await;
+    assert!(done, "{said}");
+    let (status, made) = send(path, &with_tokens).await;
+    assert_eq!((status, rig.connections().await), (201, 2), "{made}");
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! The audit log: what is done is in it, from where, and stays there.
 
-use multivio::{http::Scope, ids::TenantId};
+use multivio::{
+    http::Scope,
+    ids::{JobId, TenantId},
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -119,6 +122,46 @@ async fn the_table_itself_refuses_every_change_but_forgetting_what_is_old() {
     assert_eq!(lines(&api).await.len(), 1);
 }
 
+#[tokio::test]
+async fn what_is_done_to_jobs_by_a_call_is_written_down_once_and_what_is_refused_is_not() {
+    let mut app = App::new().await;
+    let _models = app.sandbox().await;
+    let api = app.api().await;
+    let wish = json!({ "content": "A text that is long enough.", "transformation_type": "shorten" });
+    let (_, asked) = api.post("/api/v1/ai/transform", wish).await;
+    let job = asked["job_id"].as_str().unwrap();
+    let path = format!("/api/v1/jobs/{job}");
+    let send = async |method: Method, path: &str, body: Value, key: &str| {
+        let request = api.request(method, path).header("Idempotency-Key", key).json(&body);
+        request.send().await.unwrap().status().as_u16()
+    };
+    // Each is sent again: it is done once.
+    for _ in 0..2 {
+        assert_eq!(send(Method::PATCH, &path, json!({"priority": "low"}), "p").await, 200);
+        assert_eq!(send(Method::POST, &format!("{path}/cancel"), Value::Null, "c").await, 200);
+        assert_eq!(send(Method::POST, &format!("{path}/retry"), Value::Null, "r").await, 200);
+        let failed = json!({"queue": "media", "limit": 7});
+        assert_eq!(send(Method::POST, "/api/v1/admin/jobs/retry", failed, "f").await, 200);
+    }
+    let done = [
+        ("job.priority_changed", job, json!({"priority": "low"})),
+        ("job.cancelled", job, json!({})),
+        ("job.retried", job, json!({})),
+        ("jobs.failed_retried", "jobs", json!({"queue": "media", "kind": null, "limit": 7})),
+    ];
+    let expected = done.map(|(action, target, details)| (json!(action), json!(target), details));
+    let written = async || -> Vec<_> {
+        let lines = lines(&api).await.into_iter().rev();
+        lines.map(|line| (line["action"].clone(), line["target"].clone(), line["details"].clone())).collect()
+    };
+    assert_eq!(written().await, expected);
+    assert_eq!(send(Method::POST, &format!("{path}/cancel"), Value::Null, "again").await, 200);
+    assert_eq!(send(Method::PATCH, &path, json!({"priority": "high"}), "late").await, 409);
+    let strange = format!("/api/v1/jobs/{}", JobId::new());
+    assert_eq!(send(Method::PATCH, &strange, json!({"priority": "high"}), "strange").await, 404);
+    assert_eq!(written().await.len(), expected.len() + 1, "the cancellation alone");
+}
+
 /// By hand, at the machine: as much of it as by a call.
 #[tokio::test]
 async fn what_operators_do_at_the_command_line_is_written_down() {
@@ -130,7 +173,8 @@ async fn what_operators_do_at_the_command_line_is_written_down() {
     assert_eq!(status, 202, "{asked}");
     let job = asked["job_id"].as_str().unwrap();
     for arguments in [
-        &["jobs", "cancel", job][..],
+        &["jobs", "priority", "high", job][..],
+        &["jobs", "cancel", job],
         &["jobs", "retry", job],
         &["jobs", "retry", "--failed", "--queue", "media"],
         &["jobs", "pause", "ops"],
@@ -144,6 +188,7 @@ async fn what_operators_do_at_the_command_line_is_written_down() {
     }
     // What changes nothing is not written down.
     assert!(!app.cli(&["jobs", "retry", job]).await.0);
+    assert!(!app.cli(&["jobs", "priority", "low", &JobId::new().to_string()]).await.0);
     assert!(app.cli(&["jobs", "resume", "ops"]).await.0);
     assert!(app.cli(&["keys", "rotate", "--check"]).await.0);
     let written: Vec<(String, bool, Option<String>)> = sqlx::query_as(
@@ -154,6 +199,7 @@ async fn what_operators_do_at_the_command_line_is_written_down() {
     .unwrap();
     let said: Vec<_> = written.iter().map(|(action, is_theirs, _)| (action.as_str(), *is_theirs)).collect();
     let expected = [
+        ("job.priority_changed", true),
         ("job.cancelled", true),
         ("job.retried", true),
         ("jobs.failed_retried", false),
@@ -164,10 +210,12 @@ async fn what_operators_do_at_the_command_line_is_written_down() {
         ("encryption_keys.rotated", false),
     ];
     assert_eq!(said, expected);
-    assert_eq!((written[0].2.as_deref(), written[3].2.as_deref()), (Some(job), Some("ops")));
+    assert_eq!((written[0].2.as_deref(), written[4].2.as_deref()), (Some(job), Some("ops")));
     // The workspace's owners see what was done to what is theirs.
     let (_, list) = api.get("/api/v1/audit?action=job.cancelled").await;
     let line = &list["items"][0];
     assert_eq!((&line["actor"], &line["target"]), (&json!("operator"), &json!(job)), "{list}");
     assert!(line["details"]["by"].as_str().unwrap().starts_with("uid "), "{list}");
+    let (_, list) = api.get("/api/v1/audit?action=job.priority_changed").await;
+    assert_eq!(list["items"][0]["details"]["priority"], "high", "{list}");
 }
