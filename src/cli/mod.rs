@@ -54,7 +54,7 @@ commands! {
     Check = check,
     /// Print a token for the API (development and self-hosting)
     Token = token,
-    /// List, show, cancel, retry jobs and change their priority; pause, resume and count queues: the operators' view
+    /// The operators' view: list, show, cancel, retry jobs, change their priority; pause and resume queues, their stats
     Jobs = jobs,
     /// Change the key that encrypts what is kept, while everything runs
     Keys = keys,
@@ -234,7 +234,7 @@ mod tests {
             line.unwrap_or_else(|| panic!("{name} is missing: {help}")).to_lowercase()
         };
         for (command, words) in [
-            ("jobs", &["list", "show", "cancel", "retry", "priority", "pause", "resume", "count"][..]),
+            ("jobs", &["list", "show", "cancel", "retry", "priority", "pause", "resume", "stats"][..]),
             ("users", &["role", "disable", "enable", "copy", "end"]),
         ] {
             let summary = summary(command);
