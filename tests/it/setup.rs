@@ -33,7 +33,7 @@ impl Machine {
             let found = multivio::local::find_in_path(tool).unwrap_or_else(|| panic!("{tool} is in PATH"));
             symlink(found, machine.path("bin").join(tool)).unwrap();
         }
-        for (name, script) in [("cargo", ""), ("cc", "cat >&-"), ("make", ""), ("id", "echo 1000")] {
+        for (name, script) in [("cargo", ""), ("cc", "cat >/dev/null"), ("make", ""), ("id", "echo 1000")] {
             machine.program("bin", name, script);
         }
         machine.kernel("Linux");
@@ -45,7 +45,7 @@ impl Machine {
             r#"for last; do :; done; [ -e "$PLACE/dpkg-$last" ] && cat "$PLACE/dpkg-$last""#,
         );
         // Nobody becomes root here: it is written down, and packages that are installed are only then there.
-        let sudo = r#"echo "$@" >>"$PLACE/calls"; case "$*" in *tee*) cat >/dev/null ;; *install*) cp "$PLACE/package/"* "$PLACE/bin" ;; esac"#;
+        let sudo = r#"printf '%s\n' "$*" >>"$PLACE/calls"; case "$*" in *tee*) cat >/dev/null ;; *install*) cp "$PLACE/package/"* "$PLACE/bin" ;; esac"#;
         machine.program("bin", "sudo", sudo);
         for (name, script) in FRESH {
             machine.program("package", name, script);
