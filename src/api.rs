@@ -20,16 +20,17 @@ use crate::{
         limits::RateLimiter,
         metrics::Figures,
         one_description::OneDescription,
+        parameters::Parameters,
         router,
     },
     identity::{api::IdentityApi, key_api::KeysApi},
-    jobs::api::JobsApi,
+    jobs::{RetryRules, api::JobsApi},
     media::{ImportApi, MediaApi, MediaService},
     outbound::fetch::Fetcher,
     patreon::{Patreon, WebhookEndpoint, api::PatreonApi},
     plans::api::PlansApi,
     posts::api::PostsApi,
-    publishing::{Publisher, api::PublishingApi},
+    publishing::{CancelledStays, Publisher, api::PublishingApi},
     rights::RightsApi,
 };
 
@@ -55,6 +56,7 @@ pub struct Services {
 pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static {
     let document = Arc::new(Document::new(openapi_json(), || service().scalar_html()));
     let metrics = Arc::new(router::metrics_of(document.spec()));
+    let parameters = Arc::new(Parameters::new(document.spec()));
     let metrics_token = services.app.config.api.metrics_token.clone();
     let paths = Paths {
         public: &["/webhooks/"],
@@ -71,6 +73,7 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures, metrics_token))
         .at("/webhooks/patreon", webhook)
         .nest("/", service());
+    let rules = Arc::new(RetryRules(vec![Box::new(CancelledStays)]));
     let keyring = services.publisher.accounts.keyring().clone();
     let Services { app, limiter, health, publisher, models, media, fetcher, patreon, .. } = services;
     let calls = Give(calls, move |extensions: &mut Extensions| {
@@ -81,8 +84,9 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         extensions.insert(Arc::clone(&media));
         extensions.insert(fetcher.clone());
         extensions.insert(Arc::clone(&patreon));
+        extensions.insert(Arc::clone(&rules));
     });
-    router::guarded(calls, app, limiter, metrics, paths)
+    router::guarded(calls, app, limiter, metrics, parameters, paths)
 }
 
 /// Gives every request what handlers take as `Data`, in one step: each of the library's own steps is a future around

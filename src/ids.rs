@@ -17,15 +17,14 @@ use uuid::Uuid;
 
 /// A text that is not the id it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not {article} {name} id: it looks like \"{prefix}_\" and 32 hexadecimal digits")]
+#[error("not the id of {of}: one looks like \"{prefix}_\" and 32 hexadecimal digits")]
 pub struct ParseIdError {
-    article: &'static str,
-    name: &'static str,
+    of: &'static str,
     prefix: &'static str,
 }
 
 macro_rules! ids {
-    ($($(#[$doc:meta])* $name:ident = $article:literal $prefix:literal;)+) => {$(
+    ($($(#[$doc:meta])* $name:ident = $prefix:literal, $of:literal;)+) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
         #[sqlx(transparent)]
@@ -70,7 +69,7 @@ macro_rules! ids {
                     .filter(|hex| hex.len() == 32)
                     .and_then(|hex| Uuid::try_parse(hex).ok())
                     .map(Self)
-                    .ok_or(ParseIdError { article: $article, name: stringify!($name), prefix: $prefix })
+                    .ok_or(ParseIdError { of: $of, prefix: $prefix })
             }
         }
 
@@ -152,39 +151,39 @@ macro_rules! ids {
 
 ids! {
     /// Whose data a row is: the workspace that owns it.
-    TenantId = "a" "tnt";
+    TenantId = "tnt", "a workspace";
     /// A person.
-    UserId = "a" "usr";
+    UserId = "usr", "a user";
     /// One unit of background work.
-    JobId = "a" "job";
+    JobId = "job", "a job";
     /// Jobs that are one piece of work to the person who asked for it.
-    GroupId = "a" "grp";
+    GroupId = "grp", "a group";
     /// One start of one worker process; never reused.
-    WorkerId = "a" "wrk";
+    WorkerId = "wrk", "a worker";
     /// What a user wrote once.
-    PostId = "a" "post";
+    PostId = "post", "a post";
     /// A user's authorised account on a platform.
-    ConnectionId = "a" "conn";
+    ConnectionId = "conn", "a connection";
     /// One time that an account's owner is asked for it.
-    ConsentId = "a" "cns";
+    ConsentId = "cns", "a consent";
     /// One post on one connection.
-    PublicationId = "a" "pub";
+    PublicationId = "pub", "a publication";
     /// An uploaded file.
-    MediaId = "a" "med";
+    MediaId = "med", "an upload";
     /// A file that is to be fetched from an address.
-    ImportId = "an" "imp";
+    ImportId = "imp", "an import";
     /// Media transcoded to one preset.
-    RenditionId = "a" "rend";
+    RenditionId = "rend", "a rendition";
     /// A key with which a program calls the API.
-    ApiKeyId = "an" "key";
+    ApiKeyId = "key", "an API key";
     /// A copy of somebody's data.
-    ExportId = "an" "exp";
+    ExportId = "exp", "an export";
     /// The end of a workspace, or of a user.
-    ErasureId = "an" "era";
+    ErasureId = "era", "an erasure";
     /// A workspace's link to an account on Patreon.
-    PatreonLinkId = "a" "plink";
+    PatreonLinkId = "plink", "a link to Patreon";
     /// One line of the audit log.
-    AuditId = "an" "aud";
+    AuditId = "aud", "a line of the audit log";
 }
 
 impl TenantId {
@@ -205,7 +204,8 @@ mod tests {
     #[test]
     fn an_id_of_another_thing_is_refused() {
         assert!(ConnectionId::new().to_string().parse::<JobId>().is_err());
-        assert!("job_".parse::<JobId>().is_err());
+        let error = "job_".parse::<JobId>().unwrap_err().to_string();
+        assert_eq!(error, "not the id of a job: one looks like \"job_\" and 32 hexadecimal digits");
         assert!("job_{01988f6e-0000-7000-8000-000000000000}".parse::<JobId>().is_err());
     }
 

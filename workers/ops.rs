@@ -21,6 +21,9 @@ fn main() -> ExitCode {
         let client = outbound::client()?;
         let keyring = Keyring::new(&config.encryption_keys)?;
         let accounts = Accounts::new(keyring.clone(), Connectors::new(config, &client));
+        // What an export was writing is somebody's data: it does not stay behind a crash.
+        let media = MediaService::new(config, db)?;
+        media.sweep_scratch();
         let patreon = config.patreon.as_ref().map(|patreon| Patreon::new(patreon, client, keyring));
         Ok(Registry::of(Queue::Ops)
             .job::<RefreshToken>()
@@ -33,7 +36,7 @@ fn main() -> ExitCode {
             .service(Arc::new(patreon))
             .service(Arc::new(Transformer::new(&config.ai)?))
             .service(Arc::new(Fetcher::new(config.media.import_loopback_port)?))
-            .service(Arc::new(MediaService::new(config, db)?))
+            .service(Arc::new(media))
             .upkeep("ai-upkeep", "*/5 * * * *", &AiUpkeep {})
             .upkeep("media-upkeep", "7 * * * *", &MediaUpkeep {})
             .upkeep("rights-upkeep", "27 * * * *", &RightsUpkeep {})

@@ -12,7 +12,7 @@ use poem_openapi::{
 };
 use serde_json::Value;
 
-use super::{FieldError, Problem, schema};
+use super::{FieldError, Problem, schema, shape::Shape};
 
 /// The body of a request as JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl<T: Type> Payload for Input<T> {
     }
 }
 
-impl<T: ParseFromJSON> ParsePayload for Input<T> {
+impl<T: ParseFromJSON + 'static> ParsePayload for Input<T> {
     const IS_REQUIRED: bool = T::IS_REQUIRED;
 
     async fn from_request(request: &Request, body: &mut RequestBody) -> Result<Self> {
@@ -44,9 +44,9 @@ impl<T: ParseFromJSON> ParsePayload for Input<T> {
     }
 }
 
-impl_apirequest_for_payload!(Input<T>, T: ParseFromJSON);
+impl_apirequest_for_payload!(Input<T>, T: ParseFromJSON + 'static);
 
-fn parse<T: ParseFromJSON>(bytes: &[u8]) -> Result<T, Problem> {
+fn parse<T: ParseFromJSON + 'static>(bytes: &[u8]) -> Result<T, Problem> {
     let value: Value = match bytes {
         [] => Value::Null,
         bytes => serde_json::from_slice(bytes).map_err(|error| malformed(&error))?,
@@ -58,6 +58,9 @@ fn parse<T: ParseFromJSON>(bytes: &[u8]) -> Result<T, Problem> {
         if !errors.is_empty() {
             return Err(Problem::invalid(errors));
         }
+    }
+    if !Shape::of::<T>().holds(&value) {
+        return Err(refused::<T>(bytes, "is not of the type it has to be"));
     }
     T::parse_from_json(Some(value)).map_err(|error| refused::<T>(bytes, error.message()))
 }
@@ -91,6 +94,8 @@ fn refused<T: ParseFromJSON>(bytes: &[u8], message: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use poem_openapi::{Enum, Object};
 
     use super::*;
@@ -107,6 +112,11 @@ mod tests {
         media: Vec<Picture>,
         #[oai(validator(minimum(value = "1")))]
         count: Option<u8>,
+        length: Option<u32>,
+        #[oai(default)]
+        labels: BTreeMap<String, String>,
+        #[oai(default)]
+        tags: Vec<String>,
     }
 
     #[derive(Debug, PartialEq, Object)]
@@ -166,6 +176,37 @@ mod tests {
         assert_eq!(fields(r#"{"content": "a\u0000"}"#), ["content"]);
         // An escaped backslash before u0000 is no NUL.
         assert!(parse::<Order>(br#"{"content": "\\u00"}"#).is_ok());
+    }
+
+    #[test]
+    fn a_number_or_a_switch_is_no_text() {
+        for (body, wrong) in [
+            (r#"{"content": true}"#, "content"),
+            (r#"{"content": 7}"#, "content"),
+            (r#"{"content": "hi", "media": [{"alt_text": "x"}, {"alt_text": 1.5}]}"#, "media[1].alt_text"),
+            (r#"{"content": "hi", "labels": {"a": "b", "c": false}}"#, "labels.c"),
+            (r#"{"content": "hi", "tags": ["a", 2]}"#, "tags[1]"),
+            (r#"{"content": "hi", "tone": 3}"#, "tone"),
+        ] {
+            assert_eq!(fields(body), [wrong], "{body}");
+            assert_eq!(problem(body).status(), 422, "{body}");
+        }
+        assert_eq!(problem(r#"{"content": true}"#).document().errors[0].message, "is a boolean");
+        let order: Order = parse(br#"{"content": "true", "tone": null, "labels": {"a": "7"}}"#).unwrap();
+        assert_eq!((order.content.as_str(), order.labels["a"].as_str()), ("true", "7"));
+    }
+
+    #[test]
+    fn a_number_out_of_its_types_range_is_named() {
+        for (body, remedy) in [
+            (r#"{"content": "hi", "length": -1}"#, "Send a whole number, 0 or more"),
+            (r#"{"content": "hi", "count": 256}"#, "Send a whole number from 1 to 255"),
+            (r#"{"content": "hi", "length": 4294967296}"#, "Send a whole number, 0 or more"),
+        ] {
+            let document = problem(body).document().clone();
+            assert_ne!(document.errors[0].field, "body", "{body}");
+            assert_eq!(document.errors[0].remedy, remedy, "{body}");
+        }
     }
 
     #[test]

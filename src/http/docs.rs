@@ -86,7 +86,7 @@ fn etag(bytes: &[u8]) -> String {
 }
 
 fn serve(request: &Request, kind: &'static str, etag: &str, body: &Bytes) -> Response {
-    let known = request.headers().get(header::IF_NONE_MATCH).is_some_and(|known| known == etag);
+    let known = request.header(header::IF_NONE_MATCH).is_some_and(|known| super::etag::knows(known, etag));
     let response = Response::builder().header(header::ETAG, etag).header(header::CACHE_CONTROL, "no-cache");
     if known {
         return response.status(StatusCode::NOT_MODIFIED).finish();

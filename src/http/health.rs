@@ -81,7 +81,8 @@ pub enum ProbeState {
 /// How the installation is.
 #[derive(Debug, Clone, Object)]
 pub struct HealthReport {
-    /// `ok`: everything works. `degraded`: something does not, but work is taken and done. `down`: it is not.
+    /// `ok`: everything works. `degraded`: something does not, as `checks` says. Work is taken and kept; that of a queue
+    /// that is `down` is done once a worker of it runs. `down`: no work can be taken.
     pub status: ProbeState,
     pub version: String,
     pub checks: Vec<HealthCheck>,
@@ -100,10 +101,10 @@ pub struct HealthCheck {
 
 #[derive(ApiResponse)]
 pub enum HealthAnswer {
-    /// It works, at least in the main.
+    /// Work is taken and kept; `checks` says whether all of it is done.
     #[oai(status = 200)]
     Well(Json<HealthReport>),
-    /// It does not.
+    /// No work can be taken.
     #[oai(status = 503)]
     Unwell(Json<HealthReport>),
 }
@@ -202,7 +203,8 @@ impl Probe for Database {
 impl HealthApi {
     /// How everything is
     ///
-    /// Each dependency with its state. 503 when work can not be taken or done.
+    /// Each dependency and each queue with its state. 503 when no work can be taken; a queue whose jobs nobody does is
+    /// `down` among the checks.
     #[oai(path = "/health", method = "get", operation_id = "health")]
     async fn health(&self, health: Data<&Arc<Health>>) -> HealthAnswer {
         let report = health.report().await;

@@ -101,6 +101,12 @@ impl Metrics {
         parts.filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).nth(place)
     }
 
+    /// The path that answers for `path`, as the document writes it.
+    pub fn template(&self, method: &Method, path: &str) -> &str {
+        let method = if *method == Method::HEAD { &Method::GET } else { method };
+        &self.route(method, path).path
+    }
+
     /// All figures in Prometheus' text form.
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(8192);

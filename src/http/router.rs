@@ -19,6 +19,7 @@ use super::{
     gate::{Gate, Paths},
     limits::RateLimiter,
     metrics::{Count, Figures, Metrics},
+    parameters::Parameters,
     request_id::RequestId,
     translate::Translate,
 };
@@ -29,10 +30,12 @@ pub fn guarded(
     app: Arc<App>,
     limiter: Arc<RateLimiter>,
     metrics: Arc<Metrics>,
+    parameters: Arc<Parameters>,
     paths: Paths,
 ) -> impl Endpoint<Output = Response> + 'static {
     let (edge, gate) = (Edge::new(&app.config), Gate { app: Arc::clone(&app), limiter, paths });
-    calls.data(app).with(Translate(Arc::clone(&metrics))).with(gate).with(edge).with(Count(metrics)).with(RequestId)
+    let translate = Translate { routes: Arc::clone(&metrics), parameters };
+    calls.data(app).with(translate).with(gate).with(edge).with(Count(metrics)).with(RequestId)
 }
 
 /// Compared by hash, in constant time: nothing is learned from how long it takes, not even the length.

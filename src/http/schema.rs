@@ -62,6 +62,12 @@ fn explain_fields(
             Some(value) => explain(value, field_schema, registry, &path, errors),
         }
     }
+    if let Some(any) = &schema.additional_properties {
+        for (name, value) in fields {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            explain(value, any, registry, &path, errors);
+        }
+    }
 }
 
 fn explain_text(text: &str, schema: &MetaSchema, mut object: impl FnMut(String)) {
@@ -86,14 +92,28 @@ fn explain_text(text: &str, schema: &MetaSchema, mut object: impl FnMut(String))
 }
 
 fn explain_number(number: f64, schema: &MetaSchema, mut object: impl FnMut(String)) {
-    let below = schema
-        .minimum
-        .is_some_and(|least| number < least || (number <= least && schema.exclusive_minimum == Some(true)));
-    let above =
-        schema.maximum.is_some_and(|most| number > most || (number >= most && schema.exclusive_maximum == Some(true)));
+    let (least, most) = range(schema);
+    let below =
+        least.is_some_and(|least| number < least || (number <= least && schema.exclusive_minimum == Some(true)));
+    let above = most.is_some_and(|most| number > most || (number >= most && schema.exclusive_maximum == Some(true)));
     if below || above {
         object(format!("is too {}", if below { "small" } else { "large" }));
     }
+}
+
+/// The least and the most that a number may be: what was said of it, or else what its type can hold.
+fn range(schema: &MetaSchema) -> (Option<f64>, Option<f64>) {
+    let (least, most) = match schema.format {
+        Some("uint8") => (Some(0.0), Some(u8::MAX.into())),
+        Some("uint16") => (Some(0.0), Some(u16::MAX.into())),
+        Some("uint32") => (Some(0.0), Some(u32::MAX.into())),
+        Some("uint64") => (Some(0.0), None),
+        Some("int8") => (Some(i8::MIN.into()), Some(i8::MAX.into())),
+        Some("int16") => (Some(i16::MIN.into()), Some(i16::MAX.into())),
+        Some("int32") => (Some(i32::MIN.into()), Some(i32::MAX.into())),
+        _ => (None, None),
+    };
+    (schema.minimum.or(least), schema.maximum.or(most))
 }
 
 /// The fields that a type with `deny_unknown_fields` complained about; it names one at a time.
@@ -188,7 +208,7 @@ fn remedy(schema: &MetaSchema) -> String {
         },
         "integer" | "number" => {
             let kind = if schema.ty == "integer" { "a whole number" } else { "a number" };
-            match (schema.minimum, schema.maximum) {
+            match range(schema) {
                 (Some(least), Some(most)) => format!("Send {kind} from {least} to {most}"),
                 (Some(least), None) => format!("Send {kind}, {least} or more"),
                 (None, Some(most)) => format!("Send {kind}, {most} or less"),

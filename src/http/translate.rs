@@ -16,23 +16,32 @@ use poem_openapi::error::{
     ParseRequestPayloadError,
 };
 
-use super::{FieldError, Problem, metrics::Metrics, problem, schema};
+use super::{
+    FieldError, Problem,
+    metrics::Metrics,
+    parameters::{self, Call, Parameters},
+    problem, schema,
+};
 
 /// Turns every error into a problem document.
-pub struct Translate(pub Arc<Metrics>);
+pub struct Translate {
+    /// Know the methods of each path, and how the document writes it.
+    pub routes: Arc<Metrics>,
+    pub parameters: Arc<Parameters>,
+}
 
 impl<E: Endpoint> Middleware<E> for Translate {
     type Output = TranslateEndpoint<E>;
 
     fn transform(&self, inner: E) -> Self::Output {
-        TranslateEndpoint { inner, routes: Arc::clone(&self.0) }
+        TranslateEndpoint { inner, routes: Arc::clone(&self.routes), parameters: Arc::clone(&self.parameters) }
     }
 }
 
 pub struct TranslateEndpoint<E> {
     inner: E,
-    /// Know the parameters' names, and the methods of each path.
     routes: Arc<Metrics>,
+    parameters: Arc<Parameters>,
 }
 
 impl<E: Endpoint> Endpoint for TranslateEndpoint<E> {
@@ -40,6 +49,12 @@ impl<E: Endpoint> Endpoint for TranslateEndpoint<E> {
 
     async fn call(&self, request: Request) -> Result<Response> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
+        // What the document does not describe, such as a probe's own address, takes whatever stands in a query.
+        if let Some(query) = uri.query().filter(|_| uri.path().starts_with("/api/"))
+            && let Some(problem) = self.call_at(&method, uri.path()).and_then(|call| call.refuse(query))
+        {
+            return Ok(problem.into_response());
+        }
         let response = match AssertUnwindSafe(self.inner.call(request)).catch_unwind().await {
             Ok(Ok(output)) => output.into_response(),
             Ok(Err(error)) if error.is::<MethodNotAllowedError>() => {
@@ -47,7 +62,8 @@ impl<E: Endpoint> Endpoint for TranslateEndpoint<E> {
             }
             Ok(Err(error)) => {
                 let name_of = |place| self.routes.parameter(&method, uri.path(), place);
-                return Ok(translate(error, name_of).into_response());
+                let call = self.call_at(&method, uri.path());
+                return Ok(translate(error, name_of, call).into_response());
             }
             Err(panic) => return Ok(panicked(panic.as_ref()).into_response()),
         };
@@ -55,8 +71,15 @@ impl<E: Endpoint> Endpoint for TranslateEndpoint<E> {
     }
 }
 
-/// `name_of` tells the name of a path's parameter by its place.
-fn translate<'a>(error: Error, name_of: impl Fn(usize) -> Option<&'a str>) -> Problem {
+impl<E> TranslateEndpoint<E> {
+    /// What the document says of the call that answers for this path.
+    fn call_at(&self, method: &Method, path: &str) -> Option<&Call> {
+        self.parameters.call(method, self.routes.template(method, path))
+    }
+}
+
+/// `name_of` tells the name of a path's parameter by its place; `call` is what the document says of the call.
+fn translate<'a>(error: Error, name_of: impl Fn(usize) -> Option<&'a str>, call: Option<&Call>) -> Problem {
     let error = match error.downcast::<Problem>() {
         Ok(problem) => return problem,
         Err(error) => error,
@@ -70,12 +93,12 @@ fn translate<'a>(error: Error, name_of: impl Fn(usize) -> Option<&'a str>) -> Pr
         );
     }
     if let Some(error) = error.downcast_ref::<ParseParamError>() {
-        return bad_parameter(error.name, &error.reason);
+        return bad_parameter(error.name, &error.reason, call);
     }
     if let Some(error) = error.downcast_ref::<ParsePathError>() {
         // The library knows a path's parameters by number only.
         let place = error.name.strip_prefix("param").and_then(|place| place.parse().ok());
-        return bad_parameter(place.and_then(name_of).unwrap_or(error.name), &error.reason);
+        return bad_parameter(place.and_then(name_of).unwrap_or(error.name), &error.reason, call);
     }
     if let Some(error) = error.downcast_ref::<ParseRequestPayloadError>() {
         let field = schema::field_in(&error.reason).unwrap_or("body");
@@ -97,7 +120,7 @@ fn translate<'a>(error: Error, name_of: impl Fn(usize) -> Option<&'a str>) -> Pr
         return multipart(error);
     }
     if let Some(error) = error.downcast_ref::<ContentTypeError>() {
-        return content_type(error);
+        return content_type(error, call);
     }
     if error.is::<AuthorizationError>() {
         return Problem::unauthorized();
@@ -112,14 +135,15 @@ fn translate<'a>(error: Error, name_of: impl Fn(usize) -> Option<&'a str>) -> Pr
     of_status(status)
 }
 
-/// The text of a parse error starts with the type's name in our library's words; what helps is after the colon.
-fn bad_parameter(name: &str, reason: &str) -> Problem {
+/// The text of a parse error starts and may end with the type's name in our library's words; what helps is between.
+fn bad_parameter(name: &str, reason: &str, call: Option<&Call>) -> Problem {
     let reason = match reason.strip_prefix("failed to parse ").and_then(|rest| rest.split_once("\": ")) {
         Some((_, reason)) => reason,
-        None if reason.contains("expects an input value") => "is missing",
+        None if reason.contains("expects an input value") => parameters::MISSING,
         None => reason,
     };
-    Problem::bad_parameter(name, reason.trim_end_matches('.'), "See the parameters of this call at /docs")
+    let reason = reason.split(" (occurred while parsing").next().unwrap_or(reason).trim_end_matches('.');
+    call.map_or_else(|| parameters::bad_parameter(name, reason), |call| call.bad_parameter(name, reason))
 }
 
 fn multipart(error: &ParseMultipartError) -> Problem {
@@ -131,12 +155,13 @@ fn multipart(error: &ParseMultipartError) -> Problem {
     }
 }
 
-fn content_type(error: &ContentTypeError) -> Problem {
+fn content_type(error: &ContentTypeError, call: Option<&Call>) -> Problem {
     let detail = match error {
         ContentTypeError::NotSupported { .. } => "The body's content type is not one this call takes",
         ContentTypeError::ExpectContentType => "The body has no content type",
     };
-    let remedy = "Send `Content-Type: application/json`, or what /docs says for this call";
+    let wanted = call.and_then(Call::content_type);
+    let remedy = wanted.map_or_else(|| "Send what /docs says for this call".to_owned(), |kind| format!("Send {kind}"));
     let mut problem = Problem::unsupported_media_type(format!("{detail}. {remedy}."));
     problem = problem.with_errors(vec![FieldError::new("Content-Type", detail, remedy)]);
     problem
@@ -205,9 +230,13 @@ mod tests {
 
     use super::*;
 
+    fn undescribed() -> Translate {
+        let routes = Arc::new(Metrics::new([(Method::GET, "/{id}".to_owned())]));
+        Translate { routes, parameters: Arc::default() }
+    }
+
     async fn answer(error: impl Fn() -> Error + Send + Sync + 'static) -> (u16, Value) {
-        let endpoint = make(move |_| std::future::ready(Err::<Response, _>(error())))
-            .with(Translate(Arc::new(Metrics::new([(Method::GET, "/{id}".to_owned())]))));
+        let endpoint = make(move |_| std::future::ready(Err::<Response, _>(error()))).with(undescribed());
         let response = endpoint.get_response(Request::builder().uri_str("/job_1").finish()).await;
         assert!(is_problem(&response));
         let status = response.status().as_u16();
@@ -216,10 +245,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_parameter_that_does_not_parse_is_named() {
-        let reason = "failed to parse \"string_job_id\": not a JobId id: it looks like \"job_\"";
+        let reason = "failed to parse \"string_job_id\": not the id of a job (occurred while parsing \"x\")";
         let (status, body) = answer(move || ParsePathError { name: "param0", reason: reason.into() }.into()).await;
         assert_eq!((status, &body["field"], &body["code"]), (400, &"id".into(), &"bad_parameter".into()));
-        assert!(body["detail"].as_str().unwrap().starts_with("id: not a JobId id"));
+        assert!(body["detail"].as_str().unwrap().starts_with("id: not the id of a job. See"), "{body}");
     }
 
     #[tokio::test]
@@ -234,8 +263,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_the_fault_of_one_request() {
-        let endpoint = make(|_| async { if true { panic!("boom") } else { Ok::<_, Error>(()) } })
-            .with(Translate(Arc::new(Metrics::new([(Method::GET, "/{id}".to_owned())]))));
+        let endpoint = make(|_| async { if true { panic!("boom") } else { Ok::<_, Error>(()) } }).with(undescribed());
         let response = endpoint.get_response(Request::default()).await;
         assert_eq!(response.status(), 500);
         assert!(!response.into_body().into_string().await.unwrap().contains("boom"));

@@ -70,6 +70,11 @@ impl Caller {
         }
     }
 
+    /// The key, or else the person, by its id: for a note of who asked.
+    pub fn who(&self) -> String {
+        self.key.map_or_else(|| self.user.to_string(), |key| key.to_string())
+    }
+
     /// An error that names what is missing and who can give it.
     pub fn require(&self, scope: Scope) -> Result<(), Forbidden> {
         if self.scopes.contain(scope) {

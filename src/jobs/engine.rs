@@ -243,7 +243,7 @@ impl Engine {
     }
 
     pub async fn cancel(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<CancelOutcome> {
-        let outcome = ledger::cancel(&mut *self.0.db.acquire().await?, tenant, job).await?;
+        let outcome = ledger::cancel(&mut *self.0.db.acquire().await?, tenant, job, &asker(tenant)).await?;
         self.cancelled(job, outcome).await?;
         Ok(outcome)
     }
@@ -259,7 +259,7 @@ impl Engine {
 
     /// Runs a failed or cancelled job once more; `false` when it is in neither state.
     pub async fn retry(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<bool> {
-        let retried = ledger::request_retry(&self.0.db, tenant, job).await?.is_some();
+        let retried = ledger::request_retry(&self.0.db, tenant, job, &asker(tenant)).await?.is_some();
         if retried {
             self.ring_relay().await;
             self.tell(&[job]).await;
@@ -268,14 +268,14 @@ impl Engine {
     }
 
     /// Runs failed jobs of a queue once more, oldest first, at most `limit` and in steps: each is on its way when the
-    /// next one begins.
-    pub async fn retry_failed(&self, queue: Queue, kind: Option<&str>, limit: u64) -> sqlx::Result<u64> {
+    /// next one begins. `by`: who asked, for their timelines.
+    pub async fn retry_failed(&self, queue: Queue, kind: Option<&str>, limit: u64, by: &str) -> sqlx::Result<u64> {
         // One that fails again meanwhile is not of these.
         let before = sqlx::query_scalar("select clock_timestamp()").fetch_one(&self.0.db).await?;
         let mut retried = 0;
         while retried < limit {
             let step = ROWS_AT_ONCE.min(i64::try_from(limit - retried).unwrap_or(i64::MAX));
-            let done = ledger::retry_failed(&self.0.db, queue, kind, before, step).await?;
+            let done = ledger::retry_failed(&self.0.db, queue, kind, before, step, by).await?;
             if done == 0 {
                 break;
             }
@@ -287,7 +287,7 @@ impl Engine {
 
     /// Gives a job that has not ended another priority; `false` when there is none. `tenant`: `None` for operators.
     pub async fn set_priority(&self, tenant: Option<TenantId>, job: JobId, priority: Priority) -> sqlx::Result<bool> {
-        let changed = ledger::set_priority(&self.0.db, tenant, job, priority).await?.is_some();
+        let changed = ledger::set_priority(&self.0.db, tenant, job, priority, &asker(tenant)).await?.is_some();
         if changed {
             self.moved(job).await;
         }
@@ -447,4 +447,9 @@ fn check(job: &NewJob) -> Result<(), EnqueueError> {
         return Err(EnqueueError::Unstorable(text));
     }
     Ok(())
+}
+
+/// Who asked, where nothing closer is known.
+fn asker(tenant: Option<TenantId>) -> String {
+    tenant.map_or_else(|| "operator".to_owned(), |tenant| tenant.to_string())
 }

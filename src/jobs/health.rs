@@ -96,6 +96,12 @@ impl Fresh {
             // Somebody wants it so.
             Some(canary) if canary.is_paused => Finding::off(format!("paused; {figures}")),
             Some(canary) if canary.is_fresh => Finding::ok().noted(figures),
+            _ if workers == 0 => Finding::down(format!(
+                "no worker of the queue \"{}\" runs: its jobs are taken and kept, and done once one is started; \
+                 {queued} queued, the oldest for {} s",
+                self.queue,
+                oldest_ms / 1000
+            )),
             Some(Seen { seen_at: Some(at), .. }) => {
                 Finding::down(format!("its canary was seen last at {}; {figures}", at.format("%F %T UTC")))
             }

@@ -6,6 +6,8 @@
 //! In reading order: [`job`] is what a kind of job is, [`engine`] enqueues, follows and steers, [`lifecycle`] shows
 //! the whole life of a job, [`worker`] puts a worker process together.
 
+/// Whether a job may run once more.
+pub mod again;
 /// Redis lists, events and channels.
 pub mod belt;
 /// The front: enqueue, follow, cancel, retry, pause.
@@ -61,6 +63,7 @@ pub mod api;
 /// The engine's part of health and figures.
 pub mod health;
 
+pub use again::{RetryRule, RetryRules};
 pub use context::JobContext;
 pub use engine::{Engine, EnqueueError, Ticket};
 pub use heart::LEASE;

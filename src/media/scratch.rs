@@ -40,20 +40,26 @@ impl Scratch {
         tempfile::Builder::new().prefix("run-").tempdir_in(self.own()?)
     }
 
-    /// Removes what dead processes left. Returns how many folders that was.
+    /// Removes what dead processes left. Returns how many folders that was. One that cannot be removed holds up no
+    /// other; then the last such error comes back.
     pub fn sweep(&self) -> io::Result<usize> {
-        let mut swept = 0;
+        let (mut swept, mut failed) = (0, None);
         let entries = match std::fs::read_dir(&self.root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             entries => entries?,
         };
         for entry in entries {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "lock") && sweep_one(&path)? {
-                swept += 1;
+            if path.extension().is_none_or(|extension| extension != "lock") {
+                continue;
+            }
+            match sweep_one(&path) {
+                Ok(true) => swept += 1,
+                Ok(false) => {}
+                Err(error) => failed = Some(error),
             }
         }
-        Ok(swept)
+        failed.map_or(Ok(swept), Err)
     }
 
     fn own(&self) -> io::Result<&Path> {

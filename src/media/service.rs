@@ -25,7 +25,12 @@ use crate::{
     config::Config,
     db::{Tenancy, TenantDb},
     ids::{MediaId, TenantId},
+    telemetry::chain,
 };
+
+/// When a start sweeps the scratch folder, each after the one before failed: an ffmpeg that outlived its worker for a
+/// moment may still have been writing.
+const SWEEPS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(10), Duration::from_secs(60)];
 
 /// Cheap to clone; one for each process.
 #[derive(Debug, Clone)]
@@ -133,10 +138,21 @@ impl MediaService {
         self.max_upload_bytes
     }
 
-    /// Removes what dead workers left in the scratch folder; for a worker's start.
-    pub async fn sweep_scratch(&self) -> std::io::Result<usize> {
+    /// Removes what dead workers left in the scratch folder, beside whatever else goes on; for a worker's start.
+    pub fn sweep_scratch(&self) {
         let scratch = Arc::clone(&self.scratch);
-        tokio::task::spawn_blocking(move || scratch.sweep()).await.map_err(std::io::Error::other)?
+        tokio::spawn(async move {
+            for pause in SWEEPS {
+                tokio::time::sleep(pause).await;
+                let scratch = Arc::clone(&scratch);
+                let swept = tokio::task::spawn_blocking(move || scratch.sweep()).await.map_err(std::io::Error::other);
+                match swept.flatten() {
+                    Ok(0) => return,
+                    Ok(folders) => return tracing::info!(folders, "what dead workers had left was removed"),
+                    Err(error) => tracing::warn!(error = %chain(&error), "the scratch folder could not be swept"),
+                }
+            }
+        });
     }
 
     /// Takes a file in and looks at it. It belongs to nobody until the caller keeps it with [`store::keep`]; a

@@ -204,7 +204,7 @@ impl PublishingApi {
         let answer = claim.keep(&mut tx, Json(PublicationView::new(publication, None))).await?;
         tx.commit().await?;
         // The publication decides; its job only ends sooner for this.
-        let outcome = ledger::cancel(&mut *app.db.of(&caller).await?, Some(caller.tenant), job).await?;
+        let outcome = ledger::cancel(&mut *app.db.of(&caller).await?, Some(caller.tenant), job, &caller.who()).await?;
         app.engine.cancelled(job, outcome).await?;
         Ok(answer)
     }

@@ -8,6 +8,7 @@
 //!
 //! In reading order: [`phase`], [`job`] (the path of a publication), [`prepare`], [`stage`], [`send`], [`reconcile`].
 
+mod again;
 pub mod api;
 pub mod budget;
 pub mod check;
@@ -35,6 +36,7 @@ pub mod store;
 pub mod upkeep;
 pub mod view;
 
+pub use again::CancelledStays;
 pub use halt::Halt;
 pub use job::{Publish, Published};
 pub use late::LatePolicy;

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use poem_openapi::Object;
 
 use super::{
-    LatePolicy, Phase, Publisher, check, late,
+    LatePolicy, Phase, Publisher, check,
+    late::{self, Verdict},
     plan::{self, Optimize, PlanError, Wish, transform_request},
     schedule,
     view::LatePolicyName,
@@ -77,6 +79,16 @@ pub async fn wish(
         let message = "this installation has no language model";
         errors.push(FieldError::new("optimize", message, "Leave it out, or ask the operator to set one up"));
     }
+    let max_lateness =
+        options.max_lateness_seconds.map_or(late::DEFAULT_MAX_LATENESS, |seconds| Duration::from_secs(seconds.into()));
+    let late_policy = options.late_policy.map_or(LatePolicy::Ask, LatePolicy::from);
+    if let Some(schedule) = &schedule
+        && late::judge(late_policy, schedule.at, max_lateness, false, now(app, caller).await?) != Verdict::Go
+    {
+        let message = format!("has passed, by more than the {} s it may go out late", max_lateness.as_secs());
+        let remedy = "Send a time to come, leave it out to publish now, or add \"late_policy\": \"publish\"";
+        errors.push(FieldError::new("scheduled_at", message, remedy));
+    }
     let mut platforms: Vec<Platform> = connections.iter().map(|connection| connection.platform).collect();
     platforms.sort_unstable();
     platforms.dedup();
@@ -88,13 +100,11 @@ pub async fn wish(
         let found = report.problems.into_iter().map(|problem| content_error(report.platform, problem, &text_field));
         errors.extend(found.filter(|error| !said.contains(&error.field)));
     }
-    let max_lateness =
-        options.max_lateness_seconds.map_or(late::DEFAULT_MAX_LATENESS, |seconds| Duration::from_secs(seconds.into()));
     let mut wish = Wish {
         post,
         connections,
         schedule,
-        late_policy: options.late_policy.map_or(LatePolicy::Ask, LatePolicy::from),
+        late_policy,
         max_lateness,
         optimize: options.optimize.then_some(Optimize { tone: options.tone }),
         renditions: Vec::new(),
@@ -114,6 +124,11 @@ pub async fn wish(
     wish.renditions =
         plan::renditions(publisher, caller.tenant, &wish.post, &platforms).await.map_err(media_problem)?;
     Ok(wish)
+}
+
+/// The time by which it will be judged whether a post is late.
+async fn now(app: &App, caller: &Caller) -> sqlx::Result<DateTime<Utc>> {
+    sqlx::query_scalar("select now()").fetch_one(&mut *app.db.of(caller).await?).await
 }
 
 /// The accounts that were named, each once.

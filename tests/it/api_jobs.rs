@@ -81,6 +81,14 @@ async fn a_status_that_is_known_is_not_sent_again_and_a_change_ends_the_wait() {
     let again = api.request(Method::GET, &path).header("if-none-match", &etag).send().await.unwrap();
     assert_eq!((again.status(), &again.headers()["etag"]), (StatusCode::NOT_MODIFIED, &etag));
     assert!(again.bytes().await.unwrap().is_empty());
+    // As a proxy sends it that has several, or has packed the answer.
+    let tag = etag.to_str().unwrap();
+    for known in [format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
+        let again = api.request(Method::GET, &path).header("if-none-match", &known).send().await.unwrap();
+        assert_eq!(again.status(), StatusCode::NOT_MODIFIED, "{known}");
+    }
+    let other = api.request(Method::GET, &path).header("if-none-match", "\"other\"").send().await.unwrap();
+    assert_eq!(other.status(), StatusCode::OK);
 
     let waiting = api.request(Method::GET, &format!("{path}?wait=30")).header("if-none-match", &etag).send();
     let cancelling = async {
@@ -167,6 +175,17 @@ async fn bad_input_of_each_call_is_named() {
     let events = api.request(Method::GET, &format!("/api/v1/jobs/{job}/events")).header("last-event-id", "x; drop");
     let body: Value = events.send().await.unwrap().json().await.unwrap();
     assert_eq!(body["field"], "Last-Event-ID");
+    let detail = async |path: &str| api.get(path).await.1["detail"].as_str().unwrap().to_owned();
+    assert!(detail("/api/v1/jobs?state=foo").await.contains("Send one of waiting, scheduled, queued, running"));
+    assert!(detail("/api/v1/jobs?queue=foo").await.contains("Send one of publish, ai, media, ops"));
+    assert!(detail(&format!("/api/v1/jobs/{job}?wait=-1")).await.contains("0 to 30"));
+    let id = detail("/api/v1/posts/x").await;
+    assert!(id.contains("not the id of a post") && id.contains("post_"), "{id}");
+    let form = api.request(Method::POST, "/api/v1/media").json(&json!({}));
+    let body: Value = form.send().await.unwrap().json().await.unwrap();
+    assert_eq!((&body["status"], &body["field"]), (&json!(415), &json!("Content-Type")), "{body}");
+    assert!(body["detail"].as_str().unwrap().contains("multipart/form-data"), "{body}");
+    crate::bad_input::walk(&api).await;
 }
 
 #[tokio::test]
@@ -217,6 +236,13 @@ async fn cancel_and_retry_say_what_they_met() {
     assert_eq!(first["state"], "scheduled");
     let second = retry().await.unwrap();
     assert_eq!((second.status(), second.json::<Value>().await.unwrap()), (StatusCode::OK, first));
+
+    let (_, timeline) = api.get(&format!("/api/v1/jobs/{job}/timeline")).await;
+    let items = timeline["items"].as_array().unwrap();
+    for asked in ["cancel_requested", "retry_requested"] {
+        let line = items.iter().find(|line| line["what"] == asked).unwrap_or_else(|| panic!("{asked}: {timeline}"));
+        assert_eq!(line["detail"]["by"], app.user.to_string(), "{timeline}");
+    }
 
     fail(&app, job).await;
     let (status, body) = api.post(&path("cancel"), Value::Null).await;

@@ -9,7 +9,9 @@ use multivio::{
         Caller, Input, Problem,
         gate::Paths,
         limits::{RateLimiter, Shared, Subject, Verdict},
-        page, router, server,
+        page,
+        parameters::Parameters,
+        router, server,
     },
     ids::{JobId, UserId},
     jobs::{Engine, belt::Belt},
@@ -98,8 +100,9 @@ impl Served {
         let state = multivio::http::App::new(config, db, engine, stop.clone()).unwrap();
         let calls = OpenApiService::new(Calls, "test", "1");
         let metrics = router::metrics_of(calls.spec().as_bytes());
+        let parameters = Arc::new(Parameters::new(calls.spec().as_bytes()));
         let calls = poem::Route::new().nest("/", calls);
-        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), Paths::default());
+        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), parameters, Paths::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let ended = tokio::spawn(server::serve(listener, routes, stop.clone()));
@@ -608,7 +611,16 @@ async fn health_tells_what_works_and_readiness_only_whether_it_can_commit() {
     let (status, health) = api.get("/health").await;
     assert_eq!((status, &health["status"]), (200, &json!("degraded")), "no worker runs: {health}");
     assert_eq!((state(&health, "database"), state(&health, "redis")), (json!("ok"), json!("ok")));
-    assert_eq!(state(&health, "queue:media"), "down");
+    for queue in ["publish", "ai", "media", "ops"] {
+        let checks = health["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == format!("queue:{queue}")).unwrap();
+        let note = check["note"].as_str().unwrap();
+        assert_eq!(check["state"], "down", "{check}");
+        assert!(
+            note.starts_with(&format!("no worker of the queue \"{queue}\" runs: its jobs are taken and kept")),
+            "{note}"
+        );
+    }
     for (name, expected) in [("storage", "ok"), ("ffprobe", "down"), ("language models", "off"), ("platform:x", "off")]
     {
         assert_eq!(state(&health, name), expected, "{name}: {health}");

@@ -6,7 +6,7 @@ use multivio::{
     db::TenantDb,
     http::{
         Accepted, App as State, Caller, IdempotencyKey, Input, Problem, Turn, gate::Paths, idempotency,
-        limits::RateLimiter, router, server,
+        limits::RateLimiter, parameters::Parameters, router, server,
     },
     ids::{GroupId, TenantId},
     jobs::{Engine, belt::Belt},
@@ -80,8 +80,9 @@ impl Served {
         let state = State::new(config, callers, engine, stop.clone()).unwrap();
         let calls = OpenApiService::new(Writes, "test", "1");
         let metrics = router::metrics_of(calls.spec().as_bytes());
+        let parameters = Arc::new(Parameters::new(calls.spec().as_bytes()));
         let calls = poem::Route::new().nest("/", calls);
-        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), Paths::default());
+        let routes = router::guarded(calls, Arc::new(state), limiter, Arc::new(metrics), parameters, Paths::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/api/v1/groups", listener.local_addr().unwrap());
         tokio::spawn(server::serve(listener, routes, stop.clone()));

@@ -6,8 +6,10 @@
 #[allow(dead_code, unused_imports, reason = "an offer to every area; each takes what it needs")]
 mod harness;
 
+mod adding_a_job_kind;
 mod ai;
 mod api_jobs;
+mod bad_input;
 mod connecting;
 mod crash;
 mod engine;

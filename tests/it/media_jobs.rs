@@ -178,6 +178,33 @@ async fn stopping_a_worker_while_it_transcodes_ends_ffmpeg_and_uses_no_attempt()
     assert_eq!(row, ("queued".into(), 0, 0, 1));
 }
 
+#[tokio::test]
+async fn what_a_killed_worker_was_writing_is_gone_once_its_successor_runs() {
+    let (app, clips) = (App::new().await, Clips::new());
+    let (api, mut worker) = tokio::join!(app.api(), worker(&app));
+    let words = format!("-f lavfi -i testsrc2=size=1280x720:rate=30:duration=60 {X264} -crf 45 -g 300");
+    let bytes = std::fs::read(clips.make("long.mkv", &words).await).unwrap();
+    let media = id(&upload(&api, "long.mkv", bytes).await.1);
+    let job = transcode(&api, media, &["instagram_reel"]).await.remove(0);
+    let scratch = app.folder().join("scratch");
+    let half_done = || walk(&scratch).into_iter().find(|file| file.ends_with("rendition.mp4"));
+    let left = eventually(SOON, "ffmpeg to write", || async { half_done() }).await;
+    let former = worker.running().unwrap();
+    worker.crash();
+    wait_until(SOON, "a successor", || {
+        let running = worker.running();
+        async move { running.is_some_and(|pid| pid != former) }
+    })
+    .await;
+    // The folder of the run, and the one of its process, which holds those of all its runs.
+    let of_process = left.parent().and_then(std::path::Path::parent).unwrap().to_owned();
+    assert_eq!(of_process.parent(), Some(scratch.canonicalize().unwrap().as_path()), "{}", left.display());
+    wait_until(SOON, "what was left to be gone", || async { !of_process.exists() }).await;
+    assert!(!of_process.with_extension("lock").exists());
+    api.post(&format!("/api/v1/jobs/{job}/cancel"), json!({})).await;
+    ended(&api, &job).await;
+}
+
 /// Running programs that were told of a folder.
 fn ffmpegs(folder: &std::path::Path) -> Vec<String> {
     let needle = folder.to_string_lossy().into_owned();

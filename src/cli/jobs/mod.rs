@@ -9,6 +9,7 @@ pub(super) use show::duration;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use self::steer::Retried;
 use super::{Failure, Screen};
 use crate::{
     db::{Session, pooler},
@@ -213,17 +214,18 @@ async fn retry(engine: &Engine, wish: RetryArguments, screen: Screen) -> Result<
     }
     let mut outcomes = Vec::new();
     for job in wish.jobs {
-        let done = steer::retry(engine, job).await?;
-        let text = if done {
-            "runs once more".to_owned()
-        } else {
-            match engine.job(None, job).await? {
+        let outcome = steer::retry(engine, job).await?;
+        let done = matches!(outcome, Retried::Yes);
+        let text = match outcome {
+            Retried::Yes => "runs once more".to_owned(),
+            Retried::Refused(refusal) => format!("does not run once more: {refusal}"),
+            Retried::No => match engine.job(None, job).await? {
                 Some(row) if row.state.is_final() && is_committed(engine.db(), job).await? => {
                     "is not settled: what it did elsewhere is being found out first".to_owned()
                 }
                 Some(row) => format!("is {}; only a failed or cancelled job can be retried", row.state),
                 None => "there is no such job".to_owned(),
-            }
+            },
         };
         outcomes.push(Outcome { of: job.to_string(), done, text });
     }

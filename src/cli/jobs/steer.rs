@@ -7,9 +7,10 @@ use crate::{
     audit::{self, Action},
     ids::JobId,
     jobs::{
-        Engine, Priority, Queue,
+        Engine, Priority, Queue, RetryRule,
         ledger::{self, CancelOutcome},
     },
+    publishing::CancelledStays,
 };
 
 /// Who it was, for whoever wonders later: all that the command line knows of them.
@@ -21,7 +22,7 @@ pub fn operator() -> String {
 
 pub async fn cancel(engine: &Engine, job: JobId) -> sqlx::Result<CancelOutcome> {
     let mut tx = engine.db().begin().await?;
-    let outcome = ledger::cancel(&mut tx, None, job).await?;
+    let outcome = ledger::cancel(&mut tx, None, job, &operator()).await?;
     if matches!(outcome, CancelOutcome::Cancelled | CancelOutcome::Requested) {
         note(&mut tx, job, Action::JobCancelled, by()).await?;
     }
@@ -30,10 +31,23 @@ pub async fn cancel(engine: &Engine, job: JobId) -> sqlx::Result<CancelOutcome> 
     Ok(outcome)
 }
 
-/// `false`: it is in no state to be retried.
-pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<bool> {
+/// What became of a wish to run a job once more.
+pub enum Retried {
+    Yes,
+    /// It is in no state for it.
+    No,
+    /// Its domain has something against it.
+    Refused(String),
+}
+
+pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<Retried> {
     let mut tx = engine.db().begin().await?;
-    let retried = ledger::request_retry(&mut *tx, None, job).await?.is_some();
+    if let Some(row) = ledger::get(&mut *tx, None, job).await?
+        && let Some(refusal) = CancelledStays.refusal(&mut tx, &row).await?
+    {
+        return Ok(Retried::Refused(refusal));
+    }
+    let retried = ledger::request_retry(&mut *tx, None, job, &operator()).await?.is_some();
     if retried {
         note(&mut tx, job, Action::JobRetried, by()).await?;
     }
@@ -41,13 +55,13 @@ pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<bool> {
     if retried {
         engine.moved(job).await;
     }
-    Ok(retried)
+    Ok(if retried { Retried::Yes } else { Retried::No })
 }
 
 /// `false`: there is no such job, or it has ended.
 pub async fn set_priority(engine: &Engine, job: JobId, priority: Priority) -> sqlx::Result<bool> {
     let mut tx = engine.db().begin().await?;
-    let changed = ledger::set_priority(&mut *tx, None, job, priority).await?.is_some();
+    let changed = ledger::set_priority(&mut *tx, None, job, priority, &operator()).await?.is_some();
     if changed {
         let details = json!({"priority": priority, "by": operator()});
         note(&mut tx, job, Action::JobPriorityChanged, details).await?;
@@ -66,7 +80,7 @@ pub async fn retry_failed(engine: &Engine, queue: Queue, kind: Option<&str>, lim
     let mut db = engine.db().acquire().await?;
     audit::record_by_operator(&mut db, None, Action::FailedJobsRetried, "jobs", details).await?;
     drop(db);
-    engine.retry_failed(queue, kind, limit.into()).await
+    engine.retry_failed(queue, kind, limit.into(), &operator()).await
 }
 
 pub async fn pause(engine: &Engine, queue: Queue) -> sqlx::Result<()> {

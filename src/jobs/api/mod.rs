@@ -28,15 +28,15 @@ use self::{
     view::Context,
 };
 use super::{
-    EnqueueError, State,
+    EnqueueError, RetryRules, State,
     ledger::{self, CancelOutcome, GroupStatus, JobFilter, JobRow},
 };
 use crate::{
     audit::{self, Action},
     http::{
-        App, Caller, IdempotencyKey, Page, Pass, Problem, Scope, Tag, Turn,
+        App, Caller, IdempotencyKey, Input, Page, Pass, Problem, Scope, Tag, Turn,
         answer::{Answer, Kept},
-        page,
+        etag, page,
     },
     identity::Forbidden,
     ids::{GroupId, JobId},
@@ -202,12 +202,12 @@ impl JobsApi {
             let row = find(&mut db, &caller, id.0).await?;
             let tag = view::etag(&row);
             let has_news = match &known.0 {
-                Some(known) => *known != tag,
+                Some(known) => !etag::knows(known, &tag),
                 None => row.state.is_final(),
             };
             if has_news || row.state.is_final() || Instant::now() >= until || app.stop.is_cancelled() {
                 return Ok(match known.0 {
-                    Some(known) if known == tag => Status::Unchanged(tag),
+                    Some(known) if etag::knows(&known, &tag) => Status::Unchanged(tag),
                     _ => Status::Now(Json(view_of(&app, db, &row).await?), tag),
                 });
             }
@@ -276,7 +276,7 @@ impl JobsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let outcome = ledger::cancel(&mut tx, Some(caller.tenant), id.0).await?;
+        let outcome = ledger::cancel(&mut tx, Some(caller.tenant), id.0, &caller.who()).await?;
         if matches!(outcome, CancelOutcome::Cancelled | CancelOutcome::Requested) {
             audit::record(&mut tx, &caller, Action::JobCancelled, id.0, json!({})).await?;
         }
@@ -308,7 +308,7 @@ impl JobsApi {
         caller: Caller,
         id: Path<JobId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
-        change: Json<JobChange>,
+        change: Input<JobChange>,
     ) -> Result<Json<JobView>, Problem> {
         caller.require(Scope::Publish)?;
         unlimited(&caller)?;
@@ -317,12 +317,13 @@ impl JobsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let changed = ledger::set_priority(&mut *tx, Some(caller.tenant), id.0, change.priority.into()).await?;
+        let changed =
+            ledger::set_priority(&mut *tx, Some(caller.tenant), id.0, change.0.priority.into(), &caller.who()).await?;
         let row = find(&mut tx, &caller, id.0).await?;
         if changed.is_none() {
             return Err(Problem::too_late(format!("The job has already {}; nothing of it is left to run.", row.state)));
         }
-        let details = json!({"priority": super::Priority::from(change.priority)});
+        let details = json!({"priority": super::Priority::from(change.0.priority)});
         audit::record(&mut tx, &caller, Action::JobPriorityChanged, id.0, details).await?;
         let context = Context::of(&mut tx, std::slice::from_ref(&row)).await?;
         let answer = claim.keep(&mut tx, Json(JobView::new(&row, &context))).await?;
@@ -340,9 +341,11 @@ impl JobsApi {
         app: Data<&Arc<App>>,
         caller: Caller,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
-        wish: Json<RetryFailed>,
+        wish: Input<RetryFailed>,
     ) -> Result<Json<Retried>, Problem> {
         caller.require(Scope::Admin)?;
+        let by = caller.who();
+        let Input(wish) = wish;
         let limit = wish.limit.unwrap_or(MOST_RETRIED);
         if !(1..=MOST_RETRIED).contains(&limit) {
             return Err(Problem::invalid_field(
@@ -354,7 +357,7 @@ impl JobsApi {
         // The key is held while it is done, in many transactions, any of which may be the last: then no answer is
         // kept, and a repeat goes on with what is left.
         let mut tx = app.db.begin(&caller).await?;
-        let claim = match key.claim(&mut tx, &caller, wish.0.to_json()).await? {
+        let claim = match key.claim(&mut tx, &caller, wish.to_json()).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
@@ -363,7 +366,7 @@ impl JobsApi {
         // Written down first, whatever becomes of it.
         let details = json!({"queue": super::Queue::from(wish.queue), "kind": wish.kind, "limit": limit});
         audit::record(&mut *app.db.of(&caller).await?, &caller, Action::FailedJobsRetried, "jobs", details).await?;
-        let retried = app.engine.retry_failed(wish.queue.into(), wish.kind.as_deref(), limit.into()).await?;
+        let retried = app.engine.retry_failed(wish.queue.into(), wish.kind.as_deref(), limit.into(), &by).await?;
         let answer = claim.keep(&mut tx, Json(Retried { retried })).await?;
         tx.commit().await?;
         Ok(answer)
@@ -371,11 +374,13 @@ impl JobsApi {
 
     /// Retry a job
     ///
-    /// Runs a failed or cancelled job once more, with all its attempts.
+    /// Runs a failed or cancelled job once more, with all its attempts. That of a cancelled publication does not run
+    /// again: publish the post again instead.
     #[oai(path = "/jobs/:id/retry", method = "post", operation_id = "retryJob")]
     async fn retry(
         &self,
         app: Data<&Arc<App>>,
+        rules: Data<&Arc<RetryRules>>,
         caller: Caller,
         id: Path<JobId>,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
@@ -387,7 +392,12 @@ impl JobsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let retried = ledger::request_retry(&mut *tx, Some(caller.tenant), id.0).await.map_err(retry_refused)?;
+        let row = find(&mut tx, &caller, id.0).await?;
+        if let Some(refusal) = rules.refusal(&mut tx, &row).await? {
+            return Err(Problem::conflict("not_retryable", refusal));
+        }
+        let by = caller.who();
+        let retried = ledger::request_retry(&mut *tx, Some(caller.tenant), id.0, &by).await.map_err(retry_refused)?;
         let row = ledger::get(&mut *tx, Some(caller.tenant), id.0).await?;
         let row = row.ok_or_else(|| Problem::not_found("job"))?;
         if retried.is_none() && row.state.is_final() && ledger::is_committed(&mut *tx, id.0).await? {

@@ -103,14 +103,23 @@ pub async fn hand_back_strays(
 ) -> sqlx::Result<u64> {
     let strays = sqlx::query(
         "with strays as ( \
-            select j.id from jobs j \
+            select j.id, j.run, j.queued_at, j.claimed_at from jobs j \
             where j.state = 'running' and j.worker_id = $1 and j.claimed_at < now() - $4 * interval '1 millisecond' \
             and not exists (select from unnest($2::uuid[], $3::integer[]) as h (id, run) \
                             where h.id = j.id and h.run = j.run) \
-            order by j.id for update skip locked) \
+            order by j.id for update skip locked \
+         ), noted as ( \
+            insert into job_notes (job_id, at, what, detail) \
+            select s.id, n.at, n.what, n.detail from strays s cross join lateral ( \
+                values (s.queued_at, 'queued', 'null'::jsonb), \
+                       (s.claimed_at, 'started', jsonb_build_object('run', s.run)), \
+                       (now(), 'claim_lost', jsonb_build_object('run', s.run))) as n (at, what, detail) \
+            where n.at is not null \
+         ) \
          update jobs j set state = case when cancel_requested then 'cancelled' else 'queued' end::job_state, \
                 finished_at = case when cancel_requested then now() end, \
-                worker_id = null, queued_at = now(), seq = nextval('job_seq'), pushed = false, \
+                worker_id = null, queued_at = case when cancel_requested then j.queued_at else now() end, \
+                seq = nextval('job_seq'), pushed = false, \
                 why = jsonb_build_object('code', 'claim_lost', 'message', 'the answer to its claim was lost') \
          from strays where j.id = strays.id",
     )
@@ -171,7 +180,7 @@ pub async fn report_death(db: impl PgExecutor<'_>, process: Uuid, death: Death, 
 pub async fn acquit(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<u64> {
     let acquitted = sqlx::query(
         "with charged as ( \
-            select j.id, j.run, exists (select from job_attempts b where b.job_id = j.id and b.class = 'crash' \
+            select j.id, j.run, j.queued_at, exists (select from job_attempts b where b.job_id = j.id and b.class = 'crash' \
                        and b.run = (select max(run) from job_attempts where job_id = j.id and run < j.run)) as counted \
             from job_attempts a join jobs j on j.id = a.job_id and j.run = a.run \
             where a.worker_id = $1 and a.class = 'crash' \
@@ -185,6 +194,9 @@ pub async fn acquit(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<u
             update job_attempts a set class = 'lease_lost', \
                    message = 'its worker was silent for longer than its lease' \
             from charged c where a.job_id = c.id and a.run = c.run \
+         ), noted as ( \
+            insert into job_notes (job_id, at, what, detail) \
+            select id, queued_at, 'queued', 'null' from charged where queued_at is not null \
          ) \
          update jobs j set state = 'queued', finished_at = null, suspect = c.counted, \
                 crashes = greatest(j.crashes - (case when c.counted then 1 else 0 end), 0)::smallint, \
@@ -232,6 +244,7 @@ pub async fn reap(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<Vec<Rescu
         "with lost as ( \
             select j.id, coalesce(w.lease_expires_at < now(), true) as died, \
                    coalesce(w.state = 'stopped', false) as stopped, j.worker_id, j.claimed_at, \
+                   j.queued_at, \
                    coalesce(w.blame, $3) as blame, \
                    coalesce(w.cause, case when coalesce(w.lease_expires_at < now(), true) then 'process vanished' \
                                           else 'the run went on past its deadline' end) as cause \
@@ -251,6 +264,9 @@ pub async fn reap(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<Vec<Rescu
                    case when d.crashed then 'crash' when d.died then 'handed_back' else 'timeout' end, \
                    case when d.crashed then 'worker_died' when d.died then 'worker_stopped' else 'deadline' end, d.cause \
             from judged d join jobs j on j.id = d.id on conflict do nothing \
+         ), noted as ( \
+            insert into job_notes (job_id, at, what, detail) \
+            select id, queued_at, 'queued', 'null' from lost where queued_at is not null \
          ), gone as ( \
             update workers w set state = 'lost' from lost l \
             where w.id = l.worker_id and l.died and w.state in ('alive', 'stopping') \
@@ -267,7 +283,9 @@ pub async fn reap(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<Vec<Rescu
                            'it ended its process ' || d.crashes_now || ' times while nothing else ran: ' || d.cause) \
                        else jsonb_build_object('code', case when d.died then 'worker_died' else 'deadline' end, \
                                                'message', d.cause) end, \
-            worker_id = null, queued_at = now(), seq = nextval('job_seq'), pushed = false \
+            worker_id = null, seq = nextval('job_seq'), pushed = false, \
+            queued_at = case when j.cancel_requested or d.blame_now >= $2 \
+                               or d.attempt_now >= j.max_attempts and not d.died then j.queued_at else now() end \
          from judged d where j.id = d.id returning j.id, d.worker_id, j.finished_at is not null, j.has_children",
     )
     .bind(limit)

@@ -1,5 +1,7 @@
 //! Everything that happened to a job, as one list in order of time.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -42,6 +44,7 @@ pub async fn timeline(db: &mut PgConnection, job: &JobRow) -> sqlx::Result<Vec<E
             .fetch_all(&mut *db)
             .await?;
 
+    // What a row forgets when it changes was noted before: where both still have it, it is told once.
     let mut entries = vec![entry(job.created_at, "created", json!({ "queue": job.queue, "kind": job.kind }))];
     if job.due_at > job.created_at {
         entries.push(entry(job.due_at, "due", Value::Null));
@@ -57,6 +60,8 @@ pub async fn timeline(db: &mut PgConnection, job: &JobRow) -> sqlx::Result<Vec<E
         entries.push(entry(at, "started", json!({ "run": job.run })));
     }
     entries.extend(job.finished_at.map(|at| entry(at, job.state.as_str(), json!(job.why))));
+    let mut told = HashSet::new();
+    entries.retain(|line| told.insert((line.at, line.what.clone())));
     entries.sort_by_key(|line| line.at);
     Ok(entries)
 }

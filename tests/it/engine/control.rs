@@ -96,8 +96,8 @@ async fn many_failed_jobs_are_retried_at_once_and_those_of_other_kinds_are_not()
     let other = multivio::jobs::NewJob::of(&ActWebhooks(stage.witnessed(act())), stage.app.tenant);
     let other = stage.enqueue(other).await;
     wait_until(SOON, "all to fail", || async { stage.count(State::Failed).await == 51 }).await;
-    assert_eq!(stage.engine.retry_failed(Queue::Ops, Some("act"), 30).await.unwrap(), 30);
-    assert_eq!(stage.engine.retry_failed(Queue::Ops, Some("act"), 30).await.unwrap(), 20);
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, Some("act"), 30, "operator").await.unwrap(), 30);
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, Some("act"), 30, "operator").await.unwrap(), 20);
     for id in ids {
         stage.once(id, SOON, "it to succeed", |row| row.state == State::Succeeded).await;
     }
@@ -117,7 +117,7 @@ async fn of_failed_jobs_with_one_unique_key_a_bulk_retry_runs_one() {
     }
     let without = stage.enqueue(failing()).await;
     stage.ended(without, SOON).await;
-    assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 100).await.unwrap(), 2);
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 100, "operator").await.unwrap(), 2);
     stage.once(without, SOON, "it to succeed", |row| row.state == State::Succeeded).await;
     wait_until(SOON, "one of the three to succeed", || async { stage.count(State::Succeeded).await == 2 }).await;
     assert_eq!(stage.count(State::Failed).await, 2);
@@ -129,8 +129,8 @@ async fn a_bulk_retry_goes_in_steps_and_retries_none_twice() {
     let jobs: Vec<_> = (0..1_205).map(|_| stage.job(Act::default())).collect();
     stage.enqueue_all(&jobs).await;
     sqlx::query("update jobs set state = 'failed', finished_at = now()").execute(&stage.app.pool).await.unwrap();
-    assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 5_000).await.unwrap(), 1_205);
-    assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 5_000).await.unwrap(), 0);
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 5_000, "operator").await.unwrap(), 1_205);
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 5_000, "operator").await.unwrap(), 0);
 }
 
 #[tokio::test]

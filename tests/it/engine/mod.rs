@@ -24,6 +24,7 @@ mod parked;
 mod scale;
 mod serial;
 mod suspects;
+mod timeline;
 mod upright;
 mod workflow;
 

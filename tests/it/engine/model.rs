@@ -169,7 +169,7 @@ impl Model<'_> {
             }
             Op::Cancel { which } => {
                 let Some(job) = self.nth(*which) else { return Ok(()) };
-                let outcome = ledger::cancel(&mut self.db, None, job).await.unwrap();
+                let outcome = ledger::cancel(&mut self.db, None, job, "operator").await.unwrap();
                 if outcome == ledger::CancelOutcome::Cancelled {
                     self.release(vec![job]).await;
                 }
@@ -177,7 +177,7 @@ impl Model<'_> {
             }
             Op::Retry { which } => {
                 let Some(job) = self.nth(*which) else { return Ok(()) };
-                ledger::request_retry(&mut self.db, None, job).await.unwrap();
+                ledger::request_retry(&mut self.db, None, job, "operator").await.unwrap();
                 vec![(Failed, Scheduled), (Cancelled, Scheduled), (Failed, Waiting), (Cancelled, Waiting)]
             }
             Op::Die { worker } => {

@@ -123,6 +123,50 @@ async fn a_retried_child_waits_again_for_the_parents_that_have_not_ended() {
 }
 
 #[tokio::test]
+async fn children_that_are_retried_in_bulk_wait_again_for_the_parents_that_have_not_ended() {
+    let stage = Stage::new().await;
+    let mut db = stage.db().await;
+    let worker = paper_worker(&mut db, LONG).await;
+    let fail = async |pairs: &[(JobId, i32)]| {
+        let end = |pair: &(JobId, i32)| {
+            let end = End::Failed { why: Why::new("no", "no"), class: "permanent" };
+            Settlement { job: pair.0, run: pair.1, end }
+        };
+        let ends: Vec<_> = pairs.iter().map(end).collect();
+        ledger::settle(&stage.app.pool, &ends).await.unwrap();
+    };
+    // Whose first parent failed and was retried; whose only parent is retried with it; who waits for nobody.
+    let (early, with) = (stage.job(Act::default()), stage.job(Act::default()));
+    let after_early = stage.job(Act::default()).after(early.id, OnParent::Run);
+    let after_with = stage.job(Act::default()).after(with.id, OnParent::Run);
+    let free = stage.job(Act::default());
+    let all = [&early, &with, &after_early, &after_with, &free];
+    stage.enqueue_all(&all.map(Clone::clone)).await;
+    fail(&claimed(&stage, worker, &[early.id, with.id, free.id]).await).await;
+    fail(&claimed(&stage, worker, &[after_early.id, after_with.id]).await).await;
+    for job in all {
+        assert_eq!(stage.state(job.id).await, State::Failed);
+    }
+    assert!(stage.engine.retry(None, early.id).await.unwrap());
+
+    assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 100, "operator").await.unwrap(), 4);
+    for child in [after_early.id, after_with.id] {
+        let row = stage.row(child).await;
+        assert_eq!((row.state, row.open_parents), (State::Waiting, 1));
+    }
+    assert_eq!((stage.row(with.id).await.open_parents, stage.state(with.id).await), (0, State::Scheduled));
+    assert_eq!(stage.state(free.id).await, State::Scheduled);
+    // And they run after them.
+    ledger::promote_due(&mut *db, 10, true).await.unwrap();
+    let pairs = claimed(&stage, worker, &[early.id, with.id]).await;
+    let freed = ledger::settle_succeeded(&mut *db, &[success(pairs[0]), success(pairs[1])]).await.unwrap();
+    assert_eq!(freed.runnable.len(), 2);
+    for child in [after_early.id, after_with.id] {
+        assert_eq!((stage.row(child).await.open_parents, stage.state(child).await), (0, State::Queued));
+    }
+}
+
+#[tokio::test]
 async fn a_group_larger_than_its_page_has_ended_only_when_all_have() {
     let stage = Stage::new().await;
     let mut tx = stage.app.pool.begin().await.unwrap();
@@ -261,7 +305,7 @@ async fn a_child_that_a_crash_between_two_statements_left_waiting_is_found() {
     // The parent was cancelled, and whoever did it died before it could release the children.
     let mut tx = stage.app.pool.begin().await.unwrap();
     stage.engine.enqueue_in(&mut tx, &[parents[0].clone(), children[0].clone(), children[1].clone()]).await.unwrap();
-    ledger::cancel(&mut tx, None, parents[0].id).await.unwrap();
+    ledger::cancel(&mut tx, None, parents[0].id, "operator").await.unwrap();
     tx.commit().await.unwrap();
     let row = stage.ended(children[0].id, SOON).await;
     assert_eq!(row.state, State::Succeeded);

@@ -115,7 +115,15 @@ impl App {
 
     /// With settings of its own.
     pub async fn worker_with(&self, queue: Queue, env: &[(&str, &str)]) -> Worker {
-        let path = worker_path(queue);
+        self.start_worker(worker_path(queue), queue, env).await
+    }
+
+    /// The tests' own worker of the `ops` queue.
+    pub async fn scripted_worker(&self) -> Worker {
+        self.start_worker(env!("CARGO_BIN_EXE_test-worker"), Queue::Ops, &[]).await
+    }
+
+    async fn start_worker(&self, path: &str, queue: Queue, env: &[(&str, &str)]) -> Worker {
         let mut all = self.env.clone();
         all.extend(env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let mut program = Program::start(path, &[], &all);

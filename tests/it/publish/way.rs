@@ -186,15 +186,23 @@ async fn a_refused_post_says_why_and_a_retry_of_its_job_tries_again() {
 #[tokio::test]
 async fn a_post_that_could_not_go_out_in_time_follows_its_policy() {
     let stage = Stage::new().await;
-    let past = (chrono::Utc::now() - Duration::from_secs(600)).to_rfc3339();
+    let later = (chrono::Utc::now() + Duration::from_secs(3600)).to_rfc3339();
     let late = |policy: &str| {
-        json!({ "text": format!("late with {policy}"), "scheduled_at": past, "late_policy": policy,
+        json!({ "text": format!("late with {policy}"), "scheduled_at": later, "late_policy": policy,
             "max_lateness_seconds": 60 })
     };
     let [publish, skip, ask] = ["publish", "skip", "ask"].map(late);
     let publish = stage.publish_with(publish).await;
     let skip = stage.publish_with(skip).await;
     let ask = stage.publish_with(ask).await;
+    // As if no worker had run until ten minutes after their time.
+    for statement in [
+        "update publications set due_at = now() - interval '10 minutes'",
+        "update jobs set run_at = now() - interval '10 minutes', due_at = now() - interval '10 minutes' \
+         where state = 'scheduled'",
+    ] {
+        sqlx::query(statement).execute(&stage.app.pool).await.unwrap();
+    }
     let _worker = stage.worker().await;
     stage.until(&publish, "sent").await;
     assert_eq!(stage.until(&skip, "failed").await["problem"]["code"], "skipped_late");
@@ -207,6 +215,53 @@ async fn a_post_that_could_not_go_out_in_time_follows_its_policy() {
     let (status, answer) = stage.api.post(&format!("/api/v1/publications/{ask}/send-late"), json!({})).await;
     assert_eq!(status, 200, "{answer}");
     stage.until(&ask, "sent").await;
+}
+
+#[tokio::test]
+async fn the_job_of_a_cancelled_publication_is_not_run_once_more_and_says_what_to_do_instead() {
+    let stage = Stage::new().await;
+    let later = (chrono::Utc::now() + Duration::from_secs(3600)).to_rfc3339();
+    let id = stage.publish_with(json!({ "text": "never mind", "scheduled_at": later })).await;
+    let (status, cancelled) = stage.api.post(&format!("/api/v1/publications/{id}/cancel"), json!({})).await;
+    assert_eq!(status, 200, "{cancelled}");
+    let (job, post) = (cancelled["job_id"].as_str().unwrap(), cancelled["post_id"].as_str().unwrap());
+    let (status, problem) = stage.api.post(&format!("/api/v1/jobs/{job}/retry"), json!({})).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("not_retryable")), "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains(&id) && detail.contains(&format!("POST /api/v1/posts/{post}/publish")), "{detail}");
+    let (done, said) = stage.app.cli(&["jobs", "retry", job]).await;
+    assert!(!done && said.contains("was cancelled, and that is for good"), "{said}");
+    let (_, view) = stage.api.get(&format!("/api/v1/jobs/{job}")).await;
+    assert_eq!(view["state"], "cancelled", "{view}");
+}
+
+#[tokio::test]
+async fn a_time_that_has_passed_beyond_its_lateness_is_refused_and_says_what_to_do() {
+    let stage = Stage::new().await;
+    let ago = |seconds: u64| (chrono::Utc::now() - Duration::from_secs(seconds)).to_rfc3339();
+    let publish = async |wish: Value| {
+        let mut body = json!({ "text": "from the past", "platforms": ["x"] });
+        body.as_object_mut().unwrap().extend(wish.as_object().unwrap().clone());
+        stage.api.post("/api/v1/publish", body).await
+    };
+    for wish in [
+        json!({ "scheduled_at": ago(2 * 24 * 3600) }),
+        json!({ "scheduled_at": ago(600), "max_lateness_seconds": 60 }),
+        json!({ "scheduled_at": ago(600), "max_lateness_seconds": 60, "late_policy": "skip" }),
+        json!({ "scheduled_at": "2020-01-01T09:00", "time_zone": "Europe/Berlin", "late_policy": "ask" }),
+    ] {
+        let (status, problem) = publish(wish.clone()).await;
+        assert_eq!((status, &problem["field"]), (422, &json!("scheduled_at")), "{wish}: {problem}");
+        let remedy = problem["errors"][0]["remedy"].as_str().unwrap();
+        assert!(remedy.contains("leave it out to publish now") && remedy.contains("late_policy"), "{remedy}");
+    }
+    // A little late is what the lateness is for, and whoever says so has it go out however late.
+    for wish in
+        [json!({ "scheduled_at": ago(600) }), json!({ "scheduled_at": ago(2 * 24 * 3600), "late_policy": "publish" })]
+    {
+        let (status, answer) = publish(wish.clone()).await;
+        assert_eq!(status, 202, "{wish}: {answer}");
+    }
 }
 
 #[tokio::test]
