@@ -126,7 +126,8 @@ async fn what_was_done_to_the_installation_is_read_by_administrators_in_person_a
     let (status, problem) = get(&api, &admin, &format!("{asked}&workspace={}", app.tenant)).await;
     assert_eq!((status, &problem["field"]), (400, &json!("installation")), "{problem}");
     // An owner reads their own, and no key reads anything, whatever its scopes are.
-    assert_eq!(get(&api, &api.token, asked).await.0, 403);
+    let owner = app.token_for(app.tenant, &[Scope::Workspace]);
+    assert_eq!(get(&api, &owner, asked).await.0, 403);
     assert!(lines(&api).await.iter().all(|line| line["actor"] != "operator"));
     let body = json!({"name": "k", "scopes": ["read", "admin"]});
     let (status, made) = call(&api, &both, None, Method::POST, "/api/v1/api-keys", Some(&body)).await;
