@@ -56,6 +56,10 @@ pub fn describe(report: &Report) -> String {
         let none = String::new;
         table.add_row([refused.what.clone(), "media".into(), "refused".into(), none(), none(), none()]);
     }
+    // A column between columns is enough; with more, long times would not fit.
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
     for column in 3..=5 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
