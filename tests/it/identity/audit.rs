@@ -33,8 +33,14 @@ async fn what_is_done_to_keys_members_connections_and_publications_is_written_do
     assert_eq!(status, 202, "{put}");
     let publication = put["publications"][0]["id"].as_str().unwrap();
     assert_eq!(api.post(&format!("/api/v1/publications/{publication}/cancel"), Value::Null).await.0, 200);
-    let job = put["publications"][0]["job_id"].as_str().unwrap();
-    assert_eq!(api.post(&format!("/api/v1/jobs/{job}/retry"), Value::Null).await.0, 200);
+    // Cancelled, a publication stays so; a transform is run once more.
+    let transform = json!({"content": "A text that is long enough.", "transformation_type": "shorten"});
+    let (status, transform) = api.post("/api/v1/ai/transform", transform).await;
+    assert_eq!(status, 202, "{transform}");
+    let job = transform["job_id"].as_str().unwrap();
+    for act in ["cancel", "retry"] {
+        assert_eq!(api.post(&format!("/api/v1/jobs/{job}/{act}"), Value::Null).await.0, 200, "{act}");
+    }
     assert_eq!(api.delete(&format!("/api/v1/connections/{connection}")).await.0, 204);
     assert_eq!(api.delete(&format!("/api/v1/api-keys/{key_id}")).await.0, 204);
 
@@ -45,6 +51,7 @@ async fn what_is_done_to_keys_members_connections_and_publications_is_written_do
         "connection.added",
         "post.published",
         "publication.cancelled",
+        "job.cancelled",
         "job.retried",
         "connection.removed",
         "api_key.revoked",
