@@ -2,7 +2,9 @@
 grant select on audit_log to multivio_definer;
 create policy definer on audit_log for select to multivio_definer using (tenant_id is null);
 
--- Functions are replaced and made as their owner (see 0017).
+-- Functions are replaced and made as their owner (see 0017), for whom the tables have policies: whoever migrates may have
+-- said that none may change what he reads.
+set local row_security = on;
 grant create on schema app to multivio_definer;
 set local role multivio_definer;
 

@@ -38,6 +38,8 @@ pub fn index(sandbox: &Sandbox, origin: &str) -> String {
         };
         services.push_str(&card(name, base, "chat completions, plain and streamed"));
     }
+    services.push_str(&card("Firebase", "/firebase", "the keys of ID tokens, and tokens that they sign"));
+    services.push_str(&card("Patreon", "/patreon", "memberships, webhooks, OAuth 2"));
     let fresh = latest(sandbox);
     let body = format!(
         "<h1>Sandbox</h1><p class=\"muted\">Stand-ins for outside services. Nothing leaves this machine. Base address: <code>{}</code></p>\

@@ -4,7 +4,10 @@
 //! off and begun again at any time, by anyone, several at once. Each row is changed only if it is still what was
 //! read: a token that a worker refreshes meanwhile wins.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use sqlx::{AssertSqlSafe, FromRow, PgPool};
 use uuid::Uuid;
@@ -88,6 +91,13 @@ pub async fn survey(db: &PgPool, keyring: &Keyring) -> sqlx::Result<Vec<Count>> 
         }));
     }
     Ok(counts)
+}
+
+/// How many secrets stand so, and under which keys, each named once.
+pub fn under(counts: &[Count], standing: Standing) -> (u64, Vec<&str>) {
+    let of = counts.iter().filter(|count| count.standing == standing);
+    let keys: BTreeSet<_> = of.clone().map(|count| count.key_id.as_str()).collect();
+    (of.map(|count| count.rows).sum(), keys.into_iter().collect())
 }
 
 /// Encrypts with the first key what older ones encrypted. `tell` hears how many rows more were looked at.

@@ -66,8 +66,8 @@ pub fn fitted(text: &str, limit: usize) -> String {
         kept = longer;
     }
     if kept.is_empty() {
-        // Not even one word fits: cut it.
-        kept = text.chars().take(room.max(1) / 2).collect();
+        // Not even one word fits: cut it. A letter is all that a text of one letter can become.
+        kept = text.chars().take((room / 2).max(1)).collect();
     } else if let Some(end) = kept.rfind(['.', '!', '?']).filter(|end| end * 5 > kept.len() * 2) {
         kept.truncate(end + 1);
     }
@@ -156,6 +156,16 @@ mod tests {
                     assert!(!reply.is_empty());
                     assert!(measure(&reply) <= limit, "{verb} {limit}: {reply}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_become_shorter_stays_as_it_is() {
+        for content in ["a", "語", "a b"] {
+            for verb in ["Shorten", "Summarize", "Improve"] {
+                let reply = compose(&task(&format!("{verb} the post."), content));
+                assert!(!reply.trim().is_empty(), "{verb} {content}");
             }
         }
     }

@@ -27,6 +27,17 @@ pub struct User {
     pub refresh: String,
 }
 
+#[tokio::test]
+async fn the_front_page_names_every_service_that_is_simulated() {
+    let sandbox = Harness::start().await;
+    let page = sandbox.http.get(&sandbox.url).send().await.expect("an answer").text().await.expect("a page");
+    let readme = include_str!("../README.md");
+    for prefix in ["/x", "/xai/v1", "/together/v1", "/openai/v1", "/firebase", "/patreon"] {
+        assert!(page.contains(&format!("<code>{prefix}</code>")), "the page lacks {prefix}");
+        assert!(readme.contains(&format!("| `{prefix}` |")), "the README lacks {prefix}");
+    }
+}
+
 impl Harness {
     pub async fn start() -> Self {
         static PROVIDER: Once = Once::new();

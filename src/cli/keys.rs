@@ -91,12 +91,9 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
 
 /// Whether the older keys can go.
 fn verdict(counts: &[Count], unreadable: &[(String, u64)], overtaken: bool, check: bool) -> Result<(), Failure> {
-    let of = |standing| counts.iter().filter(move |count| count.standing == standing).map(|count| count.rows).sum();
-    let (old, lost): (u64, u64) = (of(Standing::Old), of(Standing::Unreadable));
+    let (old, _) = rotation::under(counts, Standing::Old);
+    let (lost, keys) = rotation::under(counts, Standing::Unreadable);
     if lost > 0 {
-        let mut keys: Vec<_> = counts.iter().filter(|count| count.standing == Standing::Unreadable).collect();
-        keys.dedup_by_key(|count| count.key_id.clone());
-        let keys: Vec<_> = keys.iter().map(|count| count.key_id.as_str()).collect();
         return Err(Failure::failed(format!(
             "{lost} secret(s) are under keys that are not configured: {}",
             keys.join(", ")

@@ -14,7 +14,7 @@ use sqlx::{
     postgres::PgDatabaseError,
 };
 
-use super::{Failure, Screen};
+use super::{Failure, Screen, working::spinner};
 use crate::{
     config::DatabaseConfig,
     db::{MIGRATIONS, Session, pooler},
@@ -48,10 +48,7 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
             pending => format!("Would apply:\n  {}", pending.join("\n  ")),
         });
     }
-    let applied = apply(&mut connection, |applied| {
-        eprintln!("applied {:04} {} ({} ms)", applied.version, applied.description, applied.took_ms);
-    })
-    .await?;
+    let applied = apply(&mut connection).await?;
     screen.show(&applied, || match applied.len() {
         0 => "The schema is up to date.".into(),
         1 => "1 migration applied; the schema is up to date.".into(),
@@ -107,23 +104,30 @@ fn may_pass(error: &sqlx::Error) -> bool {
 }
 
 /// Applies what is missing, under a lock that all who migrate this database share.
-async fn apply(connection: &mut PgConnection, tell: impl Fn(&Applied)) -> Result<Vec<Applied>, Failure> {
+async fn apply(connection: &mut PgConnection) -> Result<Vec<Applied>, Failure> {
     let table = MIGRATIONS.table_name.as_ref();
-    connection.lock().await.map_err(failed)?;
+    spinner("waiting for the turn of this one among all that migrate", connection.lock()).await.map_err(failed)?;
     connection.ensure_migrations_table(table).await.map_err(failed)?;
     if let Some(version) = connection.dirty_version(table).await.map_err(failed)? {
         return Err(failed(MigrateError::Dirty(version)));
     }
     let present = applied_checksums(connection).await?;
     let mut applied = Vec::new();
-    for migration in MIGRATIONS.iter().filter(|migration| !present.contains_key(&migration.version)) {
-        let took = connection.apply(table, migration).await.map_err(failed)?;
+    let missing: Vec<_> = MIGRATIONS.iter().filter(|migration| !present.contains_key(&migration.version)).collect();
+    if !missing.is_empty() {
+        eprintln!("{} migration(s) to apply; with much data in the database one may take many minutes", missing.len());
+    }
+    for migration in missing {
+        // Said before it is begun: it may be what one waits for.
+        let what = format!("{:04} {}", migration.version, migration.description);
+        eprintln!("applying {what} ...");
+        let took = spinner(what.clone(), connection.apply(table, migration)).await.map_err(failed)?;
+        eprintln!("applied {what} ({} ms)", took.as_millis());
         let done = Applied {
             version: migration.version,
             description: migration.description.to_string(),
             took_ms: took.as_millis().try_into().unwrap_or(u64::MAX),
         };
-        tell(&done);
         applied.push(done);
     }
     connection.unlock().await.map_err(failed)?;

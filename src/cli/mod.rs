@@ -23,6 +23,7 @@ pub mod plans;
 pub mod token;
 pub mod up;
 pub mod users;
+mod working;
 
 /// One line per sub-command: its doc comment is its help, its module has `Arguments` and `run`.
 macro_rules! commands {
@@ -53,13 +54,13 @@ commands! {
     Check = check,
     /// Print a token for the API (development and self-hosting)
     Token = token,
-    /// List, show, cancel, retry, pause, resume: the operators' view of jobs
+    /// The operators' view: list, show, cancel, retry jobs, change their priority; pause and resume queues, their stats
     Jobs = jobs,
     /// Change the key that encrypts what is kept, while everything runs
     Keys = keys,
     /// How much each workspace may do: list, define and give plans
     Plans = plans,
-    /// Do for a person what they may ask for: a copy of their data, their end
+    /// Give roles, disable and enable; do for a person what they may ask for: a copy of their data, their end
     Users = users,
     /// Exit with 0 when this host's API, or a worker, is healthy (for containers)
     Health = health,
@@ -72,7 +73,7 @@ commands! {
 
 /// Write once; it appears, correct and exactly once, on every platform.
 #[derive(Debug, Parser)]
-#[command(name = "multivio", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(name = "multivio", version, after_help = EXAMPLES)]
 pub struct Multivio {
     #[command(subcommand)]
     command: Command,
@@ -215,6 +216,28 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Multivio::command().debug_assert();
+    }
+
+    #[test]
+    fn help_is_a_command_as_well_as_an_option() {
+        for words in [&["multivio", "help"][..], &["multivio", "help", "jobs"], &["multivio", "jobs", "help", "list"]] {
+            let refused = Multivio::try_parse_from(words).unwrap_err();
+            assert_eq!(refused.kind(), clap::error::ErrorKind::DisplayHelp, "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_summary_names_what_its_commands_do() {
+        let multivio = Multivio::command();
+        let summary =
+            |name: &str| multivio.find_subcommand(name)?.get_about().map(|about| about.to_string().to_lowercase());
+        for (command, words) in [
+            ("jobs", &["list", "show", "cancel", "retry", "priority", "pause", "resume", "stats"][..]),
+            ("users", &["role", "disable", "enable", "copy", "end"]),
+        ] {
+            let summary = summary(command).expect("it says what it is for");
+            assert!(words.iter().all(|word| summary.contains(word)), "{summary}");
+        }
     }
 
     #[test]

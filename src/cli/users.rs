@@ -9,7 +9,7 @@ use serde_json::json;
 use sqlx::{Connection, error::DatabaseError};
 use tokio::{io::AsyncWriteExt, time::Instant};
 
-use super::{Failure, Screen};
+use super::{Failure, Screen, working::spinner};
 use crate::{
     audit::{self, Action},
     config::Config,
@@ -190,7 +190,8 @@ impl Desk {
         tx.commit().await?;
         self.engine.ring(&begun.tickets).await;
         if let Some(path) = to {
-            self.fetch(&person, begun.export, path).await?;
+            let what = format!("a copy of the data of {} is written by {}", person.user, begun.job);
+            spinner(what, self.fetch(&person, begun.export, path)).await?;
         }
         let done = json!({"user": person.user, "export": begun.export, "job": begun.job});
         screen.show(&done, || match to {

@@ -90,8 +90,7 @@ fn secrets(config: &Config, unfit: &mut Vec<String>) {
 /// In the address itself, or in its query, where Postgres takes it too. None at all is the server's to judge.
 fn has_guessable_password(url: &SecretString) -> bool {
     let Ok(url) = Url::parse(url.expose_secret()) else { return false };
-    let decoded = |text: &str| percent_decoded(text);
-    let in_address = url.password().map(decoded);
+    let in_address = url.password().map(percent_decoded);
     let in_query = url.query_pairs().filter(|(name, _)| name == "password").map(|(_, value)| value.into_owned());
     in_address.into_iter().chain(in_query).any(|password| is_placeholder(&password))
 }

@@ -127,8 +127,9 @@ impl Parameter {
         let about = parameter["description"].as_str().map(|text| text.trim_end_matches('.'));
         let (complaint, wanted) = complaint_and_remedy(schema);
         let remedy = match about {
-            Some(about) => format!("{wanted} ({about})"),
-            None => wanted,
+            // Only of a number the document says more in words than in its type.
+            Some(about) if schema["type"] == "integer" => format!("{wanted} ({about})"),
+            _ => wanted,
         };
         Some(Self {
             name: parameter["name"].as_str()?.to_owned(),

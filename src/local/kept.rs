@@ -84,9 +84,9 @@ impl Drop for Kept {
 }
 
 async fn care(mut process: Process, recipe: Arc<Recipe>, log: Log, stop: CancellationToken) {
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = Pauses::default();
     loop {
-        let started = Instant::now();
+        pauses.up();
         let status = loop {
             if let Some(status) = process.exit_status() {
                 break status;
@@ -101,7 +101,7 @@ async fn care(mut process: Process, recipe: Arc<Recipe>, log: Log, stop: Cancell
                 }
             }
         };
-        pause = if started.elapsed() > LIVED { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        let pause = pauses.next();
         let seconds = pause.as_secs_f32();
         log.tell(&format!("ended with {status}; starts again in {seconds:.0} s ({})", recipe.log.display()));
         // What it left running in its group goes before its successor comes.
@@ -116,6 +116,30 @@ async fn care(mut process: Process, recipe: Arc<Recipe>, log: Log, stop: Cancell
                 Err(error) => log.tell(&crate::telemetry::chain(&error)),
             }
         };
+    }
+}
+
+/// How long to wait before each new start: longer from time to time, and short again after a long life.
+#[derive(Debug, Default)]
+pub(super) struct Pauses {
+    last: Option<Duration>,
+    up_since: Option<Instant>,
+}
+
+impl Pauses {
+    /// It has just come up.
+    pub(super) fn up(&mut self) {
+        self.up_since = Some(Instant::now());
+    }
+
+    /// After an end, or a start that failed.
+    pub(super) fn next(&mut self) -> Duration {
+        let lived = self.up_since.take().is_some_and(|since| since.elapsed() > LIVED);
+        let pause = match self.last {
+            Some(last) if !lived => (last * 2).min(LONGEST_PAUSE),
+            _ => FIRST_PAUSE,
+        };
+        *self.last.insert(pause)
     }
 }
 
@@ -229,6 +253,20 @@ mod tests {
         until("it is up", || kept.last_words().contains("up")).await;
         kept.stopped().await;
         assert_eq!(fs::read_to_string(folder.path().join("end")).unwrap(), "done\n");
+    }
+
+    #[test]
+    fn what_dies_of_its_start_is_started_less_and_less_often() {
+        let mut pauses = Pauses::default();
+        let waits: Vec<_> = std::iter::repeat_with(|| {
+            pauses.up();
+            pauses.next()
+        })
+        .take(10)
+        .collect();
+        assert!(waits.is_sorted() && waits[0] == FIRST_PAUSE && waits[9] == LONGEST_PAUSE, "{waits:?}");
+        pauses.up_since = Instant::now().checked_sub(2 * LIVED);
+        assert_eq!(pauses.next(), FIRST_PAUSE, "it did not die of its start");
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod programs;
 mod redis;
 mod stack;
 mod twins;
+mod watched;
 
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,7 @@ pub use programs::{Programs, Remedy, find_in_path};
 pub use redis::{Dump, Persistence, Redis};
 pub use stack::{Stack, StackError, StackOptions};
 pub use twins::sandbox_settings;
+use watched::Watched;
 
 /// How a set of servers is to be run.
 #[derive(Debug, Clone)]
@@ -104,15 +106,10 @@ impl Servers {
         self.folder.write_private(&self.folder.asked().join(name), text, false)
     }
 
-    /// What removes all of it once it has stopped.
-    fn removal(&self) -> ServerFolder {
-        self.folder.share()
-    }
-
-    /// Stops both in order, with everything written.
+    /// Stops both in order, with everything written; one that is gone already has nothing to write.
     pub async fn stop(mut self) -> Result<(), LocalError> {
-        self.redis.stop().await?;
-        self.postgres.stop().await
+        let redis = unless_gone(self.redis.stop().await);
+        unless_gone(self.postgres.stop().await).and(redis)
     }
 
     /// Stops both and removes all they wrote.
@@ -128,5 +125,47 @@ impl Servers {
         self.postgres.end_now();
         // An exit handler has nobody to tell; what could not be removed is swept by the next run.
         let _ = self.folder.share().remove();
+    }
+}
+
+fn unless_gone(stopped: Result<(), LocalError>) -> Result<(), LocalError> {
+    match stopped {
+        Err(LocalError::NotRunning(_)) => Ok(()),
+        other => other,
+    }
+}
+
+/// [`Servers`] under care: one that dies comes up again.
+#[derive(Debug)]
+struct WatchedServers {
+    postgres: Watched<Postgres>,
+    redis: Watched<Redis>,
+    folder: ServerFolder,
+}
+
+impl WatchedServers {
+    fn watch(servers: Servers) -> Self {
+        let Servers { postgres, redis, folder } = servers;
+        Self { postgres: Watched::watch(postgres), redis: Watched::watch(redis), folder }
+    }
+
+    /// The folder that was asked for.
+    fn asked(&self) -> &Path {
+        self.folder.asked()
+    }
+
+    /// What removes all of it once it has stopped.
+    fn removal(&self) -> ServerFolder {
+        self.folder.share()
+    }
+
+    /// [`Servers::stop`].
+    async fn stop(self) -> Result<(), LocalError> {
+        let Self { postgres, redis, folder } = self;
+        match tokio::join!(postgres.back(), redis.back()) {
+            (Some(postgres), Some(redis)) => Servers { postgres, redis, folder }.stop().await,
+            // The panic of a care was shown, and has ended its server; the other one ends by being dropped.
+            _ => Ok(()),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -74,6 +74,11 @@ impl Postgres {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// How it ended, when nobody here asked it to.
+    pub(super) fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.process.as_mut()?.exit_status()
     }
 
     /// Comes up again after [`Self::stop`] or [`Self::kill`], at the same address.

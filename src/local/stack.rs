@@ -14,7 +14,7 @@ use secrecy::ExposeSecret;
 use sqlx::{Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
-use super::{Kept, LocalError, Recipe, ServerOptions, Servers, free_port, sandbox_settings};
+use super::{Kept, LocalError, Recipe, ServerOptions, Servers, WatchedServers, free_port, sandbox_settings};
 use crate::{
     config::{Config, ConfigError},
     db::MIGRATIONS,
@@ -50,7 +50,7 @@ pub struct Stack {
     pub env: Vec<(String, String)>,
     pub config: Config,
     programs: Vec<Kept>,
-    servers: Servers,
+    servers: WatchedServers,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -224,6 +224,8 @@ impl Setting {
         connection.close().await?;
         self.write_env()?;
         let Self { servers, config, env, sandbox_url, programs, .. } = self;
+        // From here on: one that dies while everything starts is why it did not.
+        let servers = WatchedServers::watch(servers);
         Ok(Stack { api_url, sandbox_url, env, config, programs, servers })
     }
 

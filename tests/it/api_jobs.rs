@@ -464,6 +464,8 @@ async fn the_operators_commands_work_without_the_api() {
     assert!(!done && said.contains("is queued; only a failed or cancelled job"), "{said}");
     let (done, said) = run(&["jobs", "cancel", &id]).await;
     assert!(done && said.contains("cancelled"), "{said}");
+    let (done, said) = run(&["jobs", "cancel", &id]).await;
+    assert!(done && said.contains("is cancelled already"), "what was wanted is so, as the API answers: {said}");
     fail(&app, job).await;
     let (done, said) = run(&["jobs", "retry", "--failed", "--queue", "ops"]).await;
     assert!(done && said.contains("1 failed job(s)"), "{said}");

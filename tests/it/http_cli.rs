@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use multivio::ids::TenantId;
 use serde_json::Value;
 
 use crate::harness::{App, Ended, Servers};
@@ -98,4 +99,46 @@ async fn wrong_use_and_wrong_settings_end_with_2_and_the_remedy() {
     app.set("DATABASE_URL", "postgres://u@127.0.0.1:1/x").set("JWT_SECRET_KEY", "");
     let (code, said) = run(&app, &["token"]).await;
     assert!(code == Some(2) && said.contains("openssl rand"), "{said}");
+}
+
+#[tokio::test]
+async fn the_list_of_jobs_shows_priorities_and_leaves_the_installations_own_out_unless_they_failed() {
+    let app = App::new().await;
+    let insert = "insert into jobs (id, tenant_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, run_at, \
+                  due_at, state) values (gen_random_uuid(), $1, 'ops', 'default', $2, 0, '{}', 8, 60000, \
+                  now() + interval '1 day', now() + interval '1 day', 'scheduled')";
+    for (tenant, kind) in [(app.tenant, "of_somebody"), (TenantId::SYSTEM, "of_the_house")] {
+        sqlx::query(insert).bind(tenant).bind(kind).execute(&app.pool).await.unwrap();
+    }
+    let (done, said) = app.cli(&["jobs", "list"]).await;
+    assert!(done && said.contains("of_somebody") && said.contains("PRIORITY"), "{said}");
+    let line = said.lines().find(|line| line.contains("of_somebody")).unwrap();
+    assert!(line.contains("high"), "{line}");
+    let id = line.split_whitespace().next().unwrap();
+    let (_, shown) = app.cli(&["jobs", "show", id]).await;
+    assert!(shown.lines().any(|line| line.contains("priority") && line.contains("high")), "{shown}");
+    assert!(!said.contains("of_the_house"), "{said}");
+    let tenant = TenantId::SYSTEM.to_string();
+    for words in [&["--all"][..], &["--kind", "of_the_house"], &["--tenant", &tenant]] {
+        let (done, said) = app.cli(&[&["jobs", "list"], words].concat()).await;
+        assert!(done && said.contains("of_the_house"), "{words:?}: {said}");
+    }
+    let failed = "update jobs set state = 'failed', finished_at = now() where kind = 'of_the_house'";
+    sqlx::query(failed).execute(&app.pool).await.unwrap();
+    let (done, said) = app.cli(&["jobs", "list"]).await;
+    assert!(done && said.contains("of_the_house"), "a failure is no noise: {said}");
+    let (_, help) = app.cli(&["jobs", "list", "--help"]).await;
+    assert!(help.contains("--all"), "{help}");
+}
+
+#[tokio::test]
+async fn migrate_says_what_it_applies_before_it_does() {
+    let servers = Servers::private().await;
+    let mut app = App::on(&servers).await;
+    servers.control().await.postgres.create_database("empty").await.unwrap();
+    app.set("DATABASE_URL", secrecy::ExposeSecret::expose_secret(&servers.database_url("empty")));
+    let (done, said) = app.cli(&["migrate"]).await;
+    assert!(done && said.contains("may take many minutes"), "{said}");
+    let place = |words: &str| said.find(words).unwrap_or_else(|| panic!("no {words:?} in {said}"));
+    assert!(place("applying 0001") < place("applied 0001") && place("applied 0001") < place("applying 0002"), "{said}");
 }

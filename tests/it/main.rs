@@ -37,5 +37,6 @@ mod rights;
 mod rotation;
 mod secrets;
 mod settings;
+mod setup;
 mod tenancy;
 mod whole;

@@ -192,3 +192,20 @@ async fn an_answer_with_a_secret_is_given_again_after_a_rotation() {
     app.set("ENCRYPTION_KEYS_OLD", "");
     assert_eq!(make(&app.api().await).await, first);
 }
+
+#[tokio::test]
+async fn check_says_whether_the_configured_keys_read_what_is_stored() {
+    let mut app = App::new().await;
+    accounts(&app, 2).await;
+    app.set("ENCRYPTION_KEY", OLD);
+    let (_, said) = app.cli(&["check"]).await;
+    assert!(said.contains("all under ENCRYPTION_KEY"), "{said}");
+    app.set("ENCRYPTION_KEY", NEW);
+    let (done, said) = app.cli(&["check"]).await;
+    assert!(!done && said.contains("4 are under keys that are not configured"), "{said}");
+    assert!(said.contains("Set ENCRYPTION_KEY to the key that wrote them"), "{said}");
+    assert!(!said.contains(OLD) && !said.contains(NEW), "{said}");
+    app.set("ENCRYPTION_KEYS_OLD", OLD);
+    let (_, said) = app.cli(&["check"]).await;
+    assert!(said.contains("4 are under keys in ENCRYPTION_KEYS_OLD") && said.contains("keys rotate"), "{said}");
+}

@@ -182,3 +182,56 @@ fn read_all(folder: &std::path::Path, into: &mut String) {
         }
     }
 }
+
+/// T1: an error on one side must not hide an error on the other.
+#[test]
+fn the_sandbox_imports_nothing_of_the_library() {
+    let mut sources = String::new();
+    read_all(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("sandbox"), &mut sources);
+    assert!(sources.contains("fn serve("), "the twins were not found");
+    let code = sources.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let named: Vec<_> = code.filter(|line| line.contains("multivio::") || line.contains("../src/")).collect();
+    assert!(named.is_empty(), "the sandbox uses the library: {named:?}");
+}
+
+/// The map is what a newcomer reads first.
+#[test]
+fn the_map_names_every_part_of_the_source() {
+    let map = include_str!("../../ARCHITECTURE.md");
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut parts = Vec::new();
+    for folder in ["src", "tests", "bin"] {
+        let entries = std::fs::read_dir(root.join(folder)).unwrap().flatten();
+        parts.extend(entries.map(|entry| (format!("{folder}/{}", entry.file_name().display()), entry.path().is_dir())));
+    }
+    for folder in ["workers", "sandbox", "migrations", "prompts", "docs", "deploy", ".ci"] {
+        parts.push((folder.to_owned(), true));
+    }
+    let is_missing = |(part, is_folder): &(String, bool)| {
+        let name = if *is_folder { format!("`{part}/`") } else { format!("`{part}`") };
+        !map.contains(&name)
+    };
+    let missing: Vec<_> = parts.iter().filter(|part| is_missing(part)).collect();
+    assert!(missing.is_empty(), "ARCHITECTURE.md does not say what these are: {missing:?}");
+}
+
+/// What a build reads is what `bin/dev` builds again for.
+#[test]
+fn dev_watches_every_folder_that_is_built_in() {
+    let dev = include_str!("../../bin/dev");
+    let watched = dev.lines().find_map(|line| line.strip_prefix("sources=(")).expect("its list").trim_end_matches(')');
+    let watched: BTreeSet<_> = watched.split(' ').collect();
+    let mut sources = String::new();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    read_all(&root.join("src"), &mut sources);
+    // `include_str!("../../prompts/shorten.md")`
+    let included = sources.split("include_str!(\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let folders = included.filter_map(|path| path.rsplit_once("../")?.1.split_once('/').map(|(folder, _)| folder));
+    let folders: BTreeSet<_> = folders.filter(|folder| root.join(folder).is_dir()).collect();
+    assert!(folders.contains("prompts"), "nothing was found: {folders:?}");
+    let missing: Vec<_> = folders.iter().filter(|folder| !watched.contains(*folder)).collect();
+    assert!(missing.is_empty(), "bin/dev does not watch {missing:?}");
+    for needed in ["src", "workers", "sandbox", "migrations", "Cargo.toml", "Cargo.lock"] {
+        assert!(watched.contains(needed), "bin/dev does not watch {needed}");
+    }
+}

@@ -73,6 +73,52 @@ async fn up_runs_everything_says_where_and_stops_all_of_it() {
     ServerFolder::open(&data).unwrap().remove().unwrap();
 }
 
+/// The process of this folder's `postgres` or `redis` that began the others.
+fn server_in(folder: &Path, name: &str) -> Option<libc::pid_t> {
+    let home = std::fs::read_link(folder.join("servers")).unwrap_or_else(|_| folder.to_owned()).join(name);
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).find(|pid: &libc::pid_t| {
+        let works_there = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|place| place.starts_with(&home));
+        // Its helpers have given themselves other names ("postgres: checkpointer").
+        works_there && std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with('/'))
+    })
+}
+
+#[tokio::test]
+async fn up_starts_a_postgres_and_a_redis_again_that_died_and_says_so() {
+    let place = tempfile::tempdir().unwrap();
+    let data = place.path().join("data");
+    let folder = data.to_str().unwrap();
+    let mut up = multivio(&["--json", "up", "--sandbox", "--data", folder, "--listen", "127.0.0.1:0"]);
+    let said = eventually(SOON, "the addresses", || {
+        assert!(!up.has_ended(), "{}", up.log());
+        let said = result_in(&up.output());
+        async move { said }
+    })
+    .await;
+    let ready = format!("{}/health/ready", said["api"].as_str().unwrap());
+    for server in ["postgres", "redis"] {
+        let before = server_in(&data, server).unwrap_or_else(|| panic!("no {server} runs"));
+        // SAFETY: a plain call; the process is a child of ours that was found alive just now.
+        assert_eq!(unsafe { libc::kill(before, libc::SIGKILL) }, 0);
+        eventually(SOON, &format!("{server} to be back"), || {
+            let up_again = up.find_line(|line| line.contains(server) && line.contains("is up again"));
+            async move { up_again }
+        })
+        .await;
+        assert_ne!(server_in(&data, server).expect("it runs again"), before);
+        assert!(up.find_line(|line| line.contains(server) && line.contains("signal: 9")).is_some(), "{}", up.log());
+        eventually(SOON, "the API to be ready", || async {
+            let answer = client().get(&ready).timeout(SOON).send().await.ok()?;
+            answer.status().is_success().then_some(())
+        })
+        .await;
+    }
+    assert!(up.stop(SOON).await.success(), "{}", up.log());
+    assert_eq!(running_in(&data), Vec::<String>::new());
+    ServerFolder::open(&data).unwrap().remove().unwrap();
+}
+
 /// What the demo's table says of each row: its name and its state.
 fn states(report: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -103,8 +149,42 @@ async fn the_demo_shows_a_job_of_every_kind_and_tells_what_a_file_is_not_fit_for
     assert_eq!(report["refused"][0]["what"], "transcode instagram_reel", "{said}");
     assert!(report["refused"][0]["why"].as_str().unwrap().contains("2 s long"), "{said}");
     assert_eq!(report["posts"], 2, "{said}");
+    // Nothing is named that is gone by the time it is read.
+    assert_eq!(report["addresses"], serde_json::json!([]), "{said}");
+    assert!(report["rows"].as_array().unwrap().iter().all(|row| row["see"] == ""), "{said}");
     assert!(!folder.exists(), "it removes what it made");
     assert_eq!(running_in(&folder), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_the_demo_names_is_there_until_it_is_stopped() {
+    let clips = Clips::new();
+    let words = format!("{} {X264} -pix_fmt yuv420p -c:a aac -shortest", sources("320x180", 2.0));
+    let clip = clips.make("short.mp4", &words).await;
+    let folder = clips.path("demo");
+    let mut demo = multivio(&["--json", "demo", "--folder", folder.to_str().unwrap(), clip.to_str().unwrap()]);
+    let report = eventually(2 * SOON, "the report", || {
+        assert!(!demo.has_ended(), "{}", demo.log());
+        let said = result_in(&demo.output());
+        async move { said }
+    })
+    .await;
+    let rows = report["rows"].as_array().unwrap();
+    assert!(rows.len() >= 6 && report["succeeded"] == true, "{report}");
+    for row in rows {
+        let (see, job) = (row["see"].as_str().unwrap(), &row["job"]);
+        assert!(job["id"].as_str().unwrap().starts_with("job_"), "{row}");
+        if see.starts_with("http") {
+            assert_eq!(client().get(see).send().await.unwrap().status(), 200, "{row}");
+        } else {
+            let file = std::fs::read(see).unwrap_or_else(|error| panic!("{error}: {row}"));
+            if let Some(text) = job["result"]["variants"][0]["text"].as_str() {
+                assert_eq!(String::from_utf8_lossy(&file).trim_end(), text);
+            }
+        }
+    }
+    assert!(demo.stop(SOON).await.success(), "{}", demo.log());
+    assert!(!folder.exists(), "it removes what it made");
 }
 
 /// With the clip that it makes itself: minutes of work for two processors.
@@ -135,6 +215,22 @@ async fn a_demo_that_is_interrupted_removes_what_it_made() {
     .await;
     assert_eq!(demo.stop(SOON).await.code(), Some(1), "{}", demo.log());
     assert!(!folder.exists());
+    assert_eq!(running_in(&folder), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_demo_that_is_interrupted_while_it_starts_fails_as_well() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join(".multivio/demo");
+    let mut demo = multivio(&["demo", "--once", "--folder", folder.to_str().unwrap()]);
+    eventually(SOON, "the demo to begin", || {
+        let begins = demo.find_line(|line| line.contains("starting Postgres"));
+        async move { begins }
+    })
+    .await;
+    assert_eq!(demo.stop(SOON).await.code(), Some(1), "{}", demo.log());
+    assert!(demo.find_line(|line| line.contains("interrupted")).is_some(), "{}", demo.log());
+    assert!(!folder.parent().unwrap().exists(), "nor is the folder above it left");
     assert_eq!(running_in(&folder), Vec::<String>::new());
 }
 

@@ -12,10 +12,10 @@ use super::{
     ledger,
     limits::{self, Updates},
     report::{Figure, Target},
-    stage::{Ground, Program, Stage, progress},
+    stage::{Ground, Program, Stage},
 };
 use crate::{
-    cli::Failure,
+    cli::{Failure, working::progress},
     ids::JobId,
     jobs::{Engine, Queue, belt::Belt},
     telemetry::chain,

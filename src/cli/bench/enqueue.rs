@@ -10,10 +10,10 @@ use super::{
     limits::Updates,
     load::{self, Load, Plan},
     report::{Figure, Target},
-    stage::{self, Ground, Program, Stage, spinner},
+    stage::{self, Ground, Program, Stage},
 };
 use crate::{
-    cli::Failure,
+    cli::{Failure, working::spinner},
     identity::{Caller, LocalTokens, Scope, Scopes},
     ids::{TenantId, UserId},
 };

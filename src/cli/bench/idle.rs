@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use super::{
     report::{Figure, Target},
-    stage::{self, Ground, Program, Stage, spinner},
+    stage::{self, Ground, Program, Stage},
 };
-use crate::{cli::Failure, jobs::Queue};
+use crate::{
+    cli::{Failure, working::spinner},
+    jobs::Queue,
+};
 
 const TARGET_MB: f64 = 40.0;
 const TARGET_SECONDS: f64 = 1.0;

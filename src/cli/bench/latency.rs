@@ -19,10 +19,10 @@ use uuid::Uuid;
 use super::{
     limits::Updates,
     report::{Figure, Target},
-    stage::{Ground, Stage, progress},
+    stage::{Ground, Stage},
 };
 use crate::{
-    cli::Failure,
+    cli::{Failure, working::progress},
     ids::TenantId,
     jobs::{Engine, Job, JobContext, NewJob, Queue, Registry, Stop, belt::Belt, worker},
     telemetry::chain,

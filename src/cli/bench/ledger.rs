@@ -2,9 +2,9 @@
 
 use sqlx::PgPool;
 
-use super::stage::{Ground, progress};
+use super::stage::Ground;
 use crate::{
-    cli::Failure,
+    cli::{Failure, working::progress},
     ids::{JobId, TenantId},
     jobs::{
         NewJob,

@@ -7,8 +7,8 @@ use secrecy::ExposeSecret;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::stage::{Ground, spinner};
-use crate::cli::Failure;
+use super::stage::Ground;
+use crate::cli::{Failure, working::spinner};
 
 const CONNECTIONS: usize = 2;
 const ROWS: i64 = 100_000;

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::PgPool;
 use tokio::{
@@ -17,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    cli::Failure,
+    cli::{Failure, working::spinner},
     config::Config,
     db::{MIGRATIONS, Session},
     local::{Durability, LocalError, Persistence, Process, ServerFolder, ServerOptions, Servers, Spawning},
@@ -180,21 +179,6 @@ pub async fn is_ready(address: SocketAddr) -> bool {
 pub fn free_address() -> Result<SocketAddr, Failure> {
     let port = crate::local::free_port().map_err(|error| Failure::failed(format!("no free port: {error}")))?;
     Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-}
-
-/// Shows that something goes on, for as long as it does.
-pub async fn spinner<T>(what: &'static str, work: impl Future<Output = T>) -> T {
-    let bar = ProgressBar::new_spinner().with_message(what);
-    bar.enable_steady_tick(Duration::from_millis(120));
-    let done = work.await;
-    bar.finish_and_clear();
-    done
-}
-
-/// A bar for work of a known size.
-pub fn progress(what: &'static str, size: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {elapsed}");
-    ProgressBar::new(size).with_message(what).with_style(style.expect("a literal template"))
 }
 
 fn cpu_of(pid: u32) -> Option<Duration> {

@@ -4,6 +4,7 @@
 
 mod database;
 mod redis;
+mod secrets;
 mod tools;
 
 use clap::Args;
@@ -81,7 +82,11 @@ pub async fn run(_arguments: Arguments, screen: Screen) -> Result<(), Failure> {
 async fn look(config: &Config) -> Vec<Line> {
     let (database, redis, tools) =
         tokio::join!(database::look(&config.database), redis::look(&config.redis), tools::look(config));
-    [settings(config), database, redis, tools, services(config)].concat()
+    // Whoever cannot ask the database has said why.
+    let may_be_asked = database.iter().any(|line| line.name == "schema" && line.verdict == Verdict::Ok)
+        && database.iter().all(|line| line.verdict != Verdict::Problem);
+    let stored = if may_be_asked { secrets::look(config).await } else { None };
+    [settings(config), database, stored.into_iter().collect(), redis, tools, services(config)].concat()
 }
 
 /// What the settings themselves are missing.

@@ -1,6 +1,11 @@
 //! What media work needs on this machine: ffmpeg and ffprobe with the right parts, folders that can be written, room.
 
-use std::{io::Write, path::Path, process::Stdio, time::Duration};
+use std::{
+    io::{Error, ErrorKind, Write},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
 
 use tokio::process::Command;
 
@@ -56,7 +61,7 @@ pub async fn look(config: &Config) -> Vec<Line> {
 /// What one process takes in, another has to find.
 fn sharing(config: &Config) -> Option<Line> {
     let folder = &config.storage.folder;
-    if config.environment != Environment::Production || !storage::is_on_own_disk(folder) {
+    if config.environment != Environment::Production || !storage::is_on_own_disk(existing(folder)) {
         return None;
     }
     Some(Line::warning(
@@ -143,7 +148,7 @@ fn folder(name: &'static str, variable: &str, folder: &Path) -> Line {
             format!("Give this user the right to, or set {variable}"),
         );
     }
-    match admission::free_bytes(folder) {
+    match admission::free_bytes(existing(folder)) {
         Some(free) if free < ROOM_BYTES => Line::warning(
             name,
             format!("{shown} has {} MB left", free >> 20),
@@ -154,9 +159,22 @@ fn folder(name: &'static str, variable: &str, folder: &Path) -> Line {
     }
 }
 
+/// The folder, or the one above it in which the first program that starts makes it.
+fn existing(folder: &Path) -> &Path {
+    let found = folder.ancestors().find(|place| place.exists());
+    found.filter(|place| !place.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Leaves nothing behind, not even the folder.
 fn try_to_write(folder: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let place = existing(folder);
+    if !place.is_dir() {
+        return Err(Error::new(ErrorKind::NotADirectory, format!("{} is no folder", place.display())));
+    }
+    if place != folder {
+        tempfile::tempdir_in(place)?.close()?;
+    }
+    let mut file = tempfile::NamedTempFile::new_in(place)?;
     file.write_all(b"multivio check")?;
     file.as_file().sync_all()?;
     file.close()
@@ -176,9 +194,20 @@ mod tests {
     #[test]
     fn a_look_leaves_no_file_behind() {
         let place = tempfile::tempdir().unwrap();
-        let line = folder("media folder", "STORAGE_FOLDER", &place.path().join("new"));
-        assert_ne!(line.verdict, Verdict::Problem);
-        assert_eq!(std::fs::read_dir(place.path().join("new")).unwrap().count(), 0);
+        for asked in [place.path().join("new/media"), place.path().to_owned()] {
+            let line = folder("media folder", "STORAGE_FOLDER", &asked);
+            assert_ne!(line.verdict, Verdict::Problem, "{line:?}");
+            assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+        }
+        assert_eq!(existing(Path::new("no/such/folder")), Path::new("."));
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_a_folder_is_a_problem() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for asked in [file.path().to_owned(), file.path().join("media")] {
+            assert_eq!(folder("media folder", "STORAGE_FOLDER", &asked).verdict, Verdict::Problem);
+        }
     }
 
     #[test]

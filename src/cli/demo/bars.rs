@@ -68,7 +68,7 @@ impl Bar {
 }
 
 /// On one line, with dots where it was cut.
-pub fn shortened(text: &str, room: usize) -> String {
+fn shortened(text: &str, room: usize) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(room) {
         Some((end, _)) => format!("{}...", &line[..end]),

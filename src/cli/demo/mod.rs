@@ -56,8 +56,9 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
         Ok(stack) => stack,
         Err(error) => {
             let removed = ServerFolder::open(&arguments.folder).and_then(ServerFolder::remove);
+            remove_parent(&arguments.folder);
             return match error {
-                StackError::Stopped => Ok(removed?),
+                StackError::Stopped => removed.map_err(Failure::from).and_then(|()| interrupted(arguments.once)),
                 error => Err(error.into()),
             };
         }
@@ -65,10 +66,16 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
     let shown = show(&stack, file, arguments.once, screen, &signals.stop).await;
     eprintln!("stopping and cleaning up ...");
     stack.stop_and_remove(&signals.hurry).await?;
+    remove_parent(&arguments.folder);
     shown
 }
 
-/// `Err` when something did not succeed. Being interrupted is no failure, unless an exit code was asked for.
+/// Being interrupted is no failure, unless an exit code was asked for.
+fn interrupted(once: bool) -> Result<(), Failure> {
+    if once { Err(Failure::failed("interrupted")) } else { Ok(()) }
+}
+
+/// `Err` when something did not succeed.
 async fn show(
     stack: &Stack,
     file: Option<PathBuf>,
@@ -77,9 +84,9 @@ async fn show(
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let token = developer_token(stack)?;
-    let story = stop.run_until_cancelled(story::tell(stack, &token, file)).await;
+    let story = stop.run_until_cancelled(story::tell(stack, &token, file, once)).await;
     let Some(report) = story else {
-        return if once { Err(Failure::failed("interrupted")) } else { Ok(()) };
+        return interrupted(once);
     };
     screen.show(&report, || table::describe(&report))?;
     if !once {
@@ -114,9 +121,30 @@ fn remove_leftovers(folder: &Path) -> Result<(), Failure> {
     }
 }
 
+/// The folder above, when it is the product's own by its name and nothing else is in it.
+fn remove_parent(folder: &Path) {
+    if let Some(parent) = folder.parent().filter(|parent| parent.ends_with(".multivio")) {
+        // One with something in it is not removed, which is what is wanted.
+        let _ = std::fs::remove_dir(parent);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_folder_above_goes_when_it_is_the_products_own_and_empty() {
+        let place = tempfile::tempdir().unwrap();
+        for (name, other, stays) in
+            [(".multivio", None, false), (".multivio", Some("dev"), true), ("my-work", None, true)]
+        {
+            let parent = place.path().join(name);
+            std::fs::create_dir_all(other.map_or(parent.clone(), |other| parent.join(other))).unwrap();
+            remove_parent(&parent.join("demo"));
+            assert_eq!(parent.exists(), stays, "{name} with {other:?}");
+        }
+    }
 
     #[test]
     fn a_folder_with_other_things_in_it_is_left_alone() {

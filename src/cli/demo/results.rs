@@ -1,4 +1,4 @@
-//! Puts what was made where a person can look at it: renditions as files with names.
+//! Puts what was made where a person can look at it: renditions and texts as files with names.
 
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,13 @@ impl Results {
 
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// A text, as `name.txt`.
+    pub async fn save_text(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+        let path = self.folder.join(name).with_extension("txt");
+        tokio::fs::write(&path, format!("{text}\n")).await?;
+        Ok(path)
     }
 
     /// A copy of a rendition, as `name.mp4`.

@@ -26,8 +26,9 @@ const DRAFT: &str = "We spent the whole evening on the rocks above the town, wai
     and the sea kept moving. It is hard to believe that this is twenty minutes from the office. Bring a blanket and \
     something warm to drink, stay until it is properly dark, and do not forget to look up. #coast #evening";
 
-/// Does it all and tells what came of it. Whatever fails is in the report; the rest goes on as far as it can.
-pub async fn tell(stack: &Stack, token: &str, file: Option<PathBuf>) -> Report {
+/// Does it all and tells what came of it. Whatever fails is in the report; the rest goes on as far as it can. Nothing
+/// is named as to be seen that is gone when `once` the report is read.
+pub async fn tell(stack: &Stack, token: &str, file: Option<PathBuf>, once: bool) -> Report {
     let mut story = Story {
         client: Client::new(&stack.api_url, token),
         sandbox: stack.sandbox_url.clone().expect("the demo's stack has a sandbox"),
@@ -41,7 +42,12 @@ pub async fn tell(stack: &Stack, token: &str, file: Option<PathBuf>) -> Report {
     if let Err(error) = story.run(stack, file).await {
         story.problems.push(format!("{error:#}"));
     }
-    story.report(stack)
+    let mut report = story.report(stack);
+    if once {
+        report.addresses.clear();
+        report.rows.iter_mut().for_each(|row| row.see.clear());
+    }
+    report
 }
 
 struct Story {
@@ -93,6 +99,7 @@ impl Story {
         for preset in presets {
             self.save(&results, &media, preset, preset.as_str()).await;
         }
+        self.save_texts(&results, "shortened").await;
         if let Err(error) = self.workflow(&results, ffmpeg, &clip, &connection).await {
             self.problems.push(format!("workflow: {error:#}"));
         }
@@ -126,6 +133,7 @@ impl Story {
         let begun = self.begin_publish("workflow", &wish).await?;
         self.follow(begun).await;
         self.save(results, &media, PresetName::XVideo, "workflow-x_video").await;
+        self.save_texts(results, "workflow-text").await;
         Ok(())
     }
 
@@ -268,6 +276,17 @@ impl Story {
         }
     }
 
+    /// A language model's text as a file, shown in its job's row.
+    async fn save_texts(&mut self, results: &Results, name: &str) {
+        for row in self.rows.iter_mut().filter(|row| row.see.is_empty()) {
+            let Some(text) = row.job.result.as_ref().and_then(text_in) else { continue };
+            match results.save_text(name, text).await {
+                Ok(path) => row.see = path.display().to_string(),
+                Err(error) => self.problems.push(format!("the text {name} cannot be written: {error:#}")),
+            }
+        }
+    }
+
     /// What the platform itself says: each publication is there, once.
     async fn count(&mut self) -> anyhow::Result<()> {
         let url = format!("{}/_sandbox/x/posts/count", self.sandbox);
@@ -295,7 +314,7 @@ impl Story {
                 address("API documents", format!("{}/docs", stack.api_url)),
                 address("health", format!("{}/health", stack.api_url)),
                 address("sandbox", self.sandbox),
-                address("media files", stack.folder().join("results").display().to_string()),
+                address("results", stack.folder().join("results").display().to_string()),
                 address("logs", stack.logs().display().to_string()),
             ],
         }
@@ -328,13 +347,18 @@ fn result_of(job: &JobStatus) -> String {
         let how = result["action"].as_str().unwrap_or("made");
         return format!("{width}x{height}, {size} ({how})");
     }
-    if let Some(text) = result["variants"][0]["text"].as_str() {
+    if let Some(text) = text_in(result) {
         return format!("{}: {text}", result["provider"].as_str().unwrap_or("?"));
     }
     match result["permalink"].as_str() {
         Some(permalink) => permalink.to_owned(),
         None => result.to_string(),
     }
+}
+
+/// What a language model wrote.
+fn text_in(result: &Value) -> Option<&str> {
+    result["variants"][0]["text"].as_str()
 }
 
 /// The presets that the file can be made into, and those that its plan refuses, which is an answer and no failure.

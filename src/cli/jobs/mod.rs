@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use self::steer::Retried;
-use super::{Failure, Screen};
+use super::{Failure, Screen, working::spinner};
 use crate::{
     db::{Session, pooler},
     ids::{GroupId, JobId, TenantId},
@@ -37,7 +37,7 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Newest jobs first
+    /// Newest jobs first; without --all, the installation's own (upkeep, canaries) only where they failed
     List(ListArguments),
     /// One job with its timeline
     Show {
@@ -103,6 +103,9 @@ struct ListArguments {
     /// Only those created before this one
     #[arg(long, value_name = "job_...")]
     before: Option<JobId>,
+    /// Also the installation's own jobs that did not fail: upkeep, canaries (shown as well with --kind, --group, --tenant)
+    #[arg(long)]
+    all: bool,
     /// At most so many
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
@@ -179,6 +182,7 @@ async fn cancel(engine: &Engine, jobs: Vec<JobId>, screen: Screen) -> Result<(),
         let (done, text) = match steer::cancel(engine, job).await? {
             CancelOutcome::Cancelled => (true, "cancelled".to_owned()),
             CancelOutcome::Requested => (true, "runs; it is being stopped".to_owned()),
+            CancelOutcome::TooLate(State::Cancelled) => (true, "is cancelled already".to_owned()),
             CancelOutcome::TooLate(state) => (false, format!("too late, it has {state}")),
             CancelOutcome::Committed => {
                 (false, "too late, what it does elsewhere may have happened; its outcome is found out first".to_owned())
@@ -209,7 +213,8 @@ async fn set_priority(engine: &Engine, priority: Priority, jobs: Vec<JobId>, scr
 
 async fn retry(engine: &Engine, wish: RetryArguments, screen: Screen) -> Result<(), Failure> {
     if let Some(queue) = wish.queue {
-        let retried = steer::retry_failed(engine, queue, wish.kind.as_deref(), wish.limit).await?;
+        let retrying = steer::retry_failed(engine, queue, wish.kind.as_deref(), wish.limit);
+        let retried = spinner(format!("failed jobs of {queue} go back to the queue"), retrying).await?;
         return say(screen, queue.as_str(), format!("{retried} failed job(s) of {queue} run once more."), true);
     }
     let mut outcomes = Vec::new();

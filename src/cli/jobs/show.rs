@@ -9,17 +9,25 @@ use serde_json::Value;
 
 use super::{Failure, ListArguments, Screen};
 use crate::{
-    ids::JobId,
+    ids::{JobId, TenantId},
     jobs::{
-        Engine, State,
+        Engine, Priority, State,
         api::{JobView, TimelineView, ViewContext, progress_of},
         ledger::{JobFilter, JobRow},
     },
 };
 
 pub async fn list(engine: &Engine, wish: ListArguments, screen: Screen) -> Result<(), Failure> {
-    let filter =
-        JobFilter { tenant: wish.tenant, state: wish.state, queue: wish.queue, kind: wish.kind, group: wish.group };
+    // Whoever names what they look for gets it, whosever it is.
+    let names_it = wish.all || wish.tenant.is_some() || wish.kind.is_some() || wish.group.is_some();
+    let filter = JobFilter {
+        tenant: wish.tenant,
+        state: wish.state,
+        queue: wish.queue,
+        kind: wish.kind,
+        group: wish.group,
+        except: (!names_it).then_some(TenantId::SYSTEM),
+    };
     let rows = engine.jobs(&filter, wish.before, i64::from(wish.limit)).await?;
     let context = ViewContext::of(&mut *engine.db().acquire().await?, &rows).await?;
     let views: Vec<_> = rows.iter().map(|row| JobView::new(row, &context)).collect();
@@ -28,13 +36,15 @@ pub async fn list(engine: &Engine, wish: ListArguments, screen: Screen) -> Resul
 
 fn table(views: &[JobView]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["JOB", "KIND", "QUEUE", "STATE", "ATTEMPT", "WAITED", "RAN", "WHY"]);
+    table.load_style(presets::NOTHING);
+    table.set_header(["JOB", "KIND", "QUEUE", "PRIORITY", "STATE", "ATTEMPT", "WAITED", "RAN", "WHY"]);
     for view in views {
         let why = view.error.as_ref().map(|error| error.message.clone()).or_else(|| view.reason.clone());
         table.add_row([
             view.id.to_string(),
             view.kind.clone(),
             view.queue.clone(),
+            Priority::from(view.priority).to_string(),
             State::from(view.state).to_string(),
             format!("{}/{}", view.attempt, view.max_attempts),
             duration(view.waited_ms),
@@ -121,6 +131,7 @@ fn text(row: &JobRow, view: &JobView, timeline: &TimelineView) -> String {
     fact("job", row.id.to_string());
     fact("workspace", row.tenant.to_string());
     fact("kind", format!("{} (queue {}, lane {})", row.kind, row.queue, row.lane));
+    fact("priority", Priority::from(view.priority).to_string());
     fact("state", row.state.to_string());
     fact("why", view.reason.clone().unwrap_or_default());
     fact("error", view.error.as_ref().map(|e| format!("{} ({}: {})", e.message, e.class, e.code)).unwrap_or_default());

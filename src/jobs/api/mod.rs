@@ -164,6 +164,7 @@ impl JobsApi {
             queue: queue.0.map(Into::into),
             kind: kind.0,
             group: group.0,
+            ..JobFilter::default()
         };
         let mut db = app.db.of(&caller).await?;
         let rows = ledger::list(&mut *db, &filter, before, i64::from(limit) + 1).await?;

@@ -125,6 +125,8 @@ pub struct JobFilter {
     pub queue: Option<Queue>,
     pub kind: Option<String>,
     pub group: Option<GroupId>,
+    /// Nothing of this workspace, unless it failed.
+    pub except: Option<TenantId>,
 }
 
 /// One statement for each state, which is written out in it: a state that is only bound tells the planner nothing about
@@ -135,7 +137,8 @@ macro_rules! listing {
             "where ($1::uuid is null or tenant_id = $1) and ($2::uuid is null or id < $2) ",
             $state,
             " and ($3::text is null or queue = $3) and ($4::text is null or kind = $4) \
-             and ($5::uuid is null or group_id = $5) order by id desc limit $6"
+             and ($5::uuid is null or group_id = $5) and ($7::uuid is null or tenant_id <> $7 or state = 'failed') \
+             order by id desc limit $6"
         ))
     };
 }
@@ -166,6 +169,7 @@ pub async fn list(
         .bind(filter.kind.as_deref())
         .bind(filter.group)
         .bind(limit)
+        .bind(filter.except)
         .fetch_all(db)
         .await
 }

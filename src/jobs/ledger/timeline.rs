@@ -49,12 +49,13 @@ pub async fn timeline(db: &mut PgConnection, job: &JobRow) -> sqlx::Result<Vec<E
     if job.due_at > job.created_at {
         entries.push(entry(job.due_at, "due", Value::Null));
     }
-    entries.extend(job.queued_at.map(|at| entry(at, "queued", Value::Null)));
     for (run, started_at, ended_at, class, code, message) in attempts {
         entries.extend(started_at.map(|at| entry(at, "started", json!({ "run": run }))));
         entries.push(entry(ended_at, &class, json!({ "run": run, "code": code, "message": message })));
     }
     entries.extend(notes.into_iter().map(|(at, what, detail)| entry(at, &what, detail)));
+    // After what sent it back at the same instant, such as a crash.
+    entries.extend(job.queued_at.map(|at| entry(at, "queued", Value::Null)));
     let run_is_listed = entries.iter().any(|line| line.what == "started" && line.detail["run"] == job.run);
     if let Some(at) = job.claimed_at.filter(|_| !run_is_listed) {
         entries.push(entry(at, "started", json!({ "run": job.run })));

@@ -23,7 +23,7 @@ impl PgBouncer {
     /// `mode`: `session` or `transaction`. `more`: further lines of its settings.
     pub async fn start(servers: &Servers, db: &TestDb, mode: &str, more: &str) -> Self {
         let program = find_in_path("pgbouncer").unwrap_or_else(|| PathBuf::from("/usr/sbin/pgbouncer"));
-        assert!(program.is_file(), "pgbouncer is missing: bin/setup installs it");
+        assert!(program.is_file(), "pgbouncer is missing: `bin/setup --tests` installs it");
         let folder = tempfile::tempdir().expect("a folder for pgbouncer");
         let url = url::Url::parse(db.url().expose_secret()).expect("the tests' own address");
         let (user, password) = (url.username(), url.password().expect("it has one"));

@@ -33,8 +33,14 @@ async fn what_is_done_to_keys_members_connections_and_publications_is_written_do
     assert_eq!(status, 202, "{put}");
     let publication = put["publications"][0]["id"].as_str().unwrap();
     assert_eq!(api.post(&format!("/api/v1/publications/{publication}/cancel"), Value::Null).await.0, 200);
-    let job = put["publications"][0]["job_id"].as_str().unwrap();
-    assert_eq!(api.post(&format!("/api/v1/jobs/{job}/retry"), Value::Null).await.0, 200);
+    // Cancelled, a publication stays so; a transform is run once more.
+    let transform = json!({"content": "A text that is long enough.", "transformation_type": "shorten"});
+    let (status, transform) = api.post("/api/v1/ai/transform", transform).await;
+    assert_eq!(status, 202, "{transform}");
+    let job = transform["job_id"].as_str().unwrap();
+    for act in ["cancel", "retry"] {
+        assert_eq!(api.post(&format!("/api/v1/jobs/{job}/{act}"), Value::Null).await.0, 200, "{act}");
+    }
     assert_eq!(api.delete(&format!("/api/v1/connections/{connection}")).await.0, 204);
     assert_eq!(api.delete(&format!("/api/v1/api-keys/{key_id}")).await.0, 204);
 
@@ -45,6 +51,7 @@ async fn what_is_done_to_keys_members_connections_and_publications_is_written_do
         "connection.added",
         "post.published",
         "publication.cancelled",
+        "job.cancelled",
         "job.retried",
         "connection.removed",
         "api_key.revoked",
@@ -126,7 +133,8 @@ async fn what_was_done_to_the_installation_is_read_by_administrators_in_person_a
     let (status, problem) = get(&api, &admin, &format!("{asked}&workspace={}", app.tenant)).await;
     assert_eq!((status, &problem["field"]), (400, &json!("installation")), "{problem}");
     // An owner reads their own, and no key reads anything, whatever its scopes are.
-    assert_eq!(get(&api, &api.token, asked).await.0, 403);
+    let owner = app.token_for(app.tenant, &[Scope::Workspace]);
+    assert_eq!(get(&api, &owner, asked).await.0, 403);
     assert!(lines(&api).await.iter().all(|line| line["actor"] != "operator"));
     let body = json!({"name": "k", "scopes": ["read", "admin"]});
     let (status, made) = call(&api, &both, None, Method::POST, "/api/v1/api-keys", Some(&body)).await;
