@@ -57,6 +57,7 @@ impl AuditApi {
     /// Newest first, kept for a year. For owners of the workspace; administrators may name another one, or ask for
     /// what was done to the installation. No API key reads it.
     #[oai(path = "/audit", method = "get", operation_id = "listAudit")]
+    #[expect(clippy::too_many_arguments, reason = "each is a parameter of the call")]
     async fn list(
         &self,
         app: Data<&Arc<App>>,

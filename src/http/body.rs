@@ -199,9 +199,9 @@ mod tests {
     #[test]
     fn a_number_out_of_its_types_range_is_named() {
         for (body, remedy) in [
-            (r#"{"content": "hi", "length": -1}"#, "Send a whole number, 0 or more"),
+            (r#"{"content": "hi", "length": -1}"#, "Send a whole number from 0 to 4294967295"),
             (r#"{"content": "hi", "count": 256}"#, "Send a whole number from 1 to 255"),
-            (r#"{"content": "hi", "length": 4294967296}"#, "Send a whole number, 0 or more"),
+            (r#"{"content": "hi", "length": 4294967296}"#, "Send a whole number from 0 to 4294967295"),
         ] {
             let document = problem(body).document().clone();
             assert_ne!(document.errors[0].field, "body", "{body}");

@@ -64,7 +64,7 @@ async fn an_account_that_was_typed_in_tells_and_takes_nothing_of_its_owners_post
         .execute(&stage.app.pool)
         .await
         .unwrap();
-    assert_eq!(taken(&stage, &stage.connection).await, [mine.clone()]);
+    assert_eq!(taken(&stage, &stage.connection).await, std::slice::from_ref(&mine));
     sqlx::query("update connections set proven_at = now()").execute(&stage.app.pool).await.unwrap();
     let mut all = taken(&stage, &stage.connection).await;
     all.sort();

@@ -77,7 +77,7 @@ const ROWS: &str = "
     insert into erasures (id, kind, subject) values (:id, 'user', :id);";
 
 async fn fill(app: &App, tenant: TenantId, user: UserId) {
-    fill_by(&mut *app.pool.acquire().await.unwrap(), tenant, user).await;
+    fill_by(&mut app.pool.acquire().await.unwrap(), tenant, user).await;
 }
 
 /// The same by a session that may write everything.
