@@ -17,6 +17,7 @@ use super::{
     App, FieldError, Problem,
     auth::{Caller, Scope, caller_of},
     client_address::{ClientAddress, Proxies},
+    framing,
     limits::{OPEN_LIMIT, RateLimiter, Subject, Verdict},
 };
 
@@ -108,6 +109,9 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
     type Output = Response;
 
     async fn call(&self, request: Request) -> Result<Response> {
+        if let Some(refused) = framing::refused(&request) {
+            return Ok(refused);
+        }
         if !request.uri().path().starts_with("/api/") && !begins_with(&request, self.paths.public) {
             return self.pass_open(request).await;
         }

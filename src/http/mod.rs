@@ -9,6 +9,7 @@ pub mod docs;
 pub mod edge;
 pub mod etag;
 pub mod followers;
+mod framing;
 pub mod gate;
 pub mod health;
 pub mod idempotency;

@@ -379,6 +379,8 @@ async fn a_request_smuggled_in_anothers_body_is_never_answered() {
     let address = served.url.trim_start_matches("http://").to_owned();
     let smuggled = "GET /smuggled HTTP/1.1\r\nhost: x\r\nx-request-id: smuggled\r\n\r\n";
     let chunk = format!("{:x}\r\n{smuggled}\r\n0\r\n\r\n", smuggled.len());
+    let good = "{\"text\": \"on\"}".to_owned();
+    let behind = format!("{:x}\r\n{good}\r\n0\r\n\r\n{smuggled}", good.len());
     let body = smuggled.to_owned();
     let long = smuggled.len();
     for (head, body) in [
@@ -398,6 +400,12 @@ async fn a_request_smuggled_in_anothers_body_is_never_answered() {
         (format!("x-a: b\r\n content-length: 0\r\ncontent-length: {long}\r\n"), &body),
         (format!("transfer-encoding:\r\n chunked\r\ncontent-length: {long}\r\n"), &body),
         (format!("x\0y: z\r\ncontent-length: {long}\r\n"), &body),
+        // Codings in a row: whoever stops at the first takes what comes behind the chunks for body.
+        ("transfer-encoding: chunked, chunked\r\n".to_owned(), &behind),
+        ("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n".to_owned(), &behind),
+        ("transfer-encoding: gzip, chunked\r\n".to_owned(), &behind),
+        // For two servers at once.
+        (format!("host: y\r\ncontent-length: {}\r\n", good.len()), &good),
     ] {
         let mut stream = TcpStream::connect(&address).await.unwrap();
         let request = format!(

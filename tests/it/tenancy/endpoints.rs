@@ -304,7 +304,11 @@ async fn lists_cursors_filters_keys_and_workspaces_lead_nowhere_else() {
         }
         let path = &call.template;
         let (_, first) = get(api, &api.token, &format!("{path}?limit=1")).await;
-        let mut asked = vec![path.clone(), format!("{path}?group={}&limit=100", mine["group"])];
+        let mut asked = vec![path.clone(), format!("{path}?limit=100")];
+        // My own group; of other lists it is no parameter.
+        if call.operation == "listJobs" {
+            asked.push(format!("{path}?group={}&limit=100", mine["group"]));
+        }
         // My own place in my own list.
         if let Some(cursor) = first["next_cursor"].as_str() {
             cursors += 1;
