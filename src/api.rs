@@ -73,7 +73,7 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures, metrics_token))
         .at("/webhooks/patreon", webhook)
         .nest("/", service());
-    let rules = Arc::new(RetryRules(vec![Box::new(CancelledStays)]));
+    let rules = Arc::new(retry_rules());
     let keyring = services.publisher.accounts.keyring().clone();
     let Services { app, limiter, health, publisher, models, media, fetcher, patreon, .. } = services;
     let calls = Give(calls, move |extensions: &mut Extensions| {
@@ -87,6 +87,11 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
         extensions.insert(Arc::clone(&rules));
     });
     router::guarded(calls, app, limiter, metrics, parameters, paths)
+}
+
+/// What the domains have against running a job once more, by call and at the command line.
+pub fn retry_rules() -> RetryRules {
+    RetryRules(vec![Box::new(CancelledStays)])
 }
 
 /// Gives every request what handlers take as `Data`, in one step: each of the library's own steps is a future around

@@ -55,6 +55,16 @@ pub struct LineRow {
     pub request_id: Option<String>,
 }
 
+/// The lines of `$of`.
+macro_rules! lines {
+    ($of:literal) => {
+        concat!(
+            "select id, at, actor, user_id, key_id, action, target, details, host(address) as address, request_id from ",
+            $of
+        )
+    };
+}
+
 /// Newest first.
 pub async fn list(
     db: impl PgExecutor<'_>,
@@ -63,11 +73,10 @@ pub async fn list(
     before: Option<AuditId>,
     limit: i64,
 ) -> sqlx::Result<Vec<LineRow>> {
-    sqlx::query_as(
-        "select id, at, actor, user_id, key_id, action, target, details, host(address) as address, request_id \
-         from audit_log where tenant_id = $1 and ($2::text is null or action = $2) \
-         and ($3::uuid is null or id < $3) order by id desc limit $4",
-    )
+    sqlx::query_as(lines!(
+        "audit_log where tenant_id = $1 and ($2::text is null or action = $2) \
+         and ($3::uuid is null or id < $3) order by id desc limit $4"
+    ))
     .bind(tenant)
     .bind(action)
     .bind(before)
@@ -83,15 +92,12 @@ pub async fn of_installation(
     before: Option<AuditId>,
     limit: i64,
 ) -> sqlx::Result<Vec<LineRow>> {
-    sqlx::query_as(
-        "select id, at, actor, user_id, key_id, action, target, details, host(address) as address, request_id \
-         from app.installation_audit($1, $2, $3)",
-    )
-    .bind(action)
-    .bind(before)
-    .bind(limit)
-    .fetch_all(db)
-    .await
+    sqlx::query_as(lines!("app.installation_audit($1, $2, $3)"))
+        .bind(action)
+        .bind(before)
+        .bind(limit)
+        .fetch_all(db)
+        .await
 }
 
 /// Forgets up to `limit` lines that are old enough for the table to let them go; returns how many.

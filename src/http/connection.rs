@@ -2,11 +2,7 @@
 //!
 //! A connection is closed when it says nothing for too long, when a request trickles in too slowly, or when the
 //! client does not take its answer. The clock is looked at once per tick of some seconds, so watching costs a busy
-//! connection next to nothing.
-//!
-//! HTTP/1.1 alone is spoken here. The server underneath would also speak HTTP/2 with whoever begins so, and then one
-//! connection carries any number of calls and a client that takes nothing stays alive by pings: nothing that is
-//! counted here would hold. Whoever begins so is told, and left.
+//! connection next to nothing. Whoever begins with HTTP/2 is turned away: see [`super::opening`].
 
 use std::{
     collections::HashMap,
@@ -31,7 +27,11 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{client_address::is_public, limits::customer};
+use super::{
+    client_address::is_public,
+    limits::customer,
+    opening::{NOT_SPOKEN, Opening},
+};
 
 /// How long a client may take for what.
 #[derive(Debug, Clone, Copy)]
@@ -60,11 +60,6 @@ const MOST_CONNECTIONS: usize = 8192;
 /// why: so much is read and thrown away before, and so long.
 const FAREWELL_BYTES: usize = 256 * 1024;
 const FAREWELL: Duration = Duration::from_millis(500);
-/// How every connection of HTTP/2 without TLS begins (RFC 9113, 3.4): so much of it is no request of HTTP/1.1, and it
-/// ends before the server underneath takes it for HTTP/2.
-const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n";
-const NOT_SPOKEN: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\n\
-    content-type: text/plain\r\ncontent-length: 24\r\n\r\nSpeak HTTP/1.1 to here.\n";
 /// So that nobody outside can take all of them. More are closed at once. Proxies of ours connect from inside.
 const MOST_OF_ONE_ADDRESS: usize = 1024;
 
@@ -172,28 +167,6 @@ pub struct Connection<S> {
     _place: Option<(OwnedSemaphorePermit, Seat)>,
 }
 
-/// What a connection begins with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Opening {
-    /// So much of the beginning of HTTP/2, and nothing else yet.
-    Unsaid(usize),
-    Http1,
-    Http2,
-}
-
-impl Opening {
-    fn after(self, bytes: &[u8]) -> Self {
-        let Self::Unsaid(said) = self else { return self };
-        let rest = &HTTP_2[said..];
-        let compared = rest.len().min(bytes.len());
-        match rest[..compared] == bytes[..compared] {
-            true if compared == rest.len() => Self::Http2,
-            true => Self::Unsaid(said + compared),
-            false => Self::Http1,
-        }
-    }
-}
-
 /// What was seen of the peer. Bytes and turns are counted as they come, times only at ticks.
 struct Pace {
     read_bytes: u64,
@@ -215,7 +188,7 @@ impl<S> Connection<S> {
             limits,
             pace,
             tick: Box::pin(sleep(limits.tick)),
-            opening: Opening::Unsaid(0),
+            opening: Opening::UNSAID,
             farewell_bytes: None,
             _place: place,
         }
@@ -468,20 +441,6 @@ mod tests {
         let taken: Vec<_> = (0..2 * MOST_OF_ONE_ADDRESS).filter_map(|host| seats.take(of(1, host as u128))).collect();
         assert_eq!(taken.len(), MOST_OF_ONE_ADDRESS);
         assert!(seats.take(of(2, 1)).is_some());
-    }
-
-    #[test]
-    fn http_2_is_known_by_its_beginning_in_whatever_pieces() {
-        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        for size in 1..=preface.len() {
-            let seen = preface.chunks(size).fold(Opening::Unsaid(0), |seen, piece| seen.after(piece));
-            assert_eq!(seen, Opening::Http2, "in pieces of {size}");
-        }
-        for other in ["GET / HTTP/1.1\r\n", "PRI * HTTP/1.1\r\n", "PRI /a HTTP/1.1\r\n", "P", "POST / HTTP/1.1\r\n"] {
-            let seen = other.as_bytes().chunks(1).fold(Opening::Unsaid(0), |seen, piece| seen.after(piece));
-            assert_ne!(seen, Opening::Http2, "{other}");
-        }
-        assert_eq!(Opening::Http1.after(preface), Opening::Http1, "in the middle of a connection it is a body's");
     }
 
     /// A server with little patience, and a client that says `first` and then one byte at a time.

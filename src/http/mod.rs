@@ -16,6 +16,7 @@ pub mod idempotency;
 pub mod limits;
 pub mod metrics;
 pub mod one_description;
+mod opening;
 pub mod page;
 pub mod parameters;
 pub mod problem;

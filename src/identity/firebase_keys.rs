@@ -3,7 +3,8 @@
 //! Kept for as long as their `Cache-Control` says, and looked for again shortly before that is over, beside the calls
 //! that go on with what is known. A key id that is not among them makes one look for new keys, at most once a minute
 //! however many such tokens come; whether there is such a key is only known from a look that succeeded. While the key
-//! server is away the last keys serve on for a day. Looks are never made by two at once. What to do is decided by [`Kept::look`], which knows no network.
+//! server is away the last keys serve on for a day. Looks are never made by two at once. What to do is decided by
+//! [`Kept::look`], which knows no network.
 
 use std::{
     collections::HashMap,

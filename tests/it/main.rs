@@ -16,6 +16,7 @@ mod engine;
 mod following;
 mod http;
 mod http_cli;
+mod http_hostile;
 mod http_idempotency;
 mod http_open;
 mod http_writes;

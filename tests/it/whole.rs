@@ -28,6 +28,19 @@ fn result_in(output: &str) -> Option<Value> {
     serde_json::from_str(&lines.join("\n")).ok()
 }
 
+/// `multivio up` with its files in this folder, and the addresses that it said.
+async fn up_in(data: &Path) -> (Program, Value) {
+    let folder = data.to_str().unwrap();
+    let mut up = multivio(&["--json", "up", "--sandbox", "--data", folder, "--listen", "127.0.0.1:0"]);
+    let said = eventually(SOON, "the addresses", || {
+        assert!(!up.has_ended(), "{}", up.log());
+        let said = result_in(&up.output());
+        async move { said }
+    })
+    .await;
+    (up, said)
+}
+
 /// Running programs that were told of a folder, or of where its servers' files are.
 fn running_in(folder: &Path) -> Vec<String> {
     let servers = std::fs::read_link(folder.join("servers"));
@@ -41,14 +54,7 @@ fn running_in(folder: &Path) -> Vec<String> {
 async fn up_runs_everything_says_where_and_stops_all_of_it() {
     let place = tempfile::tempdir().unwrap();
     let data = place.path().join("data");
-    let folder = data.to_str().unwrap();
-    let mut up = multivio(&["--json", "up", "--sandbox", "--data", folder, "--listen", "127.0.0.1:0"]);
-    let said = eventually(SOON, "the addresses", || {
-        assert!(!up.has_ended(), "{}", up.log());
-        let said = result_in(&up.output());
-        async move { said }
-    })
-    .await;
+    let (mut up, said) = up_in(&data).await;
     let address = |name: &str| said[name].as_str().unwrap_or_else(|| panic!("no {name} in {said}")).to_owned();
     let get = |url: String| client().get(url).bearer_auth(address("token")).timeout(SOON).send();
     assert_eq!(get(address("docs")).await.unwrap().status(), 200);
@@ -88,14 +94,7 @@ fn server_in(folder: &Path, name: &str) -> Option<libc::pid_t> {
 async fn up_starts_a_postgres_and_a_redis_again_that_died_and_says_so() {
     let place = tempfile::tempdir().unwrap();
     let data = place.path().join("data");
-    let folder = data.to_str().unwrap();
-    let mut up = multivio(&["--json", "up", "--sandbox", "--data", folder, "--listen", "127.0.0.1:0"]);
-    let said = eventually(SOON, "the addresses", || {
-        assert!(!up.has_ended(), "{}", up.log());
-        let said = result_in(&up.output());
-        async move { said }
-    })
-    .await;
+    let (mut up, said) = up_in(&data).await;
     let ready = format!("{}/health/ready", said["api"].as_str().unwrap());
     for server in ["postgres", "redis"] {
         let before = server_in(&data, server).unwrap_or_else(|| panic!("no {server} runs"));

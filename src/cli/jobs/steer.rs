@@ -4,13 +4,13 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use crate::{
+    api::retry_rules,
     audit::{self, Action},
     ids::JobId,
     jobs::{
-        Engine, Priority, Queue, RetryRule,
+        Engine, Priority, Queue,
         ledger::{self, CancelOutcome},
     },
-    publishing::CancelledStays,
 };
 
 /// Who it was, for whoever wonders later: all that the command line knows of them.
@@ -43,7 +43,7 @@ pub enum Retried {
 pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<Retried> {
     let mut tx = engine.db().begin().await?;
     if let Some(row) = ledger::get(&mut *tx, None, job).await?
-        && let Some(refusal) = CancelledStays.refusal(&mut tx, &row).await?
+        && let Some(refusal) = retry_rules().refusal(&mut tx, &row).await?
     {
         return Ok(Retried::Refused(refusal));
     }

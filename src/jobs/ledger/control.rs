@@ -177,7 +177,8 @@ pub async fn set_priority(
             update jobs set priority = $3, \
                 seq = case when state = 'queued' and priority <> $3 then nextval('job_seq') else seq end, \
                 pushed = pushed and priority = $3 \
-            where id = (select id from before) and ($2::uuid is null or tenant_id = $2) and finished_at is null returning id \
+            where id = (select id from before) and ($2::uuid is null or tenant_id = $2) and finished_at is null \
+            returning id \
          ), noted as ( \
             insert into job_notes (job_id, what, detail) \
             select b.id, 'priority_changed', jsonb_build_object('from', n.names[b.priority + 1], 'to', n.names[$3 + 1], \

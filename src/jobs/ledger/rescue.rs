@@ -180,7 +180,8 @@ pub async fn report_death(db: impl PgExecutor<'_>, process: Uuid, death: Death, 
 pub async fn acquit(db: impl PgExecutor<'_>, worker: WorkerId) -> sqlx::Result<u64> {
     let acquitted = sqlx::query(
         "with charged as ( \
-            select j.id, j.run, j.queued_at, exists (select from job_attempts b where b.job_id = j.id and b.class = 'crash' \
+            select j.id, j.run, j.queued_at, \
+                   exists (select from job_attempts b where b.job_id = j.id and b.class = 'crash' \
                        and b.run = (select max(run) from job_attempts where job_id = j.id and run < j.run)) as counted \
             from job_attempts a join jobs j on j.id = a.job_id and j.run = a.run \
             where a.worker_id = $1 and a.class = 'crash' \

@@ -150,8 +150,9 @@ pub async fn settle_succeeded(db: impl PgExecutor<'_>, batch: &[(JobId, i32, &Va
 }
 
 /// Writes settlements of every sort. A suspect that only comes back later has not shown its innocence (E10). An event
-/// that came during the run brings its parking forward once: after that it has been seen. One that meets no row (the lease was lost, or the row is locked) is missing
-/// from the answer. A cancelled job is not run again. When it had been queued is noted where it will be queued again.
+/// that came during the run brings its parking forward once: after that it has been seen. One that meets no row (the
+/// lease was lost, or the row is locked) is missing from the answer. A cancelled job is not run again. When it had been
+/// queued is noted where it will be queued again.
 pub async fn settle(db: impl PgExecutor<'_>, batch: &[Settlement]) -> sqlx::Result<Freed> {
     let columns: Vec<Columns<'_>> = batch.iter().map(columns).collect();
     macro_rules! column {
@@ -161,8 +162,8 @@ pub async fn settle(db: impl PgExecutor<'_>, batch: &[Settlement]) -> sqlx::Resu
     }
     let rows = sqlx::query(releasing!(
         "with ended as ( \
-            select j.ctid as place, j.id, j.run, j.worker_id, j.claimed_at, j.queued_at, s.state, s.result, s.charged, s.after_ms, s.until, s.why, \
-                   s.wake, s.class, w.seq as event, coalesce(w.at >= j.claimed_at - interval '1 second' \
+            select j.ctid as place, j.id, j.run, j.worker_id, j.claimed_at, j.queued_at, s.state, s.result, s.charged, \
+                   s.after_ms, s.until, s.why, s.wake, s.class, w.seq as event, coalesce(w.at >= j.claimed_at - interval '1 second' \
                                   and w.seq is distinct from j.wake_seen, false) as woken \
             from unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::boolean[], $6::bigint[], \
                         $7::timestamptz[], $8::text[], $9::text[], $10::text[]) \
@@ -176,7 +177,8 @@ pub async fn settle(db: impl PgExecutor<'_>, batch: &[Settlement]) -> sqlx::Resu
             from ended where class is not null on conflict do nothing \
         ), noted as ( \
             insert into job_notes (job_id, at, what, detail) \
-            select id, queued_at, 'queued', 'null' from ended where queued_at is not null and state in ('scheduled', 'queued') \
+            select id, queued_at, 'queued', 'null' from ended \
+            where queued_at is not null and state in ('scheduled', 'queued') \
         ), moved as ( \
             update jobs j set \
                 state = case when j.cancel_requested and s.state in ('scheduled', 'queued') then 'cancelled' \

@@ -5,9 +5,17 @@ use serde_json::{Value, json};
 
 use super::{SOON, finished, rows};
 use crate::{
-    harness::{App, eventually},
+    harness::{Api, App, eventually},
     identity::get,
 };
+
+/// Its user has written something, and has this address.
+async fn known_as(app: &App, api: &Api, email: &str) {
+    assert_eq!(api.post("/api/v1/posts", json!({"universal_content": "mine"})).await.0, 201);
+    assert_eq!(api.get("/api/v1/me").await.0, 200);
+    let update = sqlx::query("update users set email = $2 where id = $1").bind(app.user).bind(email);
+    update.execute(&app.pool).await.unwrap();
+}
 
 #[tokio::test]
 async fn an_operator_copies_and_ends_somebody_for_them_and_says_so_in_the_audit_log() {
@@ -16,13 +24,7 @@ async fn an_operator_copies_and_ends_somebody_for_them_and_says_so_in_the_audit_
     let user = app.user.to_string();
     let (done, said) = app.cli(&["users", "export", &user]).await;
     assert!(!done && said.contains("there is no user"), "{said}");
-    assert_eq!(api.post("/api/v1/posts", json!({"universal_content": "mine"})).await.0, 201);
-    assert_eq!(api.get("/api/v1/me").await.0, 200);
-    sqlx::query("update users set email = 'ada@example.com' where id = $1")
-        .bind(app.user)
-        .execute(&app.pool)
-        .await
-        .unwrap();
+    known_as(&app, &api, "ada@example.com").await;
     let _ops = app.worker(Queue::Ops).await;
 
     let file = app.folder().join("copy.jsonl");
@@ -56,13 +58,7 @@ async fn an_operator_copies_and_ends_somebody_for_them_and_says_so_in_the_audit_
 async fn an_operator_finds_by_address_also_whom_nobody_lets_in() {
     let app = App::new().await;
     let api = app.api().await;
-    assert_eq!(api.post("/api/v1/posts", json!({"universal_content": "mine"})).await.0, 201);
-    assert_eq!(api.get("/api/v1/me").await.0, 200);
-    sqlx::query("update users set email = 'ada@example.com' where id = $1")
-        .bind(app.user)
-        .execute(&app.pool)
-        .await
-        .unwrap();
+    known_as(&app, &api, "ada@example.com").await;
     let disabled = async || {
         let disabled = sqlx::query_scalar::<_, bool>("select disabled_at is not null from users where id = $1");
         disabled.bind(app.user).fetch_one(&app.pool).await.unwrap()
