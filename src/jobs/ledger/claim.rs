@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
-use sqlx::{PgExecutor, Row, postgres::PgRow, types::Json};
+use sqlx::{PgConnection, PgExecutor, Row, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
-use super::{millis, stored_priority};
+use super::{is_held, millis, stored_priority};
 use crate::{
     ids::{GroupId, JobId, TenantId, WorkerId},
     jobs::job::{Lane, Priority, Queue},
@@ -41,44 +41,74 @@ pub struct Claim {
 /// How long past its time limit a run may still be settling before it is taken from its worker.
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(10);
 
+macro_rules! claimed {
+    () => {
+        "state = 'running', run = j.run + 1, worker_id = $1, claimed_at = now(), why = null, \
+         deadline_at = now() + (j.timeout_ms + $2) * interval '1 millisecond', pushed = false "
+    };
+}
+
+macro_rules! returning {
+    () => {
+        " returning j.id, j.run, j.tenant_id, j.group_id, j.kind, j.attempt, j.max_attempts, j.timeout_ms, j.args, \
+          j.checkpoint, j.suspect, j.created_at, j.due_at, j.claimed_at, j.retries"
+    };
+}
+
 /// The rows are locked in order first, then written where they stand: by `ctid`, which saves finding each again.
 macro_rules! claiming {
-    ($candidates:literal) => {
+    ($($candidates:expr),+) => {
         concat!(
             "with picked as (",
-            $candidates,
-            ") update jobs j set state = 'running', run = j.run + 1, worker_id = $1, claimed_at = now(), why = null, \
-                    deadline_at = now() + (j.timeout_ms + $2) * interval '1 millisecond', pushed = false \
-             from picked where j.ctid = picked.place \
-             returning j.id, j.run, j.tenant_id, j.group_id, j.kind, j.attempt, j.max_attempts, j.timeout_ms, \
-                       j.args, j.checkpoint, j.suspect, j.created_at, j.due_at, j.claimed_at, j.retries"
+            $($candidates,)+
+            ") update jobs j set ",
+            claimed!(),
+            "from picked where j.ctid = picked.place",
+            returning!()
         )
+    };
+}
+
+/// Which of the ids `$3` are runnable now, of a kind in `$5`, in the queue `$6`.
+macro_rules! runnable {
+    () => {
+        "id = any($3) and state = 'queued' and suspect = $4 and kind = any($5) \
+         and not exists (select from queue_controls where queue = $6 and paused_at is not null)"
     };
 }
 
 /// Claims those of `ids` that are runnable now: queued, of a kind this worker knows (E15), in a queue that is not
 /// paused (E14). The others stay as they are.
+///
+/// Not within a transaction. First all are written straight away, which costs a tenth less than locking them before;
+/// only where somebody holds one of them for longer than the session waits, the free ones are picked out (E4).
 pub async fn claim(
-    db: impl PgExecutor<'_>,
+    db: &mut PgConnection,
     worker: WorkerId,
     queue: Queue,
     kinds: &[&str],
     ids: &[JobId],
     suspects: bool,
 ) -> sqlx::Result<Vec<Claim>> {
-    let rows = sqlx::query(claiming!(
-        "select ctid as place from jobs where id = any($3) and state = 'queued' and suspect = $4 and kind = any($5) \
-         and not exists (select from queue_controls where queue = $6 and paused_at is not null) order by id \
-         for no key update skip locked"
-    ))
-    .bind(worker)
-    .bind(millis(DEADLINE_GRACE))
-    .bind(ids.iter().map(|id| id.uuid()).collect::<Vec<Uuid>>())
-    .bind(suspects)
-    .bind(kinds)
-    .bind(queue.as_str())
-    .fetch_all(db)
-    .await?;
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+    let claim = async |db: &mut PgConnection, statement: &'static str| {
+        sqlx::query(statement)
+            .bind(worker)
+            .bind(millis(DEADLINE_GRACE))
+            .bind(&ids)
+            .bind(suspects)
+            .bind(kinds)
+            .bind(queue.as_str())
+            .fetch_all(db)
+            .await
+    };
+    let all = concat!("update jobs j set ", claimed!(), "where ", runnable!(), returning!());
+    let free =
+        claiming!("select ctid as place from jobs where ", runnable!(), " order by id for no key update skip locked");
+    let rows = match claim(&mut *db, all).await {
+        Err(error) if is_held(&error) => claim(db, free).await?,
+        rows => rows?,
+    };
     rows.iter().map(|row| decode(row, worker)).collect()
 }
 

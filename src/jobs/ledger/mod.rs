@@ -1,7 +1,8 @@
 //! The ledger: every change of a job's state, and nothing else changes one.
 //!
 //! Each transition is a single guarded statement that commits by itself: it names the state it leaves, locks rows
-//! in id order and skips what another holds, so a process stopped in the middle holds nobody up (E4). Time is
+//! in id order and skips what another holds, so a process stopped in the middle holds nobody up (E4). The two that
+//! every job passes, claiming and succeeding, look for what is held only once they have met it. Time is
 //! Postgres's `now()`, never a worker's clock. Locks are taken, and an answer that never came is survived, by the
 //! fence: every claim raises `run`, every completion names it (E2).
 
@@ -43,11 +44,25 @@ pub use settle::{Again, End, Freed, Settled, Settlement, release_children, save_
 pub use timeline::{Entry, note, timeline};
 pub use window::{Turn, Waiting, expected_on_belt, fill, runnable_suspects, suspect_lists, waiting};
 
+use std::time::Duration;
+
 use super::{
     belt::{List, Slot},
     job::{Lane, Priority, Queue},
 };
 use crate::ids::JobId;
+
+/// How long a worker's statement waits for a row that another session holds, before it goes on with the others: longer
+/// than anything holds one that has no trouble. For the `lock_timeout` of sessions that claim and settle.
+pub const ROW_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Another session holds a row, or the two hold one each that the other wants.
+fn is_held(error: &sqlx::Error) -> bool {
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
+    const DEADLOCK_DETECTED: &str = "40P01";
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some(LOCK_NOT_AVAILABLE | DEADLOCK_DETECTED))
+}
 
 /// A runnable job and the list its id belongs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +90,6 @@ const fn stored_priority(priority: Priority) -> i16 {
 }
 
 /// Milliseconds as Postgres takes them; longer than 292 million years is cut.
-fn millis(duration: std::time::Duration) -> i64 {
+fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

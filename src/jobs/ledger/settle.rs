@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::{PgExecutor, Row, postgres::PgRow};
+use sqlx::{PgConnection, PgExecutor, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Runnable, list_of, millis};
+use super::{Runnable, is_held, list_of, millis};
 use crate::{
     ids::{JobId, WorkerId},
     jobs::job::{State, Why},
@@ -80,9 +80,9 @@ pub struct Freed {
 /// the batch; its parent is in the answer as one whose children are held. That a job waits is said by what only such a
 /// job has: the state itself would offer the planner the index of all that wait.
 macro_rules! releasing {
-    ($head:expr) => {
+    ($($head:expr),+) => {
         concat!(
-            $head,
+            $($head,)+
             ", edges as ( \
                 select e.parent_id, e.child_id, m.state <> 'succeeded' and e.on_parent = 'cancel' as doomed \
                 from moved m join job_edges e on e.parent_id = m.id \
@@ -124,28 +124,54 @@ macro_rules! releasing {
     };
 }
 
-/// Writes successes, the common end, by the cheapest statement.
+macro_rules! succeeded {
+    () => {
+        "state = 'succeeded', finished_at = now(), worker_id = null, suspect = false, checkpoint = null, \
+         wake_key = null, parked = false"
+    };
+}
+
+/// Writes successes, the common end, by the cheapest statement: straight away, or, where somebody holds one of the rows
+/// for longer than the session waits, those that are free (E4). Not within a transaction.
 ///
 /// A run is under way while its row names a worker. Saying `state = 'running'` instead would offer the planner the
 /// index of running jobs, and while it believes that few run it compares each of them with each of the batch.
-pub async fn settle_succeeded(db: impl PgExecutor<'_>, batch: &[(JobId, i32, &Value)]) -> sqlx::Result<Freed> {
-    let rows = sqlx::query(releasing!(
+pub async fn settle_succeeded(db: &mut PgConnection, batch: &[(JobId, i32, &Value)]) -> sqlx::Result<Freed> {
+    // Rows are locked in this order.
+    let mut batch = batch.to_vec();
+    batch.sort_unstable_by_key(|(id, ..)| *id);
+    let ids: Vec<Uuid> = batch.iter().map(|(id, ..)| id.uuid()).collect();
+    let runs: Vec<i32> = batch.iter().map(|(_, run, _)| *run).collect();
+    let results: Vec<String> = batch.iter().map(|(.., result)| result.to_string()).collect();
+    let settle = async |db: &mut PgConnection, statement: &'static str| {
+        sqlx::query(statement).bind(&ids).bind(&runs).bind(&results).fetch_all(db).await
+    };
+    let all = releasing!(
+        "with moved as ( \
+            update jobs j set ",
+        succeeded!(),
+        ", result = s.result::jsonb \
+            from unnest($1::uuid[], $2::integer[], $3::text[]) as s (id, run, result) \
+            where j.id = s.id and j.run = s.run and j.worker_id is not null returning j.id, j.state, j.has_children \
+        )"
+    );
+    let free = releasing!(
         "with ended as ( \
             select j.ctid as place, s.result \
             from unnest($1::uuid[], $2::integer[], $3::text[]) as s (id, run, result) \
             join jobs j on j.id = s.id and j.run = s.run \
             where j.worker_id is not null order by j.id for no key update of j skip locked \
         ), moved as ( \
-            update jobs j set state = 'succeeded', result = ended.result::jsonb, finished_at = now(), \
-                   worker_id = null, suspect = false, checkpoint = null, wake_key = null, parked = false \
+            update jobs j set ",
+        succeeded!(),
+        ", result = ended.result::jsonb \
             from ended where j.ctid = ended.place returning j.id, j.state, j.has_children \
         )"
-    ))
-    .bind(batch.iter().map(|(id, ..)| id.uuid()).collect::<Vec<Uuid>>())
-    .bind(batch.iter().map(|(_, run, _)| *run).collect::<Vec<_>>())
-    .bind(batch.iter().map(|(.., result)| result.to_string()).collect::<Vec<_>>())
-    .fetch_all(db)
-    .await?;
+    );
+    let rows = match settle(&mut *db, all).await {
+        Err(error) if is_held(&error) => settle(db, free).await?,
+        rows => rows?,
+    };
     freed(&rows)
 }
 

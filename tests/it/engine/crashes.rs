@@ -95,7 +95,8 @@ async fn a_poison_that_snoozes_between_its_crashes_is_still_found() {
     let job = stage.enqueue(stage.job(Act::default())).await;
     let claim = async |suspects: bool| {
         let worker = super::stage::paper_worker(&mut *stage.db().await, LONG).await;
-        let claims = ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], suspects).await.unwrap();
+        let claims =
+            ledger::claim(&mut *stage.db().await, worker, Queue::Ops, &["act"], &[job], suspects).await.unwrap();
         (worker, claims.first().map(|claim| claim.run).expect("it is claimed"))
     };
     let dies = async |worker: WorkerId| {

@@ -1,11 +1,19 @@
 //! Leases and leadership: who is stopped, blocked or slow loses nothing it should keep and keeps nothing it should
 //! lose (E3, E4, E12, E13).
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
-use multivio::jobs::{NewJob, Queue, State, ledger};
+use multivio::{
+    db::Session,
+    ids::JobId,
+    jobs::{NewJob, Queue, State, ledger},
+};
 use serde_json::Value;
-use sqlx::Connection;
+use sqlx::{Connection, PgConnection};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -145,7 +153,7 @@ async fn a_session_stopped_inside_a_transaction_holds_up_only_the_row_it_holds()
     // fetching go on.
     let other = stage.enqueue(stage.job(Act::default()).run_at(chrono::Utc::now() + LONG)).await;
     let cancelling = stage.engine.cancel(None, other);
-    let outcome = tokio::time::timeout(Duration::from_secs(1), cancelling).await.expect("it waits for nothing");
+    let outcome = timeout(Duration::from_secs(1), cancelling).await.expect("it waits for nothing");
     assert_eq!(outcome.unwrap(), ledger::CancelOutcome::Cancelled);
     let of_held = async {
         let outcome = stage.engine.cancel(None, ids[4]).await;
@@ -166,6 +174,39 @@ async fn a_session_stopped_inside_a_transaction_holds_up_only_the_row_it_holds()
 }
 
 #[tokio::test]
+async fn a_row_that_is_held_holds_up_neither_its_batch_of_claims_nor_of_successes() {
+    let stage = Stage::new().await;
+    let session = Session::engine(&stage.app.config().database, "impatient").unwrap();
+    let session = session.set("lock_timeout", ledger::ROW_PATIENCE.as_millis().to_string());
+    let mut db = session.connect().await.unwrap();
+    let worker = paper_worker(&mut db, LONG).await;
+    let ids =
+        stage.enqueue_all(&[stage.job(Act::default()), stage.job(Act::default()), stage.job(Act::default())]).await;
+    let hold = async |job: JobId| {
+        let mut holder = stage.app.pool.begin().await.unwrap();
+        sqlx::query("select from jobs where id = $1 for update").bind(job).execute(&mut *holder).await.unwrap();
+        holder
+    };
+    let soon = Duration::from_secs(1);
+
+    let holder = hold(ids[1]).await;
+    let claims = async |db: &mut PgConnection| ledger::claim(db, worker, Queue::Ops, &["act"], &ids, false).await;
+    let free = timeout(soon, claims(&mut db)).await.expect("it does not wait for the held one").unwrap();
+    assert_eq!(free.iter().map(|claim| claim.job).collect::<HashSet<_>>(), HashSet::from([ids[0], ids[2]]));
+    holder.rollback().await.unwrap();
+    let rest = claims(&mut db).await.unwrap();
+    assert_eq!(rest.iter().map(|claim| claim.job).collect::<Vec<_>>(), [ids[1]]);
+
+    let batch: Vec<_> = free.iter().chain(&rest).map(|claim| (claim.job, claim.run, &Value::Null)).collect();
+    let holder = hold(ids[1]).await;
+    let freed = timeout(soon, ledger::settle_succeeded(&mut db, &batch)).await.expect("nor here").unwrap();
+    assert_eq!(freed.settled.len(), 2);
+    holder.rollback().await.unwrap();
+    let freed = ledger::settle_succeeded(&mut db, &batch).await.unwrap();
+    assert_eq!(freed.settled.iter().map(|settled| settled.job).collect::<Vec<_>>(), [ids[1]]);
+}
+
+#[tokio::test]
 async fn a_blocked_runtime_and_busy_cores_lose_no_lease() {
     let stage = Stage::new().await;
     let worker = stage.worker(64).await;
@@ -177,7 +218,7 @@ async fn a_blocked_runtime_and_busy_cores_lose_no_lease() {
     // beside it. Claimed together they may run one after the other, and each has the time for it.
     let mut blocking = stage.steps([Step::Tell("blocks".into()), Step::BlockThreadMs(for_ms)]);
     blocking.timeout = Duration::from_millis(for_ms * 4 + 60_000);
-    let jobs: Vec<NewJob> = (0..4).map(|_| NewJob { id: multivio::ids::JobId::new(), ..blocking.clone() }).collect();
+    let jobs: Vec<NewJob> = (0..4).map(|_| NewJob { id: JobId::new(), ..blocking.clone() }).collect();
     let ids = stage.enqueue_all(&jobs).await;
     stage.witness.heard(ids[0], "blocks", SOON).await;
     let over = CancellationToken::new();

@@ -94,7 +94,7 @@ async fn a_completion_names_its_run_and_an_old_one_changes_nothing() {
     let worker = super::stage::paper_worker(&mut db, Duration::from_secs(60)).await;
     let job = stage.enqueue(stage.job(Act::default())).await;
     let claim = async |job: JobId| {
-        ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], false).await.unwrap()[0].run
+        ledger::claim(&mut *stage.db().await, worker, Queue::Ops, &["act"], &[job], false).await.unwrap()[0].run
     };
     let first = claim(job).await;
     // It snoozes; the answer is lost; it is promoted; the same worker claims it again.

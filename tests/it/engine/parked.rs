@@ -69,7 +69,7 @@ async fn one_event_wakes_a_job_that_parks_again_only_once() {
     let job = stage.enqueue(stage.job(Act::default())).await;
     let park = async || {
         ledger::promote_due(&stage.app.pool, 10, false).await.unwrap();
-        let claims = ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
+        let claims = ledger::claim(&mut *stage.db().await, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
         let (at, why) = (ledger::Again::After(SOON), Why::new("budget", "there is none"));
         let end = ledger::End::Again { at, charged: false, class: "parked", why, wake: Some("budget:y".into()) };
         ledger::settle(&stage.app.pool, &[ledger::Settlement { job, run: claims[0].run, end }]).await.unwrap();
@@ -143,7 +143,8 @@ async fn a_run_that_has_lost_its_job_cannot_move_the_checkpoint() {
     let mut db = stage.db().await;
     let worker = super::stage::paper_worker(&mut db, Duration::from_secs(60)).await;
     let job = stage.enqueue(stage.job(Act::default())).await;
-    let claim = async || ledger::claim(&stage.app.pool, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
+    let claim =
+        async || ledger::claim(&mut *stage.db().await, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
     let first = claim().await[0].run;
     let end = ledger::End::HandedBack { why: Why::new("x", "x") };
     ledger::settle(&mut *db, &[ledger::Settlement { job, run: first, end }]).await.unwrap();

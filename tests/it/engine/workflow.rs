@@ -59,12 +59,13 @@ async fn two_parents_that_finish_in_two_workers_at_once_free_their_child_once() 
         stage.enqueue_all(&[parents[0].clone(), parents[1].clone(), child.clone()]).await;
         let pairs = claimed(&stage, worker, &[parents[0].id, parents[1].id]).await;
         let (one, other) = ([success(pairs[0])], [success(pairs[1])]);
-        let pool = &stage.app.pool;
-        let (one, other) = tokio::join!(ledger::settle_succeeded(pool, &one), ledger::settle_succeeded(pool, &other));
+        let (mut db, mut another) = (stage.db().await, stage.db().await);
+        let (one, other) =
+            tokio::join!(ledger::settle_succeeded(&mut db, &one), ledger::settle_succeeded(&mut another, &other));
         let (one, other) = (one.unwrap(), other.unwrap());
         // One that met the child in the other's hand says so, and is asked again.
         let held_up = [one.held_up, other.held_up].concat();
-        let again = ledger::release_children(pool, &held_up).await.unwrap();
+        let again = ledger::release_children(&stage.app.pool, &held_up).await.unwrap();
         let freed = one.runnable.len() + other.runnable.len() + again.runnable.len();
         assert_eq!(freed, 1, "round {round}");
         let row = stage.row(child.id).await;
@@ -221,9 +222,10 @@ async fn a_child_added_while_its_parent_finishes_is_never_left_waiting() {
         let parent = stage.enqueue(stage.job(Act::default())).await;
         let pairs = claimed(&stage, worker, &[parent]).await;
         let child = stage.job(Act::default()).after(parent, OnParent::Cancel);
+        let mut settling = stage.db().await;
         let end = async {
             // What the completion does with a row that somebody else holds: it tries again.
-            while ledger::settle_succeeded(&stage.app.pool, &[success(pairs[0])]).await.unwrap().settled.is_empty() {}
+            while ledger::settle_succeeded(&mut settling, &[success(pairs[0])]).await.unwrap().settled.is_empty() {}
         };
         let (added, ()) = tokio::join!(stage.engine.enqueue(child.clone()), end);
         added.unwrap();
