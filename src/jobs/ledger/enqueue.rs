@@ -24,7 +24,8 @@ pub struct Insert<'a> {
 /// `insert` must be sorted by [`NewJob::unique_key`], so that two batches never wait for each other in a circle.
 pub async fn insert(db: &mut PgConnection, insert: &[Insert<'_>]) -> sqlx::Result<Vec<(JobId, State)>> {
     let tenants: Vec<_> = insert.iter().map(|row| Some(row.job.tenant)).collect();
-    write(db, INSERT, insert, &tenants).await
+    let is_unique = insert.iter().any(|row| row.job.unique_key.is_some());
+    write(db, if is_unique { INSERT_UNIQUE } else { INSERT }, insert, &tenants).await
 }
 
 /// The same for many callers at once, by the owner function of the migrations: `tenants` says whose each row is, which
@@ -39,26 +40,24 @@ pub async fn insert_for(
 
 /// What `app.enqueue` does as well, which stands in the migrations: a test compares what the two write. They are two,
 /// because a plan is kept for one role.
-const INSERT: &str = "insert into jobs (id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, \
-                       run_at, due_at, serial_until, state, queued_at, pushed, unique_key, serial_key, \
-                       open_parents) \
-     select n.id, n.tenant_id, n.group_id, n.queue, n.lane, n.kind, n.priority, n.args::jsonb, n.max_attempts, \
-            n.timeout_ms, coalesce(n.run_at, now()), coalesce(n.run_at, now()), \
-            coalesce(n.run_at, now()) + n.patience_ms * interval '1 millisecond', s.state, \
-            case when s.state = 'queued' then now() end, \
-            n.pushed and s.state = 'queued' and not exists ( \
-                select from queue_controls c where c.queue = n.queue and c.paused_at is not null), n.unique_key, \
-            n.serial_key, n.open_parents \
-     from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], \
-                 $8::text[], $9::smallint[], $10::integer[], $11::timestamptz[], $12::boolean[], $13::text[], \
-                 $14::text[], $15::smallint[], $16::bigint[]) \
-          as n (id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, run_at, \
-                pushed, unique_key, serial_key, open_parents, patience_ms), \
-          lateral (select case when n.open_parents > 0 then 'waiting' \
-                               when n.serial_key is not null or n.run_at > now() then 'scheduled' \
-                               else 'queued' end::job_state as state) as s \
-     on conflict (tenant_id, kind, unique_key) where unique_key is not null and finished_at is null do nothing \
-     returning id, state::text";
+macro_rules! inserting {
+    ($on_conflict:literal) => {
+        concat!(
+            "insert into jobs (id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, \
+                               run_at, due_at, serial_until, state, queued_at, pushed, unique_key, serial_key, \
+                               open_parents) \
+             select * from app.entering($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ",
+            $on_conflict,
+            " returning id, state::text"
+        )
+    };
+}
+
+/// Jobs without a unique key meet no other: watching for one writes each row by a detour.
+const INSERT: &str = inserting!("");
+const INSERT_UNIQUE: &str = inserting!(
+    "on conflict (tenant_id, kind, unique_key) where unique_key is not null and finished_at is null do nothing"
+);
 
 const ENQUEUE: &str = "select id, state from app.enqueue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
      $15, $16)";
