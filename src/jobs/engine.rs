@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tracing::debug;
 
@@ -15,6 +15,7 @@ use super::{
     ledger::{self, CancelOutcome, GroupStatus, Insert, JobFilter, JobRow, Runnable},
 };
 use crate::{
+    audit::{self, Action},
     db::{Session, TenantDb},
     identity::Caller,
     ids::{GroupId, JobId, TenantId},
@@ -268,18 +269,24 @@ impl Engine {
     }
 
     /// Runs failed jobs of a queue once more, oldest first, at most `limit` and in steps: each is on its way when the
-    /// next one begins. `by`: who asked, for their timelines.
+    /// next one begins. `by`: who asked, for their timelines and for the audit log of each workspace that has such jobs,
+    /// which is written with each step.
     pub async fn retry_failed(&self, queue: Queue, kind: Option<&str>, limit: u64, by: &str) -> sqlx::Result<u64> {
         // One that fails again meanwhile is not of these.
         let before = sqlx::query_scalar("select clock_timestamp()").fetch_one(&self.0.db).await?;
         let mut retried = 0;
         while retried < limit {
             let step = ROWS_AT_ONCE.min(i64::try_from(limit - retried).unwrap_or(i64::MAX));
-            let done = ledger::retry_failed(&self.0.db, queue, kind, before, step, by).await?;
-            if done == 0 {
+            let mut tx = self.0.db.begin().await?;
+            let done = ledger::retry_failed(&mut *tx, queue, kind, before, step, by).await?;
+            if done.is_empty() {
                 break;
             }
-            retried += done;
+            let told = |jobs: i64| json!({"queue": queue, "kind": kind, "retried": jobs, "by": by});
+            let lines: Vec<_> = done.iter().map(|&(tenant, jobs)| (tenant, told(jobs))).collect();
+            audit::record_by_operator_in_each(&mut tx, &lines, Action::FailedJobsRetried, "jobs").await?;
+            tx.commit().await?;
+            retried += done.iter().map(|(_, jobs)| jobs.unsigned_abs()).sum::<u64>();
             self.ring_relay().await;
         }
         Ok(retried)

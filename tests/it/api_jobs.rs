@@ -293,6 +293,43 @@ async fn operators_alone_retry_what_failed_in_every_workspace() {
 }
 
 #[tokio::test]
+async fn each_workspace_whose_jobs_an_operator_retries_in_bulk_reads_how_many_in_its_own_audit_log() {
+    let app = App::new().await;
+    let (mut api, engine) = (app.api().await, engine(&app));
+    let other = TenantId::new();
+    let of_other = || NewJob::of(&Noop { payload: "12345".into() }, other);
+    for job in [enqueue(&app, &engine).await, enqueue(&app, &engine).await, engine.enqueue(of_other()).await.unwrap()] {
+        fail(&app, job).await;
+    }
+    let lines = async || -> Vec<(Option<TenantId>, String, Value)> {
+        let text = "select tenant_id, actor, details from audit_log where action = 'jobs.failed_retried' \
+                    and details ? 'retried' order by details->>'retried'";
+        sqlx::query_as(text).fetch_all(&app.pool).await.unwrap()
+    };
+    api.token = app.token_for(TenantId::new(), &[Scope::Admin]);
+    let wish = json!({ "queue": "ops" });
+    assert_eq!(api.post("/api/v1/admin/jobs/retry", wish.clone()).await, (200, json!({ "retried": 3 })));
+    let line = |tenant, retried| {
+        let by = app.user.to_string();
+        let details = json!({ "queue": "ops", "kind": null, "retried": retried, "by": by });
+        (Some(tenant), "operator".to_owned(), details)
+    };
+    assert_eq!(lines().await, [line(other, 1), line(app.tenant, 2)]);
+    // Where nothing is retried nothing is written, and what is not written is not retried.
+    assert_eq!(api.post("/api/v1/admin/jobs/retry", wish.clone()).await, (200, json!({ "retried": 0 })));
+    fail(&app, engine.enqueue(of_other()).await.unwrap()).await;
+    sqlx::query("revoke insert on audit_log from multivio_worker").execute(&app.pool).await.unwrap();
+    assert_eq!(api.post("/api/v1/admin/jobs/retry", wish.clone()).await.0, 500);
+    sqlx::query("grant insert on audit_log to multivio_worker").execute(&app.pool).await.unwrap();
+    assert_eq!(lines().await.len(), 2);
+    assert_eq!(api.post("/api/v1/admin/jobs/retry", wish).await, (200, json!({ "retried": 1 })));
+    // Owners read theirs by the call.
+    api.token = app.token();
+    let (_, list) = api.get("/api/v1/audit?action=jobs.failed_retried").await;
+    assert_eq!((&list["items"][0]["details"]["retried"], list["items"].as_array().unwrap().len()), (&json!(2), 1));
+}
+
+#[tokio::test]
 async fn a_paused_queue_is_the_reason_given() {
     let app = App::new().await;
     let (api, engine) = (app.api().await, engine(&app));
