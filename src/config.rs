@@ -3,8 +3,10 @@
 //! Nothing below `main` reads the environment. A missing or malformed value is reported together with all the
 //! others, each with the variable's name and what it needs. Secrets are [`SecretString`]: they cannot be printed.
 
+mod authority;
 mod production;
 mod reader;
+mod servers;
 
 use std::{
     fmt,
@@ -17,11 +19,9 @@ use std::{
 use secrecy::SecretString;
 use url::Url;
 
+pub use self::authority::Authority;
 use self::reader::{Reader, is_header_name, is_log_filter, is_x264_preset};
 use crate::{http::client_address::Network, jobs::LEASE};
-
-/// More than any Postgres is set up for.
-const MOST_CONNECTIONS: u32 = 10_000;
 
 /// Looks a variable up: the environment in programs, a closure in tests.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -79,6 +79,8 @@ pub struct ApiConfig {
 #[derive(Debug, Clone)]
 pub struct DatabaseConfig {
     pub url: SecretString,
+    /// Who has signed the server's certificate; `None`: the address has the only word on TLS.
+    pub authority: Option<Authority>,
     /// Connections kept, plus those opened under load.
     pub max_connections: u32,
     pub acquire_timeout: Duration,
@@ -87,6 +89,8 @@ pub struct DatabaseConfig {
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
     pub url: SecretString,
+    /// Who has signed the server's certificate; `None`: a public authority, where the address says `rediss://`.
+    pub authority: Option<Authority>,
 }
 
 #[derive(Debug, Clone)]
@@ -263,19 +267,8 @@ impl Config {
                 rate_limit_window: read.seconds("RATE_LIMIT_WINDOW", 1, 60),
                 metrics_token: read.secret("METRICS_TOKEN"),
             },
-            database: DatabaseConfig {
-                url: read.required_secret(
-                    &["DATABASE_URL", "SUPABASE_DB_URL"],
-                    "postgres://user:password@host/name",
-                    &["postgres://", "postgresql://"],
-                ),
-                max_connections: read.number("DB_POOL_SIZE", 1..=MOST_CONNECTIONS, 10)
-                    + read.number("DB_MAX_OVERFLOW", 0..=MOST_CONNECTIONS, 0),
-                acquire_timeout: read.seconds("DB_POOL_TIMEOUT", 1, 5),
-            },
-            redis: RedisConfig {
-                url: read.required_secret(&["REDIS_URL"], "redis://host:6379", &["redis://", "rediss://"]),
-            },
+            database: read.database(),
+            redis: read.redis(),
             worker: WorkerConfig {
                 concurrency: read.optional("WORKER_CONCURRENCY", "a whole number, 1 or more", |n: &usize| *n > 0),
                 grace: read.seconds("WORKER_GRACE_SECONDS", 0, 25),

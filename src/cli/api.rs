@@ -59,8 +59,7 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     let own_db = session.pool(config.database.acquire_timeout, OWN_SESSIONS);
     let relay_session = Session::engine(&config.database, "multivio api relay")?;
     let relay_db = relay_session.pool(config.database.acquire_timeout, 2);
-    let belt =
-        Belt::new(&config.redis.url, own_db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
+    let belt = Belt::new(&config.redis, own_db.clone()).map_err(|error| Failure::usage(telemetry::chain(&error)))?;
     let limiter = RateLimiter::new(&config.api, Some(Shared::new(belt.clone())));
     let engine = Engine::for_callers(own_db.clone(), db.clone(), belt);
     let transformer = Transformer::new(&config.ai).map_err(|error| Failure::failed(telemetry::chain(&error)))?;

@@ -108,7 +108,7 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
     let config = super::config()?;
     let db = TenantDb::new(&config.database, "multivio users")?;
     let own = Session::worker(&config.database, "multivio users")?.pool(config.database.acquire_timeout, 1);
-    let belt = Belt::new(&config.redis.url, own.clone()).map_err(|error| Failure::usage(chain(&error)))?;
+    let belt = Belt::new(&config.redis, own.clone()).map_err(|error| Failure::usage(chain(&error)))?;
     let engine = Engine::for_callers(own, db.clone(), belt);
     let desk = Desk { config, db, engine };
     match arguments.command {

@@ -16,7 +16,6 @@ use crate::{
     crypto::{CryptoError, Keyring, Place},
     ids::{ConnectionId, TenantId},
     jobs::{Engine, EnqueueError, NewJob, Stop, Why, job::Until},
-    plans::{self, Counted, PlanError},
     platforms::{Account, Class, Connector, Connectors, Explanation, Platform, TokenPair, Turn, Witness},
     rotation::SealedColumn,
 };
@@ -50,33 +49,11 @@ pub enum TokenTrouble {
     Database(#[from] sqlx::Error),
 }
 
-/// Why an account was not connected.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    #[error("what keeps its tokens fresh could not be written")]
-    Enqueue(#[from] EnqueueError),
-    #[error("the database failed")]
-    Database(#[from] sqlx::Error),
-}
-
 /// Cheap to clone; a service of the workers and of the API.
 #[derive(Clone)]
 pub struct Accounts {
     keyring: Keyring,
     connectors: Connectors,
-}
-
-/// An account as its owner gives it.
-pub struct NewAccount<'a> {
-    pub platform: Platform,
-    pub remote_account_id: &'a str,
-    pub username: &'a str,
-    pub display_name: &'a str,
-    pub access_token: SecretString,
-    pub refresh_token: Option<SecretString>,
-    pub expires: Expires,
 }
 
 impl Accounts {
@@ -146,31 +123,6 @@ impl Accounts {
             return Ok(false);
         }
         self.trade(engine, &row, witness).await.map(|_| true)
-    }
-
-    /// Adds an account, or connects again the one that is there; wakes what waited for it.
-    pub async fn connect(
-        &self,
-        engine: &Engine,
-        tx: &mut sqlx::PgConnection,
-        tenant: TenantId,
-        new: &NewAccount<'_>,
-    ) -> Result<ConnectionId, ConnectError> {
-        let known = store::find_account(tx, tenant, new.platform, new.remote_account_id).await?;
-        let id = known.unwrap_or_else(ConnectionId::new);
-        let sealed = self.seal(id, &new.access_token, new.refresh_token.as_ref(), new.expires);
-        let names = (new.username, new.display_name);
-        let renewed = store::put(tx, id, tenant, new.platform, new.remote_account_id, names, &sealed).await?;
-        if new.refresh_token.is_some() {
-            self.schedule_refresh(engine, tx, tenant, id, renewed).await?;
-        }
-        if known.is_some() {
-            engine.wake(tx, &wake_key(id)).await?;
-        } else {
-            // Connecting again one that is there is always possible.
-            plans::allow(tx, tenant, Counted::Connections).await?;
-        }
-        Ok(id)
     }
 
     async fn usable(&self, engine: &Engine, id: ConnectionId) -> Result<SealedConnection, TokenTrouble> {
@@ -257,7 +209,10 @@ impl Accounts {
         let Some(renewed) = renewed else {
             return match self.usable(engine, row.id).await {
                 // Its owner connected the account again while we asked: those tokens are the newer ones.
-                Ok(row) => self.unseal(&row),
+                Ok(newer) => {
+                    self.give_back_outdone(connector, row, &newer, &pair).await;
+                    self.unseal(&newer)
+                }
                 // Or disconnected it: what we traded was given back already, and this would live on.
                 Err(TokenTrouble::Removed) => {
                     self.give_back_pair(connector, row.id, &pair).await;
@@ -287,7 +242,7 @@ impl Accounts {
         Ok(())
     }
 
-    async fn schedule_refresh(
+    pub(super) async fn schedule_refresh(
         &self,
         engine: &Engine,
         tx: &mut sqlx::PgConnection,
@@ -367,7 +322,7 @@ impl Accounts {
         })
     }
 
-    fn seal(
+    pub(super) fn seal(
         &self,
         id: ConnectionId,
         access: &SecretString,

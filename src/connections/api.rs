@@ -15,7 +15,10 @@ use serde_json::json;
 
 use super::{
     Connection, ConnectionState, GiveBackTokens, RefreshToken,
-    accounts::{ConnectError, NewAccount},
+    connect::{ConnectError, Connected, NewAccount},
+    consent,
+    job::Seen,
+    proof,
     store::{self, Expires},
     wake_key,
 };
@@ -27,9 +30,10 @@ use crate::{
     identity::Forbidden,
     ids::{ConnectionId, JobId},
     jobs::{EnqueueError, NewJob},
-    platforms::{Explanation, Platform},
+    platforms::{Connector, Explanation, Platform},
     posts::input::PlatformName,
     publishing::{self, Publisher},
+    telemetry::chain,
 };
 
 #[derive(Clone)]
@@ -87,18 +91,22 @@ struct ConnectionList {
     next_cursor: Option<String>,
 }
 
-/// An account with tokens that its owner has. They are encrypted at once and never shown again.
+/// An account with tokens that its owner has. They are encrypted at once and never shown again. The platform is asked
+/// whose they are.
 #[derive(Object)]
 #[oai(deny_unknown_fields)]
 struct ConnectionInput {
     platform: PlatformName,
-    /// The platform's own id of the account.
+    /// The platform's own id of the account that the tokens are for.
     #[oai(validator(min_length = 1, max_length = 200))]
     remote_account_id: String,
+    /// Not needed: what the platform says is kept.
     #[oai(validator(min_length = 1, max_length = 200))]
-    username: String,
+    username: Option<String>,
+    /// Without it, what the platform says.
     #[oai(validator(max_length = 200))]
     display_name: Option<String>,
+    /// One that works now, of a user, with every scope that publishing needs.
     #[oai(validator(min_length = 1, max_length = 8192))]
     access_token: Password,
     #[oai(validator(min_length = 1, max_length = 8192))]
@@ -139,8 +147,9 @@ impl ConnectionsApi {
 
     /// Connect an account with its tokens
     ///
-    /// For development and for installations of one's own. An account that is connected already gets the new tokens,
-    /// and what waited for them goes on.
+    /// For development and for installations of one's own. The platform is asked whose the access token is: nothing is
+    /// kept before it has named the account, nor where it names another. An account that is connected already gets the
+    /// new tokens, what waited for them goes on, and those that it had are given back to the platform.
     #[oai(path = "/connections", method = "post", operation_id = "addConnection")]
     async fn add(
         &self,
@@ -155,30 +164,49 @@ impl ConnectionsApi {
             return Err(Forbidden::Limited.into());
         }
         let input = body.0;
-        let platform = Platform::from(input.platform);
-        check(&publisher, &input)?;
-        let mut tx = app.db.begin(&caller).await?;
-        let claim = match key.claim(&mut tx, &caller, fingerprint(&input)).await? {
-            Turn::Replay(answer) => return Ok(answer),
-            Turn::New(claim) => claim,
+        let connector = check(&publisher, &input)?;
+        let platform = connector.platform();
+        let request = fingerprint(&input);
+        let access_token = SecretString::from(input.access_token.0);
+        // Looked up now and kept at the end: between the two we speak with the platform, in no transaction.
+        if let Turn::Replay(answer) =
+            key.clone().claim(&mut *app.db.begin(&caller).await?, &caller, Some(request.clone())).await?
+        {
+            return Ok(answer);
+        }
+        let owner = proof::owner(&*connector, &access_token, &Seen::default()).await.map_err(|error| {
+            tracing::info!(error = chain(&error), "tokens were typed in, and not kept");
+            proof::not_proved(&*connector, &error)
+        })?;
+        if owner.remote_id != input.remote_account_id {
+            return Err(proof::anothers(platform));
+        }
+        let (mut tx, claim) = match key.claim_at_last(&app.db, &caller, &request).await? {
+            (tx, Turn::New(claim)) => (tx, claim),
+            (_, Turn::Replay(answer)) => return Ok(answer),
         };
+        if consent::is_held_elsewhere(&mut tx, platform, &owner.remote_id).await? {
+            return Err(proof::held_elsewhere(platform));
+        }
         let new = NewAccount {
             platform,
-            remote_account_id: &input.remote_account_id,
-            username: &input.username,
-            display_name: input.display_name.as_deref().unwrap_or(&input.username),
-            access_token: SecretString::from(input.access_token.0),
+            remote_account_id: &owner.remote_id,
+            username: &owner.username,
+            display_name: input.display_name.as_deref().unwrap_or(&owner.display_name),
+            access_token,
             refresh_token: input.refresh_token.map(|token| SecretString::from(token.0)),
             expires: input.expires_at.map_or(Expires::Never, Expires::At),
         };
         let connected = publisher.accounts.connect(&app.engine, &mut tx, caller.tenant, &new).await;
-        let id = connected.map_err(not_connected)?;
+        let Connected { id, tickets } = connected.map_err(not_connected)?;
+        store::prove(&mut tx, caller.tenant, id).await?;
         let row = store::get(&mut *tx, caller.reach(), id).await?.ok_or_else(|| Problem::not_found("connection"))?;
         let details = json!({"platform": platform, "username": row.username});
         audit::record(&mut tx, &caller, Action::ConnectionAdded, id, details).await?;
         let location = format!("/api/v1/connections/{id}");
         let answer = claim.keep(&mut tx, Created::new(location, ConnectionView::from(row))).await?;
         tx.commit().await?;
+        app.engine.ring(&tickets).await;
         Ok(answer)
     }
 
@@ -292,10 +320,12 @@ impl From<Connection> for ConnectionView {
     }
 }
 
-fn check(publisher: &Publisher, input: &ConnectionInput) -> Result<(), Problem> {
+/// The platform's connector, when all that can be seen from here is as it has to be.
+fn check(publisher: &Publisher, input: &ConnectionInput) -> Result<Arc<dyn Connector>, Problem> {
     let mut errors = Vec::new();
     let platform = Platform::from(input.platform);
-    if publisher.accounts.connectors().get(platform).is_none() {
+    let connector = publisher.accounts.connectors().get(platform);
+    if connector.is_none() {
         let names: Vec<_> = publisher.accounts.connectors().platforms().map(Platform::as_str).collect();
         let message = format!("this version cannot publish on {}", platform.title());
         errors.push(FieldError::new("platform", message, format!("Choose one of {}", names.join(", "))));
@@ -311,12 +341,15 @@ fn check(publisher: &Publisher, input: &ConnectionInput) -> Result<(), Problem> 
     if input.expires_at.is_some() && input.refresh_token.is_none() && input.expires_at < Some(Utc::now()) {
         errors.push(FieldError::new("expires_at", "is past", "Send a token that still works, or a refresh_token"));
     }
-    if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(errors)) }
+    match connector {
+        Some(connector) if errors.is_empty() => Ok(connector),
+        _ => Err(Problem::invalid(errors)),
+    }
 }
 
 /// The request for its idempotency key; only its hash is kept, which tells nothing about the tokens in it.
-fn fingerprint(input: &ConnectionInput) -> Option<serde_json::Value> {
-    Some(json!({
+fn fingerprint(input: &ConnectionInput) -> serde_json::Value {
+    json!({
         "platform": input.platform.to_json(),
         "account": input.remote_account_id,
         "username": input.username,
@@ -324,7 +357,7 @@ fn fingerprint(input: &ConnectionInput) -> Option<serde_json::Value> {
         "access": input.access_token.0,
         "refresh": input.refresh_token.as_ref().map(|token| &token.0),
         "expires_at": input.expires_at,
-    }))
+    })
 }
 
 pub fn not_connected(error: ConnectError) -> Problem {

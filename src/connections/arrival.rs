@@ -1,6 +1,6 @@
 //! What happens once an account's owner has said yes: code for tokens, tokens for a name, name and tokens kept.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -8,24 +8,22 @@ use sqlx::{Postgres, Transaction};
 
 use super::{
     Accounts,
-    accounts::{ConnectError, NewAccount},
     api::{ConnectionView, not_connected},
+    connect::{ConnectError, Connected, NewAccount},
     consent,
     job::Seen,
+    proof,
     store::{self, Expires},
 };
 use crate::{
     audit::{self, Action},
     http::{App, Caller, Created, IdempotencyKey, Problem, Turn},
     ids::ConsentId,
+    jobs::Ticket,
     plans::{self, PlanError},
     platforms::{Connector, ConnectorError, Grant, Owner, Platform, TokenPair},
     telemetry::chain,
 };
-
-/// How often the name is asked for: the code is spent, so that its tokens are worth a second try.
-const TRIES: u32 = 2;
-const PAUSE: Duration = Duration::from_millis(100);
 
 type Tx = Transaction<'static, Postgres>;
 
@@ -89,7 +87,7 @@ impl Arrival {
         seen: &Seen,
     ) -> Result<Created<ConnectionView>, Refused> {
         let pair = self.connector.redeem(&Grant { code, verifier }, seen).await.map_err(Refused::Platform)?;
-        let owner = match self.owner(&pair, seen).await {
+        let owner = match proof::owner(&*self.connector, &pair.access_token, seen).await {
             Ok(owner) => owner,
             Err(error) => {
                 self.give_back(&pair, seen).await;
@@ -98,7 +96,11 @@ impl Arrival {
         };
         match self.write(&pair, &owner).await {
             // Whether a commit that failed has come through, nobody knows: tokens that may be in use are not taken away.
-            Ok((Some(tx), answer)) => tx.commit().await.map(|()| answer).map_err(Refused::from),
+            Ok((Some((tx, tickets)), answer)) => {
+                tx.commit().await?;
+                self.app.engine.ring(&tickets).await;
+                Ok(answer)
+            }
             Ok((None, answer)) => {
                 self.give_back(&pair, seen).await;
                 Ok(answer)
@@ -114,19 +116,12 @@ impl Arrival {
         consent::finish(&mut *self.app.db.of(&self.caller).await?, self.consent).await
     }
 
-    async fn owner(&self, pair: &TokenPair, seen: &Seen) -> Result<Owner, ConnectorError> {
-        let mut tries = 1;
-        loop {
-            match self.connector.owner(&pair.access_token, seen).await {
-                Err(error) if error.is_outage() && tries < TRIES => tries += 1,
-                done => return done,
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
     /// All that has to be there or not be there together. Without a transaction: the key had its answer before.
-    async fn write(&self, pair: &TokenPair, owner: &Owner) -> Result<(Option<Tx>, Created<ConnectionView>), Refused> {
+    async fn write(
+        &self,
+        pair: &TokenPair,
+        owner: &Owner,
+    ) -> Result<(Option<(Tx, Vec<Ticket>)>, Created<ConnectionView>), Refused> {
         let platform = self.connector.platform();
         let claimed = self.key.claim_at_last(&self.app.db, &self.caller, &self.request).await?;
         let (mut tx, claim) = match claimed {
@@ -151,7 +146,8 @@ impl Arrival {
             refresh_token: pair.refresh_token.clone(),
             expires: Expires::In(pair.expires_in),
         };
-        let id = self.accounts.connect(&self.app.engine, &mut tx, tenant, &new).await.map_err(|error| match error {
+        let connected = self.accounts.connect(&self.app.engine, &mut tx, tenant, &new).await;
+        let Connected { id, tickets } = connected.map_err(|error| match error {
             ConnectError::Plan(PlanError::Refused(refused)) => Refused::Plan(refused),
             error => not_connected(error).into(),
         })?;
@@ -162,7 +158,7 @@ impl Arrival {
         audit::record(&mut tx, &self.caller, Action::ConnectionAdded, id, details).await?;
         let answer = Created::new(format!("/api/v1/connections/{id}"), ConnectionView::from(row));
         let answer = claim.keep(&mut tx, answer).await?;
-        Ok((Some(tx), answer))
+        Ok((Some((tx, tickets)), answer))
     }
 
     /// Tokens that nobody will use. Where the platform does not take them back, they end by themselves.

@@ -20,6 +20,7 @@ use super::{
     api::ConnectionView,
     arrival::{Arrival, Refused},
     consent::{self, Taken},
+    proof,
 };
 use crate::{
     audit::{self, Action},
@@ -219,14 +220,7 @@ fn not_connected(refused: Refused) -> Problem {
                         was given back.";
             Problem::conflict("consent_over", text)
         }
-        Refused::Elsewhere(platform) => {
-            let text = format!(
-                "This {} account is connected in another workspace, and one account is published on from one place \
-                 only. Disconnect it there, or ask whoever can.",
-                platform.title()
-            );
-            Problem::conflict("connected_elsewhere", text)
-        }
+        Refused::Elsewhere(platform) => proof::held_elsewhere(platform),
         // Its owner's, the app's or the platform's turn: what was asked for is spent in any case.
         Refused::Platform(error) => {
             let explanation = error.explain();

@@ -1,8 +1,11 @@
-//! Gives an account's tokens back to its platform: of accounts that are disconnected, and for whoever is leaving.
+//! Gives an account's tokens back to its platform: of accounts that are disconnected, of pairs that others have replaced,
+//! and for whoever is leaving.
 
 use std::time::Duration;
 
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
 
 use super::{
     Accounts, ConnectionState,
@@ -11,6 +14,7 @@ use super::{
     store::{self, SealedConnection},
 };
 use crate::{
+    crypto::CryptoError,
     ids::{ConnectionId, TenantId},
     jobs::{Backoff, Job, JobContext, Lane, NewJob, Queue, Stop},
     platforms::{Connector, TokenPair},
@@ -25,6 +29,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GiveBackTokens {
     pub connection: ConnectionId,
+    /// The row was made for a pair that another one replaced: it goes with it.
+    #[serde(default)]
+    pub replaced: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -35,7 +42,12 @@ pub struct Returned {
 
 impl GiveBackTokens {
     pub fn new_job(connection: ConnectionId, tenant: TenantId) -> NewJob {
-        NewJob::of(&Self { connection }, tenant).unique(connection.to_string())
+        NewJob::of(&Self { connection, replaced: false }, tenant).unique(connection.to_string())
+    }
+
+    /// For a pair that was laid aside.
+    pub(super) fn of_replaced(connection: ConnectionId, tenant: TenantId) -> NewJob {
+        NewJob::of(&Self { connection, replaced: true }, tenant).unique(connection.to_string())
     }
 }
 
@@ -55,11 +67,15 @@ impl Job for GiveBackTokens {
         if ConnectionState::of(&row)? != ConnectionState::Removed {
             return Err(Stop::failed("connection_in_use", "the account is connected"));
         }
-        let outcome = cx.service::<Accounts>().give_back(&row).await?;
+        let outcome = cx.service::<Accounts>().give_back(cx.db(), &row).await?;
         if outcome == GivenBack::Later && cx.attempt < cx.max_attempts {
             return Err(Stop::retry("platform_in_trouble", "the platform does not take the tokens back yet"));
         }
-        store::forget_tokens(cx.db(), row.id, row.generation).await?;
+        if self.replaced {
+            store::drop_replaced(cx.db(), row.id).await?;
+        } else {
+            store::forget_tokens(cx.db(), row.id, row.generation).await?;
+        }
         Ok(Returned { given_back: outcome == GivenBack::Done })
     }
 }
@@ -75,28 +91,75 @@ pub enum GivenBack {
 }
 
 impl Accounts {
-    /// Offers this pair to the platform. Afterwards it is dead, and still kept here.
-    pub async fn give_back(&self, row: &SealedConnection) -> sqlx::Result<GivenBack> {
+    /// Offers this pair to the platform. Afterwards it is dead, and still kept here. Tokens that a connection of the
+    /// same account uses (they were typed in again) stay with it.
+    pub async fn give_back(&self, db: &PgPool, row: &SealedConnection) -> sqlx::Result<GivenBack> {
         let id = row.id;
         let Some(connector) = self.connectors().get(platform_of(row)?) else { return Ok(GivenBack::Never) };
         let kept = [(refresh_place(id), &row.refresh_token), (access_place(id), &row.access_token)];
         let mut given_back = GivenBack::Done;
+        let mut tokens = Vec::new();
         for (place, sealed) in kept {
             let Some(sealed) = sealed else { continue };
-            let token = match self.keyring().decrypt(place, sealed) {
-                Ok(token) => token,
+            match self.keyring().decrypt(place, sealed) {
+                Ok(token) => tokens.push(token),
                 Err(error) => {
                     tracing::warn!(connection = %id, %error, "a token that cannot be read was not given back");
                     given_back = GivenBack::Never;
-                    continue;
                 }
-            };
+            }
+        }
+        let ours: Vec<_> = tokens.iter().map(Some).collect();
+        for other in store::others_of_account(db, row).await? {
+            match self.tokens_of(&other) {
+                Ok((access, refresh)) if share(&ours, &[access.as_ref(), refresh.as_ref()]) => {
+                    return Ok(GivenBack::Never);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    // Whether it is the same pair cannot be told, and ending one in use is worse than leaving one.
+                    tracing::warn!(connection = %id, %error, "tokens were not given back beside one that cannot be read");
+                    return Ok(GivenBack::Never);
+                }
+            }
+        }
+        for token in tokens {
             if let Err(error) = connector.revoke(&token, &Seen::default()).await {
                 tracing::warn!(connection = %id, error = chain(&error), "a token was not given back");
                 return Ok(GivenBack::Later);
             }
         }
         Ok(given_back)
+    }
+
+    /// A pair that came for one which others have replaced meanwhile. What it was traded for went back already, and this
+    /// would live on; but where the newer one is of the same consent, it would end with this.
+    pub(super) async fn give_back_outdone(
+        &self,
+        connector: &dyn Connector,
+        traded: &SealedConnection,
+        newer: &SealedConnection,
+        pair: &TokenPair,
+    ) {
+        let (Ok((access, refresh)), Ok((new_access, new_refresh))) = (self.tokens_of(traded), self.tokens_of(newer))
+        else {
+            return;
+        };
+        let before = [access.as_ref(), refresh.as_ref()];
+        if connector.revokes_one_alone() && !share(&before, &[new_access.as_ref(), new_refresh.as_ref()]) {
+            self.give_back_pair(connector, traded.id, pair).await;
+        }
+    }
+
+    /// Access and refresh token, in the clear.
+    pub(super) fn tokens_of(
+        &self,
+        row: &SealedConnection,
+    ) -> Result<(Option<SecretString>, Option<SecretString>), CryptoError> {
+        let open = |place, sealed: &Option<Vec<u8>>| {
+            sealed.as_ref().map(|sealed| self.keyring().decrypt(place, sealed)).transpose()
+        };
+        Ok((open(access_place(row.id), &row.access_token)?, open(refresh_place(row.id), &row.refresh_token)?))
     }
 
     /// A pair that came for an account which is not connected any more: it is kept nowhere, so it is offered at once.
@@ -113,4 +176,11 @@ impl Accounts {
             }
         }
     }
+}
+
+/// Whether two pairs are of one consent, as far as can be told: a token is in both.
+pub(super) fn share(one: &[Option<&SecretString>], other: &[Option<&SecretString>]) -> bool {
+    let in_other =
+        |token: &&SecretString| other.iter().flatten().any(|known| known.expose_secret() == token.expose_secret());
+    one.iter().flatten().any(in_other)
 }

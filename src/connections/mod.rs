@@ -6,11 +6,13 @@
 pub mod accounts;
 pub mod api;
 mod arrival;
+mod connect;
 pub mod consent;
 pub mod consent_api;
 pub mod flight;
 mod give_back;
 pub mod job;
+mod proof;
 pub mod store;
 
 use std::{fmt, str::FromStr};

@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use secrecy::ExposeSecret;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
 };
 
 use super::{SESSION_LIMIT, is_alive};
@@ -74,7 +74,7 @@ impl Session {
     /// Stays whoever it logged in as: for migrations and for looking at the server, never for serving.
     pub fn login(config: &DatabaseConfig, application: &str) -> sqlx::Result<Self> {
         let limit_ms = SESSION_LIMIT.as_millis().to_string();
-        let options = PgConnectOptions::from_str(config.url.expose_secret())?
+        let options = trusting(config, PgConnectOptions::from_str(config.url.expose_secret())?)
             .application_name(application)
             // Poolers refuse it, and nothing here reads numbers as text.
             .extra_float_digits(None)
@@ -140,6 +140,18 @@ impl Session {
     }
 }
 
+/// An address that asks for less than a proof is raised to one: managed databases hand out theirs with
+/// `sslmode=require`, which takes any certificate there is, and whoever names an authority wants it to be asked. What
+/// contradicts it outright (`disable`, a file beside it) is refused with the settings.
+fn trusting(config: &DatabaseConfig, options: PgConnectOptions) -> PgConnectOptions {
+    let Some(authority) = &config.authority else { return options };
+    let mode = match config.asks_for_any_name() {
+        true => PgSslMode::VerifyCa,
+        false => PgSslMode::VerifyFull,
+    };
+    options.ssl_mode(mode).ssl_root_cert_from_pem(authority.pem().to_vec())
+}
+
 /// Names and values are this file's and the settings' own, and quoted.
 async fn agree(connection: &mut PgConnection, statement: String) -> sqlx::Result<()> {
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
@@ -153,6 +165,7 @@ mod tests {
     fn everything_is_said_in_one_statement_and_the_last_word_counts() {
         let config = DatabaseConfig {
             url: "postgres://u:p@h/d".to_owned().into(),
+            authority: None,
             max_connections: 1,
             acquire_timeout: Duration::from_secs(1),
         };

@@ -12,10 +12,10 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, RedisError,
+    AsyncConnectionConfig, Client, RedisError, RedisResult, TlsCertificates,
     aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection, PubSub},
 };
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde_json::Value;
 use sqlx::PgPool;
 use tokio::sync::OnceCell;
@@ -25,7 +25,7 @@ use super::{
     job::{Lane, Priority, Queue},
     ledger::Runnable,
 };
-use crate::ids::JobId;
+use crate::{config::RedisConfig, ids::JobId};
 
 /// One list: a lane of a queue, and what it holds of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -96,6 +96,17 @@ const EVENTS_PER_JOB: usize = 2_000;
 /// Most events that one call reads; who gets as many asks again.
 pub const EVENTS_AT_ONCE: usize = 500;
 
+/// How every connection to Redis is made. Where an authority is named, its word alone counts.
+pub fn client(config: &RedisConfig) -> RedisResult<Client> {
+    match &config.authority {
+        None => Client::open(config.url.expose_secret()),
+        Some(authority) => {
+            let certificates = TlsCertificates { client_tls: None, root_cert: Some(authority.pem().to_vec()) };
+            Client::build_with_tls(config.url.expose_secret(), certificates)
+        }
+    }
+}
+
 #[derive(Clone)]
 pub struct Belt {
     client: Client,
@@ -109,8 +120,8 @@ pub struct Belt {
 
 impl Belt {
     /// Opens no connection yet: a program starts in any order with its servers.
-    pub fn new(url: &SecretString, db: PgPool) -> Result<Self, BeltError> {
-        let client = Client::open(url.expose_secret())?;
+    pub fn new(config: &RedisConfig, db: PgPool) -> Result<Self, BeltError> {
+        let client = client(config)?;
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)
             .set_min_delay(Duration::from_millis(20))

@@ -66,7 +66,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     let session = Session::worker(&config.database, &name)?;
     let pool = session.pool(config.database.acquire_timeout, config.database.max_connections);
     let connect = Session::engine(&config.database, &name)?;
-    let belt = Belt::new(&config.redis.url, pool.clone()).context("REDIS_URL")?;
+    let belt = Belt::new(&config.redis, pool.clone()).context("REDIS_URL")?;
     let engine = Engine::new(pool.clone(), session, belt);
     let registry = Arc::new(registry);
 

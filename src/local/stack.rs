@@ -161,6 +161,9 @@ impl Setting {
         let mut env = vec![
             ("DATABASE_URL".to_owned(), url.expose_secret().to_owned()),
             ("REDIS_URL".to_owned(), servers.redis.url().expose_secret().to_owned()),
+            // These servers are this machine's own, whoever vouches for others.
+            ("DATABASE_CA_CERT".to_owned(), String::new()),
+            ("REDIS_CA_CERT".to_owned(), String::new()),
             // What runs here is for whoever sits here: they sign in with a token of their own.
             ("LOCAL_TOKENS".to_owned(), "on".to_owned()),
             ("STORAGE_FOLDER".to_owned(), below("media")),

@@ -83,7 +83,11 @@ pub enum ConnectorError {
     #[error("{platform} refused what the account's owner came back with")]
     ConsentRefused { platform: Platform },
     #[error("{platform} wants a permission that the account's owner has not given")]
-    PermissionMissing { platform: Platform },
+    PermissionMissing {
+        platform: Platform,
+        /// Its name there, where the platform says it.
+        missing: Option<&'static str>,
+    },
     #[error("{platform} has suspended or locked the account")]
     AccountBlocked { platform: Platform },
     #[error("{platform} has this post already")]
@@ -204,7 +208,7 @@ impl ConnectorError {
                     platform.title()
                 ),
             ),
-            Self::PermissionMissing { platform } => (
+            Self::PermissionMissing { platform, .. } => (
                 "permission_missing",
                 Turn::User,
                 format!(

@@ -86,12 +86,18 @@ pub trait Connector: Send + Sync {
     /// Trades what the owner came back with. It is spent as soon as this was sent, answered or not.
     async fn redeem(&self, grant: &Grant<'_>, witness: &dyn Witness) -> Result<TokenPair, ConnectorError>;
 
-    /// Whose account a new access token is for.
+    /// What an account's owner has to allow, in the platform's own words.
+    fn scopes(&self) -> &'static [&'static str];
+
+    /// Whose account an access token is for.
     async fn owner(&self, access_token: &SecretString, witness: &dyn Witness) -> Result<Owner, ConnectorError>;
 
     /// Gives a token back: it alone ends, whatever else the same account's owner has allowed. One that is dead already
     /// counts as given back.
     async fn revoke(&self, token: &SecretString, witness: &dyn Witness) -> Result<(), ConnectorError>;
+
+    /// Whether tokens of an earlier consent can be given back without those of a later one ending too.
+    fn revokes_one_alone(&self) -> bool;
 
     /// Trades a refresh token. The old pair may be dead as soon as this was sent, answered or not.
     async fn refresh(&self, refresh_token: &SecretString, witness: &dyn Witness) -> Result<TokenPair, ConnectorError>;

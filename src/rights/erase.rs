@@ -140,7 +140,7 @@ impl Erase {
         for connection in held {
             let is_last = erasure.now > erasure.requested_at + REVOKE_PATIENCE;
             let Some(row) = store::sealed(cx.db(), connection).await? else { continue };
-            match accounts.give_back(&row).await? {
+            match accounts.give_back(cx.db(), &row).await? {
                 GivenBack::Done => {}
                 GivenBack::Later if !is_last => {
                     in_trouble = true;

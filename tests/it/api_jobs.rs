@@ -16,7 +16,7 @@ use crate::harness::{Api, App, eventually, wait_until};
 const SOON: Duration = Duration::from_secs(20);
 
 fn engine(app: &App) -> Engine {
-    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&app.config().redis, app.pool.clone()).unwrap();
     Engine::new(app.pool.clone(), app.session(), belt)
 }
 

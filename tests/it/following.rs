@@ -19,7 +19,7 @@ const LET_GO: Duration = Duration::from_secs(15);
 
 /// A job of this workspace that nobody runs.
 async fn job(app: &App, tenant: TenantId) -> String {
-    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&app.config().redis, app.pool.clone()).unwrap();
     let engine = Engine::new(app.pool.clone(), app.session(), belt);
     engine.enqueue(NewJob::of(&Noop { payload: String::new() }, tenant)).await.unwrap().to_string()
 }

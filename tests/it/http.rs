@@ -92,7 +92,7 @@ impl Served {
         let stop = CancellationToken::new();
         let own_db = multivio::db::pool(&config.database, "test").unwrap();
         let db = TenantDb::new(&config.database, "test").unwrap();
-        let belt = Belt::new(&config.redis.url, own_db.clone()).unwrap();
+        let belt = Belt::new(&config.redis, own_db.clone()).unwrap();
         let limiter = Arc::new(RateLimiter::new(&config.api, Some(Shared::new(belt.clone()))));
         let engine = Engine::for_callers(own_db, db.clone(), belt);
         let state = multivio::http::App::new(config, db, engine, stop.clone()).unwrap();
@@ -278,7 +278,7 @@ async fn passes(limiter: &RateLimiter, subject: Subject) -> bool {
 #[tokio::test]
 async fn processes_share_one_limit_and_hold_little_back() {
     let app = App::new().await;
-    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&app.config().redis, app.pool.clone()).unwrap();
     let config = limits(1_000, Duration::from_secs(60));
     let processes: Vec<_> = (0..4).map(|_| RateLimiter::new(&config, Some(Shared::new(belt.clone())))).collect();
     let subject = Subject::User(UserId::new());
@@ -298,7 +298,7 @@ async fn processes_share_one_limit_and_hold_little_back() {
 async fn without_redis_each_process_keeps_the_limit_by_itself() {
     let servers = Servers::private().await;
     let app = App::on(&servers).await;
-    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&app.config().redis, app.pool.clone()).unwrap();
     let limiter = RateLimiter::new(&limits(10, Duration::from_secs(60)), Some(Shared::new(belt)));
     servers.control().await.redis.stop().await.unwrap();
     let subject = Subject::User(UserId::new());

@@ -73,7 +73,7 @@ struct Served {
 impl Served {
     async fn new(app: &App) -> Self {
         let (config, stop, db) = (app.config(), CancellationToken::new(), app.pool.clone());
-        let belt = Belt::new(&config.redis.url, db.clone()).unwrap();
+        let belt = Belt::new(&config.redis, db.clone()).unwrap();
         let limiter = Arc::new(RateLimiter::new(&config.api, None));
         let callers = TenantDb::new(&config.database, "test").unwrap();
         let engine = Engine::for_callers(db, callers.clone(), belt);

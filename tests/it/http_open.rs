@@ -128,7 +128,7 @@ async fn names_that_nobody_can_see_and_ends_that_nobody_named_are_refused_with_t
 async fn a_caller_follows_so_many_jobs_at_once_with_all_their_keys_and_no_more() {
     let app = App::new().await;
     let api = app.api().await;
-    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&app.config().redis, app.pool.clone()).unwrap();
     let engine = Engine::new(app.pool.clone(), app.session(), belt);
     let job = engine.enqueue(NewJob::of(&Noop { payload: String::new() }, app.tenant)).await.unwrap();
     let path = format!("/api/v1/jobs/{job}/events");

@@ -15,7 +15,7 @@ use reqwest::{Method, multipart};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Api, App, wait_until},
+    harness::{Api, App, Sandbox, wait_until},
     identity::{SOON, call, get},
     media_api::upload,
     media_clips::{Clips, X264, sources},
@@ -45,8 +45,14 @@ async fn workspace_is_known(app: &App, api: &Api) {
     .await;
 }
 
-fn account(number: usize) -> Value {
-    json!({ "platform": "x", "remote_account_id": number.to_string(), "username": "u", "access_token": "t" })
+/// So many accounts of the twin, as they are typed in.
+async fn accounts(sandbox: &Sandbox, count: usize) -> Vec<Value> {
+    let mut typed = Vec::with_capacity(count);
+    for _ in 0..count {
+        let account = sandbox.post("/_sandbox/x/accounts", json!({})).await;
+        typed.push(crate::publish::connection(&account, &account));
+    }
+    typed
 }
 
 pub fn assert_refused(answer: &(u16, Value), limit: &str) {
@@ -109,13 +115,15 @@ async fn plans_are_listed_with_the_tiers_that_give_them_for_people_and_for_progr
 #[tokio::test]
 async fn of_many_who_want_the_last_place_one_gets_it_over_two_processes() {
     let mut app = App::new().await;
-    let _sandbox = app.sandbox().await;
+    let sandbox = app.sandbox().await;
+    let accounts = accounts(&sandbox, 25).await;
+    let account = |number: usize| accounts[number].clone();
     let (api, elsewhere) = (app.api().await, app.api().await);
     plan(&app, &api, &["--connections", "3"]).await;
     for number in 0..2 {
         assert_eq!(api.post("/api/v1/connections", account(number)).await.0, 201);
     }
-    let crowd = (10..26).map(|number| [&api, &elsewhere][number % 2].post("/api/v1/connections", account(number)));
+    let crowd = (5..21).map(|number| [&api, &elsewhere][number % 2].post("/api/v1/connections", account(number)));
     let answers = join_all(crowd).await;
     let (let_in, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(status, _)| *status == 201);
     assert_eq!((let_in.len(), refused.len()), (1, 15), "{refused:?}");
@@ -128,11 +136,11 @@ async fn of_many_who_want_the_last_place_one_gets_it_over_two_processes() {
     let (status, known) = api.post("/api/v1/connections", account(0)).await;
     assert_eq!(status, 201, "{known}");
     assert_eq!(api.delete(&format!("/api/v1/connections/{}", known["id"].as_str().unwrap())).await.0, 204);
-    assert_eq!(api.post("/api/v1/connections", account(30)).await.0, 201);
-    assert_refused(&api.post("/api/v1/connections", account(31)).await, "connections");
+    assert_eq!(api.post("/api/v1/connections", account(22)).await.0, 201);
+    assert_refused(&api.post("/api/v1/connections", account(23)).await, "connections");
     // A neighbour has what the default allows.
     let neighbour = app.token_for(TenantId::new(), &[Scope::Workspace]);
-    let (status, _) = call(&api, &neighbour, None, Method::POST, "/api/v1/connections", Some(&account(40))).await;
+    let (status, _) = call(&api, &neighbour, None, Method::POST, "/api/v1/connections", Some(&account(24))).await;
     assert_eq!(status, 201);
 }
 
@@ -275,7 +283,9 @@ async fn two_processes_cannot_both_spend_the_last_of_a_plans_budget() {
 #[tokio::test]
 async fn a_plan_ends_when_it_says_and_what_is_there_stays() {
     let mut app = App::new().await;
-    let _sandbox = app.sandbox().await;
+    let sandbox = app.sandbox().await;
+    let accounts = accounts(&sandbox, 3).await;
+    let account = |number: usize| accounts[number].clone();
     let api = app.api().await;
     operator(&app, &["plans", "define", "small", "--connections", "1"]).await;
     operator(&app, &["plans", "define", "large", "--connections", "2"]).await;

@@ -76,8 +76,7 @@ pub async fn run(stage: &Stage, sizes: &Sizes) -> Result<Vec<Figure>, Failure> {
 }
 
 async fn measure(stage: &Stage, ground: &Ground, sizes: &Sizes) -> Result<Vec<Figure>, Failure> {
-    let belt =
-        Belt::new(&ground.config.redis.url, ground.db.clone()).map_err(|error| Failure::failed(chain(&error)))?;
+    let belt = Belt::new(&ground.config.redis, ground.db.clone()).map_err(|error| Failure::failed(chain(&error)))?;
     let engine = Engine::new(ground.db.clone(), ground.session()?, belt);
     let updates = Updates::prepare(ground).await?;
     let drain = Drain { stage, ground, engine: &engine, updates: &updates };

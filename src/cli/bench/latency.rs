@@ -86,8 +86,7 @@ async fn measure(ground: &Ground, sizes: &Sizes, stop: &CancellationToken) -> Re
     let options = worker::Options { queue: Queue::Ops, concurrency: 8, grace: Duration::ZERO, process: Uuid::new_v4() };
     let (config, stopping) = (ground.config.clone(), stop.clone());
     tokio::spawn(async move { worker::run(&config, registry, options, stopping).await });
-    let belt =
-        Belt::new(&ground.config.redis.url, ground.db.clone()).map_err(|error| Failure::failed(chain(&error)))?;
+    let belt = Belt::new(&ground.config.redis, ground.db.clone()).map_err(|error| Failure::failed(chain(&error)))?;
     let engine = Engine::new(ground.db.clone(), ground.session()?, belt);
 
     let broken = |error: &dyn std::fmt::Display| Failure::failed(format!("latency: {error}"));

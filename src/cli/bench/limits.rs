@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
-use secrecy::ExposeSecret;
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::stage::Ground;
-use crate::cli::{Failure, working::spinner};
+use crate::{
+    cli::{Failure, working::spinner},
+    jobs::belt,
+};
 
 const CONNECTIONS: usize = 2;
 const ROWS: i64 = 100_000;
@@ -102,7 +104,7 @@ impl Updates {
 pub async fn pops(ground: &Ground) -> Result<f64, Failure> {
     const LIST: &str = "bench:list";
     let away = |error: redis::RedisError| Failure::failed(format!("Redis: {error}"));
-    let client = redis::Client::open(ground.redis.expose_secret()).map_err(away)?;
+    let client = belt::client(&ground.config.redis).map_err(away)?;
     let mut redis = client.get_multiplexed_async_connection().await.map_err(away)?;
     spinner("measuring the limit: BLMPOP", async {
         let ids = vec![Uuid::now_v7().into_bytes().to_vec(); 1_000];

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use sqlx::PgPool;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -37,7 +37,6 @@ pub struct Ground {
     pub config: Config,
     /// Without the product's limits on a statement: loading and counting may take long.
     pub db: PgPool,
-    pub redis: SecretString,
     database: String,
 }
 
@@ -77,6 +76,8 @@ impl Stage {
         let env: Vec<(String, String)> = [
             ("DATABASE_URL", url.expose_secret()),
             ("REDIS_URL", redis.expose_secret()),
+            ("DATABASE_CA_CERT", ""),
+            ("REDIS_CA_CERT", ""),
             ("ENVIRONMENT", "production"),
             ("LOG_LEVEL", "warn"),
             ("JWT_SECRET_KEY", "the secret of a bench that lives for minutes on one machine"),
@@ -96,7 +97,7 @@ impl Stage {
         let session = session.set("statement_timeout", "0").set("lock_timeout", "0");
         let db = session.pool(config.database.acquire_timeout, 8);
         MIGRATIONS.run(&db).await.map_err(|error| Failure::failed(chain(&error)))?;
-        Ok(Ground { env, config, db, redis, database: name.to_owned() })
+        Ok(Ground { env, config, db, database: name.to_owned() })
     }
 
     pub async fn clear(&self, ground: Ground) -> Result<(), Failure> {

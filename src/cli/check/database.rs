@@ -26,18 +26,18 @@ pub async fn look(config: &DatabaseConfig) -> Vec<Line> {
             )];
         }
     };
-    let mut connection = match connect(&session).await {
+    let mut connection = match connect(config, &session).await {
         Ok(connection) => connection,
         Err(line) => return vec![line],
     };
-    match tokio::time::timeout(3 * PATIENCE, questions(&mut connection, &session)).await {
+    match tokio::time::timeout(3 * PATIENCE, questions(config, &mut connection, &session)).await {
         Ok(Ok(lines)) => lines,
         Ok(Err(error)) => vec![Line::problem("database", chain(&error), "See the database's own log")],
         Err(_elapsed) => vec![Line::problem("database", "stopped answering", "See the database's own log")],
     }
 }
 
-async fn connect(session: &Session) -> Result<PgConnection, Line> {
+async fn connect(config: &DatabaseConfig, session: &Session) -> Result<PgConnection, Line> {
     let error = match tokio::time::timeout(PATIENCE, session.connect()).await {
         Ok(Ok(connection)) => return Ok(connection),
         Ok(Err(error)) => error,
@@ -47,14 +47,16 @@ async fn connect(session: &Session) -> Result<PgConnection, Line> {
         }
     };
     let text = chain(&error);
+    let tls = if config.authority.is_some() { NAMED_TLS } else { TLS };
     let remedy = match &error {
-        sqlx::Error::Tls(_) => TLS,
-        _ if text.contains("certificate") || text.contains("does not support TLS") => TLS,
+        sqlx::Error::Tls(_) => tls,
+        _ if text.contains("certificate") || text.contains("does not support TLS") => tls,
         sqlx::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => {
             "A file that DATABASE_URL names is not there: sslrootcert, sslcert, sslkey, or the folder of a socket"
         }
         _ if text.contains("no pg_hba.conf entry") && text.contains("no encryption") => {
-            "The server takes encrypted connections only: add sslmode=verify-full to DATABASE_URL"
+            "The server takes encrypted connections only: add sslmode=verify-full to DATABASE_URL, or set \
+             DATABASE_CA_CERT to its authority"
         }
         _ => START,
     };
@@ -63,9 +65,15 @@ async fn connect(session: &Session) -> Result<PgConnection, Line> {
 
 const START: &str = "Start the server, or correct DATABASE_URL (`multivio up` starts a private one)";
 const TLS: &str = "Name the authority that signed the server's certificate, and the host as the certificate has it: \
-    ?sslmode=verify-full&sslrootcert=/path/to/ca.crt in DATABASE_URL";
+    DATABASE_CA_CERT, or ?sslmode=verify-full&sslrootcert=/path/to/ca.crt in DATABASE_URL";
+const NAMED_TLS: &str = "Set DATABASE_CA_CERT to the authority that signed the server's certificate, and name the host in \
+    DATABASE_URL as the certificate has it";
 
-async fn questions(connection: &mut PgConnection, session: &Session) -> sqlx::Result<Vec<Line>> {
+async fn questions(
+    config: &DatabaseConfig,
+    connection: &mut PgConnection,
+    session: &Session,
+) -> sqlx::Result<Vec<Line>> {
     // Behind a pooler it is the pooler's connection that this tells of.
     let (number, version, tls): (i32, String, Option<String>) = sqlx::query_as(
         "select current_setting('server_version_num')::integer, current_setting('server_version'), \
@@ -73,7 +81,10 @@ async fn questions(connection: &mut PgConnection, session: &Session) -> sqlx::Re
     )
     .fetch_one(&mut *connection)
     .await?;
-    let version = format!("PostgreSQL {version}, {}", tls.as_deref().unwrap_or("not encrypted"));
+    let version = match tls {
+        Some(tls) => format!("PostgreSQL {version}, {tls}, {}", config.trust()),
+        None => format!("PostgreSQL {version}, not encrypted"),
+    };
     let mut lines = vec![if number / 10_000 >= OLDEST {
         Line::ok("database", version)
     } else {

@@ -2,21 +2,35 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use redis::{AsyncConnectionConfig, Client};
-use secrecy::ExposeSecret;
+use redis::AsyncConnectionConfig;
 
 use super::Line;
-use crate::{config::RedisConfig, telemetry::chain};
+use crate::{config::RedisConfig, jobs::belt, telemetry::chain};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const OLDEST: u32 = 7;
 
 pub async fn look(config: &RedisConfig) -> Vec<Line> {
     match tokio::time::timeout(PATIENCE, info(config)).await {
-        Ok(Ok(info)) => judge(&info),
-        Ok(Err(error)) => vec![away(chain(&error))],
+        Ok(Ok(info)) => judge(&info, config.trust()),
+        Ok(Err(error)) => vec![refused(config, chain(&error))],
         Err(_elapsed) => vec![away(format!("no answer within {} s", PATIENCE.as_secs()))],
     }
+}
+
+fn refused(config: &RedisConfig, error: String) -> Line {
+    // Said by the TLS library, which has no types for it that come this far.
+    if !error.to_lowercase().contains("certificate") {
+        return away(error);
+    }
+    let remedy = match config.authority {
+        Some(_) => {
+            "Set REDIS_CA_CERT to the authority that signed the server's certificate, and name the host in REDIS_URL as \
+             the certificate has it"
+        }
+        None => "Set REDIS_CA_CERT to the authority that signed the server's certificate, where that is no public one",
+    };
+    Line::problem("redis", error, remedy)
 }
 
 fn away(error: String) -> Line {
@@ -24,7 +38,7 @@ fn away(error: String) -> Line {
 }
 
 async fn info(config: &RedisConfig) -> redis::RedisResult<HashMap<String, String>> {
-    let client = Client::open(config.url.expose_secret())?;
+    let client = belt::client(config)?;
     let settings =
         AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
     let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
@@ -34,12 +48,12 @@ async fn info(config: &RedisConfig) -> redis::RedisResult<HashMap<String, String
     Ok(pairs.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect())
 }
 
-fn judge(info: &HashMap<String, String>) -> Vec<Line> {
+fn judge(info: &HashMap<String, String>, trust: &str) -> Vec<Line> {
     let of = |key: &str| info.get(key).map_or("", String::as_str);
     let version = of("redis_version");
     let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
     let mut lines = vec![if major >= OLDEST {
-        Line::ok("redis", format!("version {version}"))
+        Line::ok("redis", format!("version {version}, {trust}"))
     } else {
         Line::problem("redis", format!("version {version}"), format!("Upgrade it to {OLDEST} or newer"))
     }];
@@ -72,7 +86,7 @@ mod tests {
 
     fn verdicts(pairs: &[(&str, &str)]) -> Vec<Verdict> {
         let info = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        judge(&info).iter().map(|line| line.verdict).collect()
+        judge(&info, "not encrypted").iter().map(|line| line.verdict).collect()
     }
 
     #[test]

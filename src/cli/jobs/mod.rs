@@ -135,7 +135,7 @@ pub async fn run(arguments: Arguments, screen: Screen) -> Result<(), Failure> {
     let session = Session::worker(&config.database, "multivio jobs")?;
     pooler::prove(&session).await?;
     let db = session.pool(config.database.acquire_timeout, config.database.max_connections);
-    let belt = Belt::new(&config.redis.url, db.clone()).map_err(|error| Failure::usage(chain(&error)))?;
+    let belt = Belt::new(&config.redis, db.clone()).map_err(|error| Failure::usage(chain(&error)))?;
     let engine = Engine::new(db, session, belt);
     match arguments.command {
         Command::List(wish) => show::list(&engine, wish, screen).await,

@@ -9,7 +9,10 @@ use chrono::{DateTime, Utc};
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
-use super::exchange::{instant, number};
+use super::{
+    consent::SCOPES,
+    exchange::{instant, number},
+};
 use crate::platforms::{ConnectorError, Platform};
 
 /// What a request may have done when its answer is lost.
@@ -94,7 +97,8 @@ fn forbidden(effect: Effect, said: &Said) -> ConnectorError {
         return ConnectorError::AccountBlocked { platform: X };
     }
     if said.contains("unsupported authentication") || said.is("unsupported-authentication") || said.contains("scope") {
-        return ConnectorError::PermissionMissing { platform: X };
+        let missing = SCOPES.into_iter().find(|scope| said.contains(scope));
+        return ConnectorError::PermissionMissing { platform: X, missing };
     }
     if said.contains("video longer than") || said.contains("video duration") {
         return ConnectorError::MediaRefused { platform: X, detail: said.detail() };

@@ -16,7 +16,7 @@ use crate::{
 /// A code lives half a minute, and somebody waits for the answer.
 const DEADLINE: Duration = Duration::from_secs(12);
 /// To write, to upload, to see what was written, and to go on without its owner.
-const SCOPES: [&str; 5] = ["tweet.read", "tweet.write", "users.read", "media.write", "offline.access"];
+pub const SCOPES: [&str; 5] = ["tweet.read", "tweet.write", "users.read", "media.write", "offline.access"];
 const NAME_CHARS: usize = 200;
 
 /// `None` without an app at X, or without a page of ours to come back to.
@@ -63,13 +63,14 @@ pub async fn redeem(
     // Less than was asked for would fail later, at the worst moment. Not said: all of it (RFC 6749, 5.1).
     let given = tokens.scope.as_deref().unwrap_or_default();
     let lacks = |scope: &&str| !given.split(' ').any(|word| word == *scope);
-    if !given.is_empty() && SCOPES.iter().any(lacks) {
+    let missing = SCOPES.into_iter().find(lacks).filter(|_| !given.is_empty());
+    if missing.is_some() {
         let pair = tokens.pair();
         for token in [Some(&pair.access_token), pair.refresh_token.as_ref()].into_iter().flatten() {
             // What cannot be used is given back; if X does not take it, it ends by itself.
             let _given_back = revoke(wire, token, witness).await;
         }
-        return Err(ConnectorError::PermissionMissing { platform: Platform::X });
+        return Err(ConnectorError::PermissionMissing { platform: Platform::X, missing });
     }
     Ok(tokens.pair())
 }

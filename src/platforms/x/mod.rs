@@ -134,12 +134,20 @@ impl Connector for X {
         consent::redeem(&self.wire, pages, grant, witness).await
     }
 
+    fn scopes(&self) -> &'static [&'static str] {
+        &consent::SCOPES
+    }
+
     async fn owner(&self, access_token: &SecretString, witness: &dyn Witness) -> Result<Owner, ConnectorError> {
         consent::owner(&self.wire, access_token, witness).await
     }
 
     async fn revoke(&self, token: &SecretString, witness: &dyn Witness) -> Result<(), ConnectorError> {
         consent::revoke(&self.wire, token, witness).await
+    }
+
+    fn revokes_one_alone(&self) -> bool {
+        true
     }
 
     async fn refresh(&self, refresh_token: &SecretString, witness: &dyn Witness) -> Result<TokenPair, ConnectorError> {

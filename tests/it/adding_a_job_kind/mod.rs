@@ -28,7 +28,7 @@ async fn long_posts_are_counted_once_though_the_worker_dies() {
     for text in ["short", "a rather long one"] {
         api.post("/api/v1/posts", json!({ "universal_content": text })).await;
     }
-    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&app.config().redis, app.pool.clone()).unwrap();
     let engine = Engine::new(app.pool.clone(), app.session(), belt);
     let job = engine.enqueue(NewJob::of(&MeasurePosts { long_from: 10 }, app.tenant)).await.unwrap();
     let mut worker = app.scripted_worker().await;
@@ -58,7 +58,7 @@ async fn on_its_own(app: &State, caller: Caller) -> Result<JobId, Problem> {
 async fn a_call_asks_for_the_job_of_the_guide_with_its_rows_and_on_its_own() {
     let app = App::new().await;
     let (config, callers) = (app.config(), TenantDb::new(&app.config().database, "test").unwrap());
-    let belt = Belt::new(&config.redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&config.redis, app.pool.clone()).unwrap();
     let engine = Engine::for_callers(app.pool.clone(), callers.clone(), belt);
     let state = Arc::new(State::new(config, callers, engine, CancellationToken::new()).unwrap());
     let caller = Caller::new(app.tenant, app.user, Scopes::of([Scope::Publish]));

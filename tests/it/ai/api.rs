@@ -19,7 +19,7 @@ use crate::harness::App;
 
 async fn client(app: &App) -> TestClient<impl Endpoint> {
     let config = app.config();
-    let belt = Belt::new(&config.redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&config.redis, app.pool.clone()).unwrap();
     let db = TenantDb::new(&config.database, "test").unwrap();
     let engine = Engine::for_callers(app.pool.clone(), db.clone(), belt);
     let models = Arc::new(ModelLists::new(Arc::new(Transformer::new(&config.ai).unwrap())));

@@ -24,7 +24,7 @@ async fn app_with(grok: &Fake) -> (App, Engine) {
     let mut app = App::new().await;
     app.set("GROK_API_KEY", "a key for tests").set("GROK_BASE_URL", grok.url.clone()).set("GROK_MODEL", "fake-1");
     app.set("AI_REQUEST_TIMEOUT", "5").set("AI_MAX_RETRIES", "0");
-    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&app.config().redis, app.pool.clone()).unwrap();
     let engine = Engine::new(app.pool.clone(), app.session(), belt);
     (app, engine)
 }

@@ -17,7 +17,7 @@ use crate::harness::App;
 async fn every_platform_gets_its_text_and_the_next_provider_helps_when_the_first_is_down() {
     let mut app = App::new().await;
     let sandbox = app.sandbox().await;
-    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&app.config().redis, app.pool.clone()).unwrap();
     let engine = Engine::new(app.pool.clone(), app.session(), belt);
     let _worker = app.worker(Queue::Ai).await;
     let run = async |kind, platforms: &[Platform], stream| {

@@ -1,6 +1,7 @@
 //! Connecting an account by its owner's consent: through the platform's page and back, and every way to abuse that.
 
 mod attacks;
+mod typed;
 
 use multivio::{identity::Scope, jobs::Queue};
 use reqwest::{Method, Url};

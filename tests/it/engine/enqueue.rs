@@ -85,7 +85,7 @@ async fn the_same_unique_key_twice_in_one_batch_is_one_job_and_no_error() {
 async fn two_processes_that_enqueue_the_same_keys_in_other_orders_never_deadlock() {
     let stage = Stage::new().await;
     let other = {
-        let belt = multivio::jobs::belt::Belt::new(&stage.app.config().redis.url, stage.app.pool.clone()).unwrap();
+        let belt = multivio::jobs::belt::Belt::new(&stage.app.config().redis, stage.app.pool.clone()).unwrap();
         multivio::jobs::Engine::new(stage.app.pool.clone(), stage.app.session(), belt)
     };
     for _ in 0..5 {

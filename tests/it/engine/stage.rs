@@ -34,7 +34,7 @@ impl Stage {
 
     pub async fn on(servers: &Servers) -> Self {
         let app = App::on(servers).await;
-        let belt = Belt::new(&app.config().redis.url, app.pool.clone()).expect("the address is well formed");
+        let belt = Belt::new(&app.config().redis, app.pool.clone()).expect("the address is well formed");
         let engine = Engine::new(app.pool.clone(), app.session(), belt);
         Self { app, engine, witness: Witness::start().await }
     }

@@ -126,7 +126,7 @@ async fn a_worker_shows_what_it_ran_and_starts_with_an_empty_setting() {
 #[tokio::test]
 async fn a_command_that_redis_refuses_does_not_count_as_a_redis_that_is_away() {
     let app = App::new().await;
-    let belt = multivio::jobs::belt::Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let belt = multivio::jobs::belt::Belt::new(&app.config().redis, app.pool.clone()).unwrap();
     let job = multivio::ids::JobId::new();
     belt.events(job, "99999999999999999999-1").await.unwrap_err();
     belt.ping().await.unwrap();

@@ -91,6 +91,7 @@ impl Servers {
         let db = TestDb {
             config: DatabaseConfig {
                 url: self.database_url(&name),
+                authority: None,
                 max_connections: 10,
                 acquire_timeout: std::time::Duration::from_secs(5),
             },

@@ -107,7 +107,7 @@ impl Stage {
     }
 
     async fn look_after_links(&self) {
-        let belt = Belt::new(&self.app.config().redis.url, self.app.pool.clone()).unwrap();
+        let belt = Belt::new(&self.app.config().redis, self.app.pool.clone()).unwrap();
         let engine = Engine::new(self.app.pool.clone(), self.app.session(), belt);
         engine.enqueue(NewJob::of(&PatreonUpkeep {}, TenantId::SYSTEM)).await.unwrap();
     }

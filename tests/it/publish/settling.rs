@@ -11,7 +11,7 @@ use super::{SOON, Stage, connection};
 use crate::harness::eventually;
 
 fn engine(stage: &Stage) -> Engine {
-    let belt = Belt::new(&stage.app.config().redis.url, stage.app.pool.clone()).expect("a belt");
+    let belt = Belt::new(&stage.app.config().redis, stage.app.pool.clone()).expect("a belt");
     Engine::new(stage.app.pool.clone(), stage.app.session(), belt)
 }
 

@@ -280,7 +280,7 @@ async fn an_erasure_whose_job_is_gone_is_begun_again_and_one_that_was_written_in
 
 /// What the clock does every hour.
 async fn look_after(app: &App) {
-    let belt = Belt::new(&app.config().redis.url, app.pool.clone()).unwrap();
+    let belt = Belt::new(&app.config().redis, app.pool.clone()).unwrap();
     let engine = Engine::new(app.pool.clone(), app.session(), belt);
     engine.enqueue(NewJob::of(&RightsUpkeep {}, TenantId::SYSTEM)).await.unwrap();
 }

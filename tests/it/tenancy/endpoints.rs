@@ -255,7 +255,9 @@ async fn every_call_answers_another_user_about_my_things_as_about_none() {
         assert_eq!(ask(api, Some(&api.token), call, &mine).await, answer, "{} was changed by another", call.operation);
     }
     // Nor does anybody stand in another's line: with an account of their own they publish too.
-    let (status, own) = ask_as(api, &theirs, "/api/v1/connections", body_of("addConnection", &none)).await;
+    let account = stage.sandbox.post("/_sandbox/x/accounts", json!({})).await;
+    let typed = crate::publish::connection(&account, &account);
+    let (status, own) = ask_as(api, &theirs, "/api/v1/connections", typed).await;
     assert!(matches!(status, 200 | 201), "{own}");
     let wish = json!({ "text": "a", "connections": [own["id"]] });
     let (status, published) = ask_as(api, &theirs, "/api/v1/publish", wish).await;

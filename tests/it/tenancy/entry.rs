@@ -25,7 +25,7 @@ fn noop(tenant: TenantId) -> NewJob {
 fn engine(app: &App, db: &TenantDb) -> Engine {
     let config = app.config();
     let own = multivio::db::pool(&config.database, "test").unwrap();
-    Engine::for_callers(own.clone(), db.clone(), Belt::new(&config.redis.url, own).unwrap())
+    Engine::for_callers(own.clone(), db.clone(), Belt::new(&config.redis, own).unwrap())
 }
 
 fn tenant_db(app: &App, connections: u32) -> TenantDb {

@@ -1,6 +1,7 @@
 //! Tenants are kept apart by the database itself, and Postgres is reached as it has to be for that.
 
 mod accounts;
+mod authorities;
 mod endpoints;
 mod entry;
 mod logins;
