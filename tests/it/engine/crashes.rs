@@ -63,7 +63,7 @@ async fn a_kill_from_outside_says_less_than_a_crash_of_its_own() {
     die_with(&stage, innocent, Death::KilledFromOutside).await;
     assert_eq!(stage.state(innocent).await, State::Failed, "there is an end to everything");
     // Asked for once more, it begins with nothing against it.
-    assert!(stage.engine.retry(None, innocent).await.unwrap());
+    assert!(stage.retry(innocent).await);
     assert_eq!(stage.row(innocent).await.crashes, 0);
 
     let poison = stage.enqueue(poison).await;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use multivio::{
+    cli::jobs::steer,
     db::Session,
     ids::JobId,
     jobs::{NewJob, Queue, State, ledger},
@@ -152,11 +153,11 @@ async fn a_session_stopped_inside_a_transaction_holds_up_only_the_row_it_holds()
     // Cancelling another is done at once, cancelling this one waits for no longer than a lock may; reaping and
     // fetching go on.
     let other = stage.enqueue(stage.job(Act::default()).run_at(chrono::Utc::now() + LONG)).await;
-    let cancelling = stage.engine.cancel(None, other);
+    let cancelling = stage.cancel(other);
     let outcome = timeout(Duration::from_secs(1), cancelling).await.expect("it waits for nothing");
-    assert_eq!(outcome.unwrap(), ledger::CancelOutcome::Cancelled);
+    assert_eq!(outcome, ledger::CancelOutcome::Cancelled);
     let of_held = async {
-        let outcome = stage.engine.cancel(None, ids[4]).await;
+        let outcome = steer::cancel(&stage.engine, ids[4]).await;
         assert!(held.elapsed() < Duration::from_secs(8), "cancelling was held for {:?}", held.elapsed());
         outcome
     };
