@@ -238,7 +238,7 @@ async fn bench_prints_each_figure_beside_its_limit_and_leaves_nothing() {
     let place = tempfile::tempdir().unwrap();
     let folder = place.path().to_str().unwrap();
     let args = ["--json", "bench", "--folder", folder, "drain", "--jobs", "1000", "--tenants", "3"];
-    let Ended { status, said, output } = multivio(&args).finish(2 * SOON).await;
+    let Ended { status, said, output } = multivio(&args).finish(4 * SOON).await;
     let report = result_in(&output).unwrap_or_else(|| panic!("no report in {said}"));
     assert!(status.success(), "{said}");
     let drain = &report["figures"][0];
