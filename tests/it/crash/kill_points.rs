@@ -195,7 +195,7 @@ async fn killed_everywhere(widths: &[u32], sides: &[Side]) -> usize {
                     let died = installation.publish(&text, Some((place, *side))).await;
                     let seen = installation.tripwire.seen();
                     let last = seen.get(place).map_or("none", String::as_str);
-                    assert_eq!(installation.pictures(&text).await, [pictures.clone()], "{text}: {last}");
+                    assert_eq!(installation.pictures(&text).await, std::slice::from_ref(pictures), "{text}: {last}");
                     // What was there before the kill is not brought again: but for the one whose answer was lost.
                     let uploads = installation.stage.calls("media.upload").await - before;
                     assert!((needed..=needed + needed.min(1)).contains(&uploads), "{uploads} uploads; {text}: {last}");

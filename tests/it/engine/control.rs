@@ -50,7 +50,7 @@ async fn a_cancelled_job_that_wants_to_try_again_does_not() {
     let mut db = stage.db().await;
     let worker = super::stage::paper_worker(&mut db, Duration::from_secs(60)).await;
     let job = stage.enqueue(stage.job(Act::default())).await;
-    let claims = ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
+    let claims = ledger::claim(&mut db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
     stage.cancel(job).await;
     let why = multivio::jobs::Why::new("later", "later");
     let at = ledger::Again::After(Duration::ZERO);

@@ -82,7 +82,7 @@ async fn die_with(stage: &Stage, job: JobId, death: Death) {
     let row = ledger::WorkerRow { id, process, queue: "ops".into(), host: "paper".into(), pid: 0 };
     ledger::register(&mut *db, &row, SOON).await.unwrap();
     let suspect = stage.row(job).await.suspect;
-    let claims = ledger::claim(&mut *db, id, Queue::Ops, &["act"], &[job], suspect).await.unwrap();
+    let claims = ledger::claim(&mut db, id, Queue::Ops, &["act"], &[job], suspect).await.unwrap();
     assert_eq!(claims.len(), 1);
     ledger::report_death(&mut *db, process, death, "a test").await.unwrap();
     ledger::reap(&mut *db, 10).await.unwrap();

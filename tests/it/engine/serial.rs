@@ -72,7 +72,7 @@ async fn settle_queued(stage: &Stage, worker: multivio::ids::WorkerId) {
     let claims =
         ledger::claim_from_ledger(&mut *db, worker, Queue::Ops, Lane::Default, &["act"], false, 100).await.unwrap();
     let done: Vec<_> = claims.iter().map(|claim| (claim.job, claim.run, &serde_json::Value::Null)).collect();
-    ledger::settle_succeeded(&mut *db, &done).await.unwrap();
+    ledger::settle_succeeded(&mut db, &done).await.unwrap();
 }
 
 #[tokio::test]

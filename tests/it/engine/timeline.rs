@@ -30,7 +30,7 @@ async fn every_time_that_a_job_was_queued_outlives_its_retries_and_crashes() {
     let mut db = stage.db().await;
     let job = stage.enqueue(stage.job(Act::default())).await;
     let worker = paper_worker(&mut db, LONG).await;
-    let run = ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap()[0].run;
+    let run = ledger::claim(&mut db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap()[0].run;
     let end = End::Again {
         at: Again::After(Duration::ZERO),
         charged: true,
@@ -40,7 +40,7 @@ async fn every_time_that_a_job_was_queued_outlives_its_retries_and_crashes() {
     };
     ledger::settle(&mut *db, &[Settlement { job, run, end }]).await.unwrap();
     ledger::promote_due(&mut *db, 10, true).await.unwrap();
-    ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
+    ledger::claim(&mut db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
     sqlx::query("update workers set lease_expires_at = now() - interval '1 second'").execute(&mut *db).await.unwrap();
     assert_eq!(ledger::reap(&mut *db, 10).await.unwrap().len(), 1);
     let lines = timeline(&stage, job).await;
@@ -80,7 +80,7 @@ async fn a_bulk_retry_leaves_what_each_job_had_come_to() {
     let mut db = stage.db().await;
     let job = stage.enqueue(stage.job(Act::default())).await;
     let worker = paper_worker(&mut db, LONG).await;
-    let run = ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap()[0].run;
+    let run = ledger::claim(&mut db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap()[0].run;
     let end = End::Failed { why: Why::new("refused", "refused"), class: "permanent" };
     ledger::settle(&mut *db, &[Settlement { job, run, end }]).await.unwrap();
     let before = timeline(&stage, job).await;
@@ -99,7 +99,7 @@ async fn the_end_of_a_job_that_was_cancelled_while_it_ran_is_told_once() {
     let mut db = stage.db().await;
     let job = stage.enqueue(stage.job(Act::default())).await;
     let worker = paper_worker(&mut db, LONG).await;
-    let run = ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap()[0].run;
+    let run = ledger::claim(&mut db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap()[0].run;
     assert_eq!(stage.cancel(job).await, CancelOutcome::Requested);
     let end = End::Cancelled { why: Why::new("cancelled", "cancelled on request") };
     ledger::settle(&mut *db, &[Settlement { job, run, end }]).await.unwrap();
