@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use multivio::{
+    cli::jobs::steer,
     http::Scope,
     ids::{GroupId, JobId, TenantId},
     jobs::{Engine, NewJob, OnParent, Queue, belt::Belt, noop::Noop},
@@ -93,7 +94,7 @@ async fn a_status_that_is_known_is_not_sent_again_and_a_change_ends_the_wait() {
     let waiting = api.request(Method::GET, &format!("{path}?wait=30")).header("if-none-match", &etag).send();
     let cancelling = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        engine.cancel(None, job).await.unwrap();
+        steer::cancel(&engine, job).await.unwrap();
     };
     let (answer, ()) = tokio::join!(tokio::time::timeout(SOON, waiting), cancelling);
     let answer = answer.unwrap().unwrap();
@@ -120,7 +121,7 @@ async fn lists_are_newest_first_filtered_and_paged_without_gaps() {
     for _ in 0..7 {
         jobs.push(enqueue(&app, &engine).await);
     }
-    engine.cancel(None, jobs[3]).await.unwrap();
+    steer::cancel(&engine, jobs[3]).await.unwrap();
     jobs.reverse();
 
     let (mut seen, mut path) = (Vec::new(), "/api/v1/jobs?limit=3".to_owned());
@@ -391,7 +392,7 @@ async fn a_stream_tells_everything_once_and_goes_on_after_a_break() {
         let told = json!({ "fraction": f64::from(number) / 4.0, "phase": "working" });
         engine.belt().emit(&[(job, "progress", told.to_string())]).await.unwrap();
     }
-    engine.cancel(None, job).await.unwrap();
+    steer::cancel(&engine, job).await.unwrap();
 
     let all = events(&api, job, None).await;
     let names: Vec<_> = all.iter().map(|(_, name, _)| name.as_str()).collect();
@@ -422,12 +423,12 @@ async fn a_replay_is_whole_and_a_job_that_is_run_again_can_be_followed_again() {
     let path = format!("/api/v1/jobs/{job}/events");
     let over = api.request(Method::GET, &path).header("last-event-id", end).send().await.unwrap();
     assert_eq!(over.status(), StatusCode::NO_CONTENT);
-    assert!(engine.retry(None, job).await.unwrap());
+    assert_eq!(steer::retry(&engine, job).await.unwrap(), steer::Retried::Yes);
     let again = api.request(Method::GET, &path).header("last-event-id", end).send().await.unwrap();
     assert_eq!(again.status(), StatusCode::OK);
     let next = (job, "token", json!({ "number": 1_800 }).to_string());
     engine.belt().emit(&[next]).await.unwrap();
-    engine.cancel(None, job).await.unwrap();
+    steer::cancel(&engine, job).await.unwrap();
     let text = tokio::time::timeout(SOON, again.text()).await.expect("it ends again").unwrap();
     assert!(text.contains("1800") && !text.contains("1799"), "what came since, and nothing twice: {text}");
 }
@@ -452,7 +453,7 @@ async fn a_stream_is_live_and_ends_from_the_ledger_when_redis_is_gone() {
     engine.belt().emit(&[(job, "token", json!({ "text": "word" }).to_string())]).await.unwrap();
     read_until("\"word\"").await;
     servers.control().await.redis.stop().await.unwrap();
-    engine.cancel(None, job).await.unwrap();
+    steer::cancel(&engine, job).await.unwrap();
     read_until("\"cancelled\"").await;
 }
 
