@@ -36,6 +36,7 @@ impl<T: Type> Payload for Input<T> {
 }
 
 /// A body as JSON that may not fit, for a call that knows more of its fields than their form: it tells both at once.
+/// For a type that takes no unknown fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tried<T> {
     /// As it came.
@@ -66,7 +67,13 @@ impl<T: ParseFromJSON + 'static> ParsePayload for Tried<T> {
     async fn from_request(request: &Request, body: &mut RequestBody) -> Result<Self> {
         let bytes = Vec::<u8>::from_request(request, body).await?;
         let value = read(&bytes)?;
-        Ok(Self { fit: fit(value.clone(), &bytes), value })
+        let fit = fit(value.clone(), &bytes).map_err(|mut errors| {
+            let mut registry = Registry::new();
+            T::register(&mut registry);
+            schema::find_unknown_fields(&value, &T::schema_ref(), &registry, &mut errors);
+            errors
+        });
+        Ok(Self { value, fit })
     }
 }
 
