@@ -1,12 +1,18 @@
 //! The whole API on one screen: every call of every domain, and the document that describes them.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use poem::{
     Endpoint, Request, Response, Result, Route,
+    endpoint::BoxEndpoint,
+    get,
     http::{Extensions, Method},
+    post,
 };
-use poem_openapi::{LicenseObject, OpenApi, OpenApiService};
+use poem_openapi::{
+    LicenseObject, OpenApi, OpenApiService,
+    registry::{MetaApi, Registry},
+};
 
 use crate::{
     ai::{api::AiApi, models::ModelLists},
@@ -14,7 +20,7 @@ use crate::{
     connections::{api::ConnectionsApi, consent_api::ConsentApi},
     http::{
         App,
-        docs::{DocsEndpoint, Document, SpecEndpoint},
+        docs::{self, DocsEndpoint, Document, SpecEndpoint},
         gate::Paths,
         health::{Health, HealthApi},
         limits::RateLimiter,
@@ -27,7 +33,7 @@ use crate::{
     jobs::{RetryRules, api::JobsApi},
     media::{ImportApi, MediaApi, MediaService},
     outbound::fetch::Fetcher,
-    patreon::{Patreon, WebhookEndpoint, api::PatreonApi},
+    patreon::{Patreon, WebhookEndpoint, api::PatreonApi, webhook},
     plans::api::PlansApi,
     posts::api::PostsApi,
     publishing::{CancelledStays, Publisher, api::PublishingApi},
@@ -36,7 +42,22 @@ use crate::{
 
 fn calls() -> impl OpenApi + Clone {
     let work = (PostsApi, PublishingApi, ConnectionsApi, ConsentApi, MediaApi, ImportApi, AiApi, JobsApi);
-    OneDescription((work, (IdentityApi, KeysApi, AuditApi, RightsApi, PlansApi, PatreonApi), HealthApi))
+    OneDescription((work, (IdentityApi, KeysApi, AuditApi, RightsApi, PlansApi, PatreonApi), HealthApi, Beside))
+}
+
+/// What endpoints of their own answer: described like every call, routed in [`routes`].
+#[derive(Clone)]
+struct Beside;
+
+impl OpenApi for Beside {
+    fn meta() -> Vec<MetaApi> {
+        let [spec, page] = docs::described();
+        vec![MetaApi { paths: vec![spec, page, router::metrics_described(), webhook::described()] }]
+    }
+
+    fn register(_registry: &mut Registry) {}
+
+    fn add_routes(self, _table: &mut HashMap<String, HashMap<Method, BoxEndpoint<'static>>>) {}
 }
 
 /// What the routes need beyond [`App`].
@@ -68,10 +89,10 @@ pub fn routes(services: Services) -> impl Endpoint<Output = Response> + 'static 
     };
     let webhook = WebhookEndpoint { app: Arc::clone(&services.app), patreon: Arc::clone(&services.patreon) };
     let calls = Route::new()
-        .at("/openapi.json", SpecEndpoint(Arc::clone(&document)))
-        .at("/docs", DocsEndpoint(document))
-        .at("/metrics", router::metrics_endpoint(Arc::clone(&metrics), services.figures, metrics_token))
-        .at("/webhooks/patreon", webhook)
+        .at("/openapi.json", get(SpecEndpoint(Arc::clone(&document))))
+        .at("/docs", get(DocsEndpoint(document)))
+        .at("/metrics", get(router::metrics_endpoint(Arc::clone(&metrics), services.figures, metrics_token)))
+        .at("/webhooks/patreon", post(webhook))
         .nest("/", service());
     let rules = Arc::new(retry_rules());
     let keyring = services.publisher.accounts.keyring().clone();
@@ -113,7 +134,7 @@ const PATREON_BACK: &str = "/api/v1/patreon/link/finish";
 /// For how many requests a call counts in its caller's limit: more where it keeps ffmpeg or a language model busy.
 fn cost(method: &Method, path: &str) -> u32 {
     match path {
-        // Some megabytes for nobody in particular.
+        // A megabyte for nobody in particular, and four for who takes it as it is.
         "/docs" => 20,
         "/api/v1/ai/transform" if method == Method::POST => 10,
         "/api/v1/media" | "/api/v1/media/import" if method == Method::POST => 5,

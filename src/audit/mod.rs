@@ -123,3 +123,13 @@ pub async fn record_by_operator(
     };
     store::insert(tx, &line).await
 }
+
+/// A line by whoever runs the installation in each of these workspaces, with its own details.
+pub async fn record_by_operator_in_each(
+    tx: &mut PgConnection,
+    workspaces: &[(TenantId, Value)],
+    action: Action,
+    target: &str,
+) -> sqlx::Result<()> {
+    store::insert_by_operator(tx, workspaces, action, target).await
+}

@@ -41,6 +41,31 @@ pub async fn insert(tx: &mut PgConnection, line: &NewLine) -> sqlx::Result<()> {
     Ok(())
 }
 
+/// One for each workspace, in one statement.
+pub async fn insert_by_operator(
+    tx: &mut PgConnection,
+    workspaces: &[(TenantId, Value)],
+    action: Action,
+    target: &str,
+) -> sqlx::Result<()> {
+    let (tenants, details): (Vec<_>, Vec<_>) =
+        workspaces.iter().map(|(tenant, details)| (tenant.uuid(), Json(details))).unzip();
+    let ids: Vec<_> = workspaces.iter().map(|_| AuditId::new().uuid()).collect();
+    sqlx::query(
+        "insert into audit_log (id, tenant_id, actor, action, target, details) \
+         select l.id, l.tenant_id, 'operator', $1, $2, l.details \
+         from unnest($3::uuid[], $4::uuid[], $5::jsonb[]) as l (id, tenant_id, details)",
+    )
+    .bind(action.as_str())
+    .bind(target)
+    .bind(ids)
+    .bind(tenants)
+    .bind(details)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 #[derive(FromRow)]
 pub struct LineRow {
     pub id: AuditId,

@@ -35,6 +35,50 @@ impl<T: Type> Payload for Input<T> {
     }
 }
 
+/// A body as JSON that may not fit, for a call that knows more of its fields than their form: it tells both at once.
+/// For a type that takes no unknown fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried<T> {
+    /// As it came.
+    pub value: Value,
+    /// What it holds, or everything that is wrong with its form.
+    pub fit: Result<T, Vec<FieldError>>,
+}
+
+impl<T: Type> Payload for Tried<T> {
+    const CONTENT_TYPE: &'static str = Input::<T>::CONTENT_TYPE;
+
+    fn check_content_type(content_type: &str) -> bool {
+        Input::<T>::check_content_type(content_type)
+    }
+
+    fn schema_ref() -> MetaSchemaRef {
+        T::schema_ref()
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+impl<T: ParseFromJSON + 'static> ParsePayload for Tried<T> {
+    const IS_REQUIRED: bool = T::IS_REQUIRED;
+
+    async fn from_request(request: &Request, body: &mut RequestBody) -> Result<Self> {
+        let bytes = Vec::<u8>::from_request(request, body).await?;
+        let value = read(&bytes)?;
+        let fit = fit(value.clone(), &bytes).map_err(|mut errors| {
+            let mut registry = Registry::new();
+            T::register(&mut registry);
+            schema::find_unknown_fields(&value, &T::schema_ref(), &registry, &mut errors);
+            errors
+        });
+        Ok(Self { value, fit })
+    }
+}
+
+impl_apirequest_for_payload!(Tried<T>, T: ParseFromJSON + 'static);
+
 impl<T: ParseFromJSON + 'static> ParsePayload for Input<T> {
     const IS_REQUIRED: bool = T::IS_REQUIRED;
 
@@ -47,16 +91,24 @@ impl<T: ParseFromJSON + 'static> ParsePayload for Input<T> {
 impl_apirequest_for_payload!(Input<T>, T: ParseFromJSON + 'static);
 
 fn parse<T: ParseFromJSON + 'static>(bytes: &[u8]) -> Result<T, Problem> {
-    let value: Value = match bytes {
-        [] => Value::Null,
-        bytes => serde_json::from_slice(bytes).map_err(|error| malformed(&error))?,
-    };
+    fit(read(bytes)?, bytes).map_err(Problem::invalid)
+}
+
+fn read(bytes: &[u8]) -> Result<Value, Problem> {
+    match bytes {
+        [] => Ok(Value::Null),
+        bytes => serde_json::from_slice(bytes).map_err(|error| malformed(&error)),
+    }
+}
+
+/// `value` is what was read from `bytes`.
+fn fit<T: ParseFromJSON + 'static>(value: Value, bytes: &[u8]) -> Result<T, Vec<FieldError>> {
     // Postgres stores no NUL; refused here, where its field can be named (E9).
     if memmem(bytes, b"\\u0000") {
         let mut errors = Vec::new();
         schema::find_nul(&value, "", &mut errors);
         if !errors.is_empty() {
-            return Err(Problem::invalid(errors));
+            return Err(errors);
         }
     }
     if !Shape::of::<T>().holds(&value) {
@@ -77,7 +129,7 @@ fn malformed(error: &serde_json::Error) -> Problem {
     )
 }
 
-fn refused<T: ParseFromJSON>(bytes: &[u8], message: &str) -> Problem {
+fn refused<T: ParseFromJSON>(bytes: &[u8], message: &str) -> Vec<FieldError> {
     // Read a second time rather than cloned beforehand: a good body should not pay for a bad one.
     let value = serde_json::from_slice(bytes).unwrap_or_default();
     let mut registry = Registry::new();
@@ -89,7 +141,7 @@ fn refused<T: ParseFromJSON>(bytes: &[u8], message: &str) -> Problem {
         let field = schema::field_in(message).unwrap_or("body");
         errors.push(FieldError::new(field, message.trim_end_matches('.'), "See the schema of this call at /docs"));
     }
-    Problem::invalid(errors)
+    errors
 }
 
 #[cfg(test)]

@@ -6,12 +6,15 @@
 use std::sync::{Arc, OnceLock};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
 use poem::{
     Endpoint, Request, Response, Result,
-    http::{StatusCode, header},
+    http::{Method, header},
 };
+use poem_openapi::{registry::MetaPath, types::Type};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+use super::{Problem, beside, packed::File};
 
 /// Serves `/openapi.json`.
 pub struct SpecEndpoint(pub Arc<Document>);
@@ -22,31 +25,38 @@ pub struct DocsEndpoint(pub Arc<Document>);
 /// The document and its page. The page is made when it is first asked for: it is large and most processes never
 /// serve it.
 pub struct Document {
-    spec: Bytes,
-    spec_etag: String,
+    spec: File,
     page: OnceLock<DocsPage>,
     make_page: Box<dyn Fn() -> String + Send + Sync>,
 }
 
 struct DocsPage {
-    html: Bytes,
-    etag: String,
+    html: File,
     policy: String,
 }
 
 impl Document {
     /// `make_page` makes poem-openapi's page with its script inside.
     pub fn new(spec: String, make_page: impl Fn() -> String + Send + Sync + 'static) -> Self {
-        let spec_etag = etag(spec.as_bytes());
-        Self { spec: spec.into(), spec_etag, page: OnceLock::new(), make_page: Box::new(make_page) }
+        Self { spec: File::new(spec.into()), page: OnceLock::new(), make_page: Box::new(make_page) }
     }
 
     pub fn spec(&self) -> &[u8] {
-        &self.spec
+        self.spec.bytes()
     }
 
     fn page(&self) -> &DocsPage {
         self.page.get_or_init(|| DocsPage::of((self.make_page)()))
+    }
+
+    /// The page and its packed form, which take a moment to be made, where no call waits for it.
+    async fn prepare(self: &Arc<Self>) -> Result<()> {
+        if self.page.get().is_none_or(|page| !page.html.is_packed()) {
+            let document = Arc::clone(self);
+            let made = tokio::task::spawn_blocking(move || document.page().html.pack()).await;
+            made.map_err(|error| Problem::internal(&error))?;
+        }
+        Ok(())
     }
 }
 
@@ -65,7 +75,7 @@ impl DocsPage {
              font-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
             script_hashes(&html)
         );
-        Self { etag: etag(html.as_bytes()), html: html.into(), policy }
+        Self { html: File::new(html.into()), policy }
     }
 }
 
@@ -81,24 +91,27 @@ fn script_hashes(html: &str) -> String {
     hashes.join(" ")
 }
 
-fn etag(bytes: &[u8]) -> String {
-    format!("\"{}\"", hex::encode(&Sha256::digest(bytes)[..12]))
-}
-
-fn serve(request: &Request, kind: &'static str, etag: &str, body: &Bytes) -> Response {
-    let known = request.header(header::IF_NONE_MATCH).is_some_and(|known| super::etag::knows(known, etag));
-    let response = Response::builder().header(header::ETAG, etag).header(header::CACHE_CONTROL, "no-cache");
-    if known {
-        return response.status(StatusCode::NOT_MODIFIED).finish();
-    }
-    response.content_type(kind).body(body.clone())
+/// What the document says of itself and of its page.
+pub fn described() -> [MetaPath; 2] {
+    let served = |name, summary, about, kind, schema| {
+        let mut operation = beside::operation(Method::GET, name, summary, about);
+        operation.responses.responses = vec![
+            beside::answer(200, "As it is now, with its `ETag`", Some((kind, schema))),
+            beside::answer(304, "It is what `If-None-Match` names", None),
+        ];
+        operation
+    };
+    let spec = served("openapi", "This document", "", "application/json", Value::schema_ref());
+    let about = "It needs nothing from elsewhere. Counts for 20 requests.";
+    let page = served("docs", "This document as a page", about, "text/html; charset=utf-8", String::schema_ref());
+    [beside::path("/openapi.json", spec), beside::path("/docs", page)]
 }
 
 impl Endpoint for SpecEndpoint {
     type Output = Response;
 
     async fn call(&self, request: Request) -> Result<Response> {
-        Ok(serve(&request, "application/json", &self.0.spec_etag, &self.0.spec))
+        Ok(self.0.spec.answer(&request, "application/json"))
     }
 }
 
@@ -106,8 +119,9 @@ impl Endpoint for DocsEndpoint {
     type Output = Response;
 
     async fn call(&self, request: Request) -> Result<Response> {
+        self.0.prepare().await?;
         let page = self.0.page();
-        let mut response = serve(&request, "text/html; charset=utf-8", &page.etag, &page.html);
+        let mut response = page.html.answer(&request, "text/html; charset=utf-8");
         let policy = page.policy.parse().expect("directives and hashes are a valid header");
         response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
         Ok(response)
@@ -132,7 +146,7 @@ mod tests {
     #[test]
     fn the_page_is_complete_in_itself_and_may_load_nothing_from_elsewhere() {
         let page = DocsPage::of(OpenApiService::new(NoCalls, "t", "1").scalar_html());
-        let html = std::str::from_utf8(&page.html).unwrap();
+        let html = std::str::from_utf8(page.html.bytes()).unwrap();
         assert!(html.contains(r#"{"withDefaultFonts":false"#), "the page's settings found no place");
         assert!(html.contains("/nothing"));
         for outside in ["src=\"http", "href=\"http", "src='http"] {

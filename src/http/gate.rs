@@ -197,7 +197,10 @@ impl<E: Endpoint> GateEndpoint<E> {
     }
 
     async fn pass(&self, mut request: Request) -> Result<Response> {
-        if let Some(refused) = encoded(&request) {
+        // Nothing reads what comes with a question.
+        if is_write(&request)
+            && let Some(refused) = encoded(&request)
+        {
             return Ok(refused);
         }
         if is_upload(&request, self.paths.uploads) {

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod auth;
+pub mod beside;
 pub mod body;
 pub mod client_address;
 pub mod connection;
@@ -17,9 +18,11 @@ pub mod limits;
 pub mod metrics;
 pub mod one_description;
 mod opening;
+mod packed;
 pub mod page;
 pub mod parameters;
 pub mod problem;
+pub mod refusals;
 pub mod request_id;
 pub mod router;
 mod schema;
@@ -31,9 +34,10 @@ pub mod translate;
 
 pub use answer::{Accepted, Created, Gone};
 pub use auth::{Caller, Pass, Scope, signed_in_recently};
-pub use body::Input;
+pub use body::{Input, Tried};
 pub use idempotency::{IdempotencyKey, Turn};
 pub use page::Page;
 pub use problem::{FieldError, Problem};
+pub use refusals::Also;
 pub use state::App;
 pub use tag::Tag;

@@ -1,7 +1,8 @@
 //! One description for a path whose calls stand in several rooms of the code (`GET` and `DELETE /api/v1/me`).
 //!
 //! poem-openapi writes a path once for each room: the document then has the same key twice, of which every reader keeps
-//! the last, and the calls under the first are lost to clients, to the figures per route and to whoever walks it.
+//! the last, and the calls under the first are lost to clients, to the figures per route and to whoever walks it. Here
+//! each call also gets what it may refuse ([`refusals`]).
 
 use std::collections::HashMap;
 
@@ -11,7 +12,9 @@ use poem_openapi::{
     registry::{MetaApi, MetaPath, Registry},
 };
 
-/// The same calls.
+use super::refusals;
+
+/// The same calls, each with what it may refuse.
 #[derive(Clone)]
 pub struct OneDescription<T>(pub T);
 
@@ -23,6 +26,9 @@ impl<T: OpenApi> OpenApi for OneDescription<T> {
                 Some(known) => known.operations.extend(path.operations),
                 None => paths.push(path),
             }
+        }
+        for MetaPath { path, operations } in &mut paths {
+            operations.iter_mut().for_each(|operation| refusals::tell(path, operation));
         }
         vec![MetaApi { paths }]
     }

@@ -13,7 +13,7 @@ use poem::{
 };
 use poem_openapi::{
     ApiResponse, Object,
-    registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses, Registry},
+    registry::{MetaResponses, Registry},
     types::Type,
 };
 use serde::{Deserialize, Serialize};
@@ -328,50 +328,14 @@ impl IntoResponse for Problem {
 
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
-/// Every call can meet these: the document says so once, here.
-const DOCUMENTED: [(u16, &str); 13] = [
-    (400, "The request could not be understood"),
-    (401, "No valid token"),
-    (403, "Scope, role, key or plan do not allow it, or X-Workspace is none of yours"),
-    (404, "No such thing, or it is not yours"),
-    (408, "The body took too long to arrive"),
-    (409, "It does not fit the present state, or the same Idempotency-Key is under way"),
-    (413, "The body is too large"),
-    (415, "The content type is not supported"),
-    (416, "The file has no such part"),
-    (422, "Some fields cannot be accepted, or the Idempotency-Key was used with another body"),
-    (429, "Too many requests"),
-    (500, "Something went wrong on our side"),
-    (503, "A server that is needed is away for a moment"),
-];
-
+/// Which refusals a call knows is told by its shape: see [`super::refusals`].
 impl ApiResponse for Problem {
     fn meta() -> MetaResponses {
-        let responses = DOCUMENTED
-            .iter()
-            .map(|&(status, description)| MetaResponse {
-                description,
-                status: Some(status),
-                status_range: None,
-                content: vec![MetaMediaType { content_type: CONTENT_TYPE, schema: ProblemDocument::schema_ref() }],
-                headers: if matches!(status, 429 | 503) { vec![retry_after_header()] } else { Vec::new() },
-            })
-            .collect();
-        MetaResponses { responses }
+        MetaResponses { responses: Vec::new() }
     }
 
     fn register(registry: &mut Registry) {
         ProblemDocument::register(registry);
-    }
-}
-
-fn retry_after_header() -> MetaHeader {
-    MetaHeader {
-        name: "Retry-After".to_owned(),
-        description: Some("Seconds to wait before trying again".to_owned()),
-        required: true,
-        deprecated: false,
-        schema: u64::schema_ref(),
     }
 }
 

@@ -8,13 +8,14 @@ use poem::{
     endpoint::make,
     http::{HeaderValue, Method, header},
 };
+use poem_openapi::{registry::MetaPath, types::Type};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::{
-    App, Problem,
+    App, Problem, beside,
     edge::Edge,
     gate::{Gate, Paths},
     limits::RateLimiter,
@@ -56,6 +57,19 @@ pub fn metrics_of(spec: &[u8]) -> Metrics {
     Metrics::new(calls)
 }
 
+/// What the document says of `/metrics`.
+pub fn metrics_described() -> MetaPath {
+    let about = "In Prometheus' text form. Where METRICS_TOKEN is set, for whoever sends it as a bearer token alone.";
+    let mut operation = beside::operation(Method::GET, "metrics", "Figures", about);
+    operation.responses.responses = vec![
+        beside::answer(200, "All figures of this process", Some((METRICS_TYPE, String::schema_ref()))),
+        beside::refusal(401, "METRICS_TOKEN is set, and was not sent"),
+    ];
+    beside::path("/metrics", operation)
+}
+
+const METRICS_TYPE: &str = "text/plain; version=0.0.4";
+
 /// `/metrics`: what was counted here, and the domains' own figures. With a token, for whoever sends it alone.
 pub fn metrics_endpoint(
     metrics: Arc<Metrics>,
@@ -73,9 +87,7 @@ pub fn metrics_endpoint(
             for figures in &figures {
                 figures.write(&mut text).await;
             }
-            Ok::<_, poem::Error>(
-                Response::builder().header(header::CONTENT_TYPE, "text/plain; version=0.0.4").body(text),
-            )
+            Ok::<_, poem::Error>(Response::builder().header(header::CONTENT_TYPE, METRICS_TYPE).body(text))
         }
     })
 }

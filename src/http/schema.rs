@@ -122,8 +122,26 @@ pub fn find_unknown(message: &str, errors: &mut Vec<FieldError>) {
         return;
     }
     if let Some(name) = field_in(message) {
-        errors.push(FieldError::new(name, "is not a field of this call", "Remove it, or check its spelling at /docs"));
+        errors.push(unknown(name));
     }
+}
+
+/// The fields that an object has and its type does not, for a type that takes no others: all of them at once.
+pub fn find_unknown_fields(value: &Value, schema: &MetaSchemaRef, registry: &Registry, errors: &mut Vec<FieldError>) {
+    let schema = match schema {
+        MetaSchemaRef::Inline(schema) => Some(&**schema),
+        MetaSchemaRef::Reference(name) => registry.schemas.get(name),
+    };
+    let known = |name: &str| schema.is_none_or(|schema| schema.properties.iter().any(|(known, _)| *known == name));
+    for name in value.as_object().into_iter().flat_map(Map::keys).filter(|name| !known(name)) {
+        if errors.iter().all(|error| error.field != *name) {
+            errors.push(unknown(name));
+        }
+    }
+}
+
+fn unknown(name: &str) -> FieldError {
+    FieldError::new(name, "is not a field of this call", "Remove it, or check its spelling at /docs")
 }
 
 /// The name between the first pair of backticks.

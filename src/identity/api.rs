@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     audit::{self, Action},
-    http::{App, Created, Gone, IdempotencyKey, Input, Page, Problem, Tag, Turn, page},
+    http::{Also, App, Created, Gone, IdempotencyKey, Input, Page, Problem, Tag, Turn, page},
     ids::{ApiKeyId, TenantId, UserId},
 };
 
@@ -147,7 +147,7 @@ const MEMBERS: &str = "members";
 impl IdentityApi {
     /// Ask who is calling
     #[oai(path = "/me", method = "get", operation_id = "getMe")]
-    async fn me(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<Me>, Problem> {
+    async fn me(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<Me>, Also<404>> {
         ensure(&app, &caller).await?;
         let user = store::user(&mut *app.db.of(&caller).await?, caller.user)
             .await?
@@ -240,7 +240,7 @@ impl IdentityApi {
         caller: Caller,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
         body: Input<WorkspaceInput>,
-    ) -> Result<Created<WorkspaceView>, Problem> {
+    ) -> Result<Created<WorkspaceView>, Also<404>> {
         // Everybody may, in whichever workspace they are; a key may not leave its own.
         if caller.key.is_some() {
             return Err(super::Forbidden::Key { scope: Scope::Manage }.into());
@@ -248,7 +248,7 @@ impl IdentityApi {
         caller.require(Scope::Read)?;
         if body.0.name.trim().is_empty() {
             let remedy = "Send a name to know it by";
-            return Err(Problem::invalid_field("name", "has nothing to be seen", remedy));
+            return Err(Problem::invalid_field("name", "has nothing to be seen", remedy).into());
         }
         ensure(&app, &caller).await?;
         let mut tx = app.db.begin(&caller).await?;

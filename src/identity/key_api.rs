@@ -8,10 +8,10 @@ use poem_openapi::{
     Enum, Object, OpenApi,
     param::{Path, Query},
     payload::Json,
-    types::{MaybeUndefined, ToJSON},
+    types::{MaybeUndefined, ParseFromJSON, ToJSON},
 };
 use secrecy::ExposeSecret;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     ApiKey, Caller, Scope, Scopes, api,
@@ -21,7 +21,10 @@ use crate::{
     audit::{self, Action},
     connections,
     crypto::Keyring,
-    http::{App, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Tag, Turn, page, signed_in_recently},
+    http::{
+        App, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Tag, Tried, Turn, page,
+        signed_in_recently,
+    },
     ids::{ApiKeyId, ConnectionId, UserId},
 };
 
@@ -114,6 +117,8 @@ struct KeyList {
 }
 
 const LIST: &str = "api-keys";
+/// As the document says.
+const MOST_CONNECTIONS: usize = 100;
 
 #[OpenApi(prefix_path = "/api/v1", tag = "Tag::Identity")]
 impl KeysApi {
@@ -130,18 +135,29 @@ impl KeysApi {
         keyring: Data<&Keyring>,
         caller: Caller,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
-        body: Input<KeyInput>,
+        body: Tried<KeyInput>,
     ) -> Result<Created<KeyView>, Problem> {
         caller.require(Scope::Manage)?;
         signed_in_recently(&app, &caller)?;
         api::ensure(&app, &caller).await?;
         let mut tx = app.db.begin(&caller).await?;
+        let input = match body.fit {
+            Ok(input) => input,
+            Err(mut errors) => {
+                errors.extend(wrong(&mut tx, &caller, &body.value).await?);
+                return Err(Problem::invalid(errors));
+            }
+        };
         let key = key.of_person(&caller);
-        let claim = match key.claim_sealed(&mut tx, &caller, body.0.to_json(), &keyring).await? {
+        let claim = match key.claim_sealed(&mut tx, &caller, input.to_json(), &keyring).await? {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let wish = checked(&mut tx, &caller, body.0).await?;
+        let errors = wrong(&mut tx, &caller, &body.value).await?;
+        if !errors.is_empty() {
+            return Err(Problem::invalid(errors));
+        }
+        let wish = NewKey::from(input);
         let made = ApiKey::generate();
         let id = key_store::insert(&mut tx, caller.tenant, caller.user, &made, &wish).await?;
         let details = json!({"name": wish.name, "prefix": made.prefix, "scopes": wish.scopes.words()});
@@ -248,34 +264,47 @@ impl KeysApi {
     }
 }
 
-async fn checked(tx: &mut sqlx::PgConnection, caller: &Caller, input: KeyInput) -> Result<NewKey, Problem> {
+/// What is wrong with what the fields of a [`KeyInput`] mean. Of a body that does not fit as far as it can be read: what
+/// is wrong with its form is told already.
+async fn wrong(tx: &mut sqlx::PgConnection, caller: &Caller, body: &Value) -> Result<Vec<FieldError>, Problem> {
     let mut errors = Vec::new();
-    if input.name.trim().is_empty() {
+    // An empty one is too short already.
+    if body["name"].as_str().is_some_and(|name| !name.is_empty() && name.trim().is_empty()) {
         errors.push(FieldError::new("name", "has nothing to be seen", "Send a name to know it by"));
     }
-    let scopes = Scopes::of(input.scopes.into_iter().map(Scope::from));
+    let scopes = Scopes::of(readable::<KeyScope>(&body["scopes"]).map(|(_, scope)| scope.into()));
     if scopes.contain(Scope::Admin) && !caller.scopes.contain(Scope::Admin) {
         errors.push(FieldError::new("scopes", "holds admin, which you are not", "Leave it out"));
     }
-    if input.expires_at.is_some_and(|at| at <= Utc::now()) {
+    let expires_at = DateTime::<Utc>::parse_from_json(Some(body["expires_at"].clone())).ok();
+    if expires_at.is_some_and(|at| at <= Utc::now()) {
         errors.push(FieldError::new("expires_at", "is past", "Send a time to come, or leave it out"));
     }
-    for (index, id) in input.connections.iter().flatten().enumerate() {
-        if connections::store::get(&mut *tx, caller.reach(), *id).await?.is_none() {
+    for (index, id) in readable::<ConnectionId>(&body["connections"]) {
+        if connections::store::get(&mut *tx, caller.reach(), id).await?.is_none() {
             let field = format!("connections[{index}]");
             errors.push(FieldError::new(field, "is no connection of yours", "List them: GET /api/v1/connections"));
         }
     }
-    if !errors.is_empty() {
-        return Err(Problem::invalid(errors));
+    Ok(errors)
+}
+
+/// The items of an array that are of this type, each with its place; of more than any array here may have, the first.
+fn readable<T: ParseFromJSON>(array: &Value) -> impl Iterator<Item = (usize, T)> {
+    let items = array.as_array().into_iter().flatten().take(MOST_CONNECTIONS).enumerate();
+    items.filter_map(|(index, item)| Some((index, T::parse_from_json(Some(item.clone())).ok()?)))
+}
+
+impl From<KeyInput> for NewKey {
+    fn from(input: KeyInput) -> Self {
+        Self {
+            name: input.name,
+            scopes: Scopes::of(input.scopes.into_iter().map(Scope::from)),
+            connections: input.connections,
+            rate_limit: input.rate_limit,
+            expires_at: input.expires_at,
+        }
     }
-    Ok(NewKey {
-        name: input.name,
-        scopes,
-        connections: input.connections,
-        rate_limit: input.rate_limit,
-        expires_at: input.expires_at,
-    })
 }
 
 impl From<KeyRow> for KeyView {

@@ -15,7 +15,8 @@ use tokio::{
 use tracing::{debug, error, warn};
 
 use super::{
-    engine::{Engine, unstorable},
+    engine::Engine,
+    entry::unstorable,
     hand::Hand,
     job::{State, Why},
     ledger::{self, End, Freed, Settlement},

@@ -1,20 +1,22 @@
 //! The engine's front: enqueue, follow, steer. Cheap to clone.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tracing::debug;
 
 use super::{
-    belt::{Belt, Event, List, Slot},
+    belt::{Belt, Event},
     enqueue::{BATCH, Batcher, Way},
+    entry::{EnqueueError, Ticket, check, enter, list_of},
     hub::{Follower, Hub},
-    job::{NewJob, Priority, Queue, State},
+    job::{NewJob, Queue, State},
     ledger::{self, CancelOutcome, GroupStatus, Insert, JobFilter, JobRow, Runnable},
 };
 use crate::{
+    audit::{self, Action},
     db::{Session, TenantDb},
     identity::Caller,
     ids::{GroupId, JobId, TenantId},
@@ -34,34 +36,6 @@ struct Parts {
     batcher: Batcher,
 }
 
-/// A job in the ledger that is not yet on the belt; [`Engine::ring`] after the commit.
-#[derive(Debug, Clone, Copy)]
-pub struct Ticket {
-    pub job: JobId,
-    list: List,
-    state: State,
-    /// Whoever commits it pushes it; otherwise the relay does.
-    pushed: bool,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum EnqueueError {
-    /// An unfinished job of the same kind, tenant and unique key exists.
-    #[error("the same work is already under way as {existing}")]
-    Duplicate { existing: JobId },
-    #[error("the job cannot be stored: {0}")]
-    Unstorable(String),
-    #[error("the ledger could not be reached")]
-    Ledger(#[from] sqlx::Error),
-    #[error("this process is stopping")]
-    Stopping,
-    /// A mistake in the program: in the API a job enters for a caller, elsewhere for none.
-    #[error("it is not said for whom the job is")]
-    Nobodys,
-}
-
-/// Arguments longer than this belong into a table or a file.
-const MAX_ARGS_BYTES: usize = 256 * 1024;
 /// Rows that one statement about many changes: well within the time that a statement has.
 const ROWS_AT_ONCE: i64 = 1_000;
 /// Looks at children whose rows are locked, before they are left to the relay's sweep.
@@ -242,12 +216,6 @@ impl Engine {
         self.0.belt.latest_event(job, "progress").await.ok().flatten().map(|event| event.data)
     }
 
-    pub async fn cancel(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<CancelOutcome> {
-        let outcome = ledger::cancel(&mut *self.0.db.acquire().await?, tenant, job, &asker(tenant)).await?;
-        self.cancelled(job, outcome).await?;
-        Ok(outcome)
-    }
-
     /// What follows from [`ledger::cancel`], once it is committed. Without it the relay does so, later.
     pub async fn cancelled(&self, job: JobId, outcome: CancelOutcome) -> sqlx::Result<()> {
         if outcome == CancelOutcome::Cancelled {
@@ -257,44 +225,31 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs a failed or cancelled job once more; `false` when it is in neither state.
-    pub async fn retry(&self, tenant: Option<TenantId>, job: JobId) -> sqlx::Result<bool> {
-        let retried = ledger::request_retry(&self.0.db, tenant, job, &asker(tenant)).await?.is_some();
-        if retried {
-            self.ring_relay().await;
-            self.tell(&[job]).await;
-        }
-        Ok(retried)
-    }
-
     /// Runs failed jobs of a queue once more, oldest first, at most `limit` and in steps: each is on its way when the
-    /// next one begins. `by`: who asked, for their timelines.
+    /// next one begins. `by`: who asked, for their timelines and for the audit log of each workspace that has such jobs,
+    /// which is written with each step.
     pub async fn retry_failed(&self, queue: Queue, kind: Option<&str>, limit: u64, by: &str) -> sqlx::Result<u64> {
         // One that fails again meanwhile is not of these.
         let before = sqlx::query_scalar("select clock_timestamp()").fetch_one(&self.0.db).await?;
         let mut retried = 0;
         while retried < limit {
             let step = ROWS_AT_ONCE.min(i64::try_from(limit - retried).unwrap_or(i64::MAX));
-            let done = ledger::retry_failed(&self.0.db, queue, kind, before, step, by).await?;
-            if done == 0 {
+            let mut tx = self.0.db.begin().await?;
+            let done = ledger::retry_failed(&mut *tx, queue, kind, before, step, by).await?;
+            if done.is_empty() {
                 break;
             }
-            retried += done;
+            let told = |jobs: i64| json!({"queue": queue, "kind": kind, "retried": jobs, "by": by});
+            let lines: Vec<_> = done.iter().map(|&(tenant, jobs)| (tenant, told(jobs))).collect();
+            audit::record_by_operator_in_each(&mut tx, &lines, Action::FailedJobsRetried, "jobs").await?;
+            tx.commit().await?;
+            retried += done.iter().map(|(_, jobs)| jobs.unsigned_abs()).sum::<u64>();
             self.ring_relay().await;
         }
         Ok(retried)
     }
 
-    /// Gives a job that has not ended another priority; `false` when there is none. `tenant`: `None` for operators.
-    pub async fn set_priority(&self, tenant: Option<TenantId>, job: JobId, priority: Priority) -> sqlx::Result<bool> {
-        let changed = ledger::set_priority(&self.0.db, tenant, job, priority, &asker(tenant)).await?.is_some();
-        if changed {
-            self.moved(job).await;
-        }
-        Ok(changed)
-    }
-
-    /// What follows from [`ledger::set_priority`].
+    /// What follows from [`ledger::set_priority`] and [`ledger::request_retry`], once it is committed.
     pub async fn moved(&self, job: JobId) {
         self.ring_relay().await;
         self.tell(&[job]).await;
@@ -361,95 +316,4 @@ impl Engine {
             debug!(error = %chain(&error), "followers will look by themselves");
         }
     }
-}
-
-/// Jobs that wait for nobody, in one statement; or one that waits for others.
-async fn enter(tx: &mut PgConnection, batch: &[(&NewJob, bool)]) -> Result<Vec<Ticket>, EnqueueError> {
-    let entered: HashMap<JobId, State> = match batch {
-        [(job, _)] if !job.parents.is_empty() => {
-            ledger::insert_with_parents(tx, job).await.map_err(unstorable)?.into_iter().collect()
-        }
-        _ => {
-            let mut rows: Vec<Insert<'_>> =
-                batch.iter().map(|(job, pushed)| Insert { job, pushed: *pushed, open_parents: 0 }).collect();
-            rows.sort_by(|a, b| unique_order(a.job).cmp(&unique_order(b.job)));
-            ledger::insert(tx, &rows).await.map_err(unstorable)?.into_iter().collect()
-        }
-    };
-    let mut tickets = Vec::with_capacity(batch.len());
-    for (job, pushed) in batch {
-        let state = match entered.get(&job.id) {
-            Some(state) => *state,
-            None => enter_again(tx, &Insert { job, pushed: *pushed, open_parents: 0 }).await?,
-        };
-        let pushed = *pushed && job.parents.is_empty();
-        tickets.push(Ticket { job: job.id, list: list_of(job), state, pushed });
-    }
-    Ok(tickets)
-}
-
-/// The same order in every process: two batches with the same unique keys never wait for each other in a circle (E9).
-pub(super) fn unique_order(job: &NewJob) -> (TenantId, &str, Option<&str>) {
-    (job.tenant, &job.kind, job.unique_key.as_deref())
-}
-
-pub(super) fn list_of(job: &NewJob) -> List {
-    List { queue: job.queue, lane: job.lane, slot: Slot::Priority(job.priority) }
-}
-
-/// The unfinished job that has taken `job`'s unique key. `None`: it has ended meanwhile, and the key is free again.
-async fn existing(db: &mut PgConnection, job: &NewJob) -> sqlx::Result<Option<JobId>> {
-    sqlx::query_scalar(
-        "select id from jobs where tenant_id = $1 and kind = $2 and unique_key = $3 and finished_at is null",
-    )
-    .bind(job.tenant)
-    .bind(&*job.kind)
-    .bind(job.unique_key.as_deref())
-    .fetch_optional(db)
-    .await
-}
-
-/// Writes one job that met a taken unique key: tells whose it is, or enters after it.
-pub(super) async fn enter_again(db: &mut PgConnection, row: &Insert<'_>) -> Result<State, EnqueueError> {
-    /// Each time the key was taken and free again within a moment: more often means that something is wrong.
-    const TIMES: usize = 3;
-    for _ in 0..TIMES {
-        if let Some(existing) = existing(db, row.job).await? {
-            return Err(EnqueueError::Duplicate { existing });
-        }
-        let entered = match row.job.parents.is_empty() {
-            true => ledger::insert(db, std::slice::from_ref(row)).await.map_err(unstorable)?.pop(),
-            false => ledger::insert_with_parents(db, row.job).await.map_err(unstorable)?,
-        };
-        if let Some((_, state)) = entered {
-            return Ok(state);
-        }
-    }
-    Err(EnqueueError::Ledger(sqlx::Error::RowNotFound))
-}
-
-/// A row that Postgres refuses for what is in it (42501: what is another tenant's) is the caller's fault and no other
-/// row's.
-pub(super) fn unstorable(error: sqlx::Error) -> EnqueueError {
-    let of_the_row = |code: &str| code.starts_with("22") || code.starts_with("54") || code == "42501";
-    match error.as_database_error() {
-        Some(refusal) if refusal.code().is_some_and(|code| of_the_row(&code)) => {
-            EnqueueError::Unstorable(refusal.message().to_owned())
-        }
-        _ => EnqueueError::Ledger(error),
-    }
-}
-
-fn check(job: &NewJob) -> Result<(), EnqueueError> {
-    let length = job.args.get().len();
-    if length > MAX_ARGS_BYTES {
-        let text = format!("its arguments have {length} bytes, at most {MAX_ARGS_BYTES} fit");
-        return Err(EnqueueError::Unstorable(text));
-    }
-    Ok(())
-}
-
-/// Who asked, where nothing closer is known.
-fn asker(tenant: Option<TenantId>) -> String {
-    tenant.map_or_else(|| "operator".to_owned(), |tenant| tenant.to_string())
 }

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::{
     belt::{Belt, List},
-    engine::{EnqueueError, enter_again, list_of, unique_order, unstorable},
+    entry::{EnqueueError, enter_again, list_of, unique_order, unstorable},
     job::{NewJob, State},
     ledger::{self, Insert, Runnable},
 };

@@ -10,10 +10,12 @@
 pub mod again;
 /// Redis lists, events and channels.
 pub mod belt;
-/// The front: enqueue, follow, cancel, retry, pause.
+/// The front: enqueue, follow, and what follows from a change that was asked for.
 pub mod engine;
 /// Group commit of jobs enqueued on their own.
 mod enqueue;
+/// How a job enters the ledger, and what is refused.
+mod entry;
 /// Who waits for news of which job.
 mod hub;
 /// What a job is and what a run of it may come to.
@@ -65,7 +67,8 @@ pub mod health;
 
 pub use again::{RetryRule, RetryRules};
 pub use context::JobContext;
-pub use engine::{Engine, EnqueueError, Ticket};
+pub use engine::Engine;
+pub use entry::{EnqueueError, Ticket};
 pub use heart::LEASE;
 pub use job::{Backoff, Job, Lane, NewJob, OnParent, Priority, Queue, State, Stop, Until, Why};
 pub use registry::Registry;

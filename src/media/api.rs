@@ -28,7 +28,8 @@ use super::{
 };
 use crate::{
     http::{
-        Accepted, App, Caller, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page,
+        Accepted, Also, App, Caller, Created, FieldError, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn,
+        page,
     },
     ids::MediaId,
     jobs::{EnqueueError, NewJob, Ticket},
@@ -167,7 +168,7 @@ impl MediaApi {
         caller: Caller,
         media: Data<&Arc<MediaService>>,
         media_id: Path<MediaId>,
-    ) -> Result<BytesAnswer, Problem> {
+    ) -> Result<BytesAnswer, Also<409>> {
         caller.require(Scope::Read)?;
         let opened = media.open_rendition(caller.tenant, media_id.0, PresetName::Thumbnail).await;
         let opened = opened.map_err(open_problem)?;

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     audit::{self, Action},
     crypto::{random_text, sha256},
-    http::{App, Caller, Gone, IdempotencyKey, Input, Problem, Scope, Tag, Turn},
+    http::{Also, App, Caller, Gone, IdempotencyKey, Input, Problem, Scope, Tag, Turn},
     identity::api::ensure,
     ids::UserId,
 };
@@ -162,7 +162,7 @@ impl PatreonApi {
 
     /// Get the link to Patreon
     #[oai(path = "/link", method = "get", operation_id = "getPatreonLink")]
-    async fn get(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<LinkView>, Problem> {
+    async fn get(&self, app: Data<&Arc<App>>, caller: Caller) -> Result<Json<LinkView>, Also<404>> {
         caller.require(Scope::Read)?;
         Ok(Json(store::get(&mut *app.db.of(&caller).await?, caller.tenant).await?.ok_or_else(no_link)?.into()))
     }
@@ -176,7 +176,7 @@ impl PatreonApi {
         app: Data<&Arc<App>>,
         caller: Caller,
         #[oai(name = "Idempotency-Key")] key: IdempotencyKey,
-    ) -> Result<Gone, Problem> {
+    ) -> Result<Gone, Also<404>> {
         caller.require(Scope::Manage)?;
         let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, None).await? {

@@ -13,7 +13,7 @@ mod membership;
 mod store;
 pub mod tiers;
 mod upkeep;
-mod webhook;
+pub mod webhook;
 
 use secrecy::SecretString;
 

@@ -1,5 +1,5 @@
 //! `POST /webhooks/patreon`: hints that a membership may have changed. A hint is believed in nothing: it only has the
-//! member's own word read anew. Not a part of the API's description: Patreon alone calls it.
+//! member's own word read anew.
 //!
 //! Hints have neither id nor time, and a membership that goes back to what it was tells so in the same bytes as before:
 //! none is ever known to be a repeat. Every one is good for a look that begins after it came; one such look that waits
@@ -13,8 +13,10 @@ use poem::{
     Endpoint, IntoResponse, Request, Response, Result,
     http::{Method, StatusCode},
 };
+use poem_openapi::{registry::MetaPath, types::Type};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{
     Patreon, ReadMembership,
@@ -22,7 +24,7 @@ use super::{
 };
 use crate::{
     db::Tenancy,
-    http::{App, Problem},
+    http::{App, Problem, beside},
     jobs::{EnqueueError, State, ledger},
     telemetry::chain,
 };
@@ -39,15 +41,25 @@ impl Endpoint for WebhookEndpoint {
     type Output = Response;
 
     async fn call(&self, mut request: Request) -> Result<Response> {
-        if request.method() != Method::POST {
-            return Ok(StatusCode::METHOD_NOT_ALLOWED.with_header("allow", "POST").into_response());
-        }
         // The gate has gathered it, within its bounds.
         let body = request.take_body().into_bytes().await.map_err(|_error| unreadable())?;
         let header = |name: &str| request.header(name).unwrap_or_default().to_owned();
         let taken = self.take(&header(SIGNATURE), &header(EVENT), &body).await;
         Ok(taken.map_or_else(IntoResponse::into_response, |()| StatusCode::NO_CONTENT.into_response()))
     }
+}
+
+/// What the document says of it.
+pub fn described() -> MetaPath {
+    let about = "For Patreon alone, which signs what it sends in X-Patreon-Signature.";
+    let mut operation = beside::operation(Method::POST, "patreonHint", "A membership may have changed", about);
+    operation.request = Some(beside::body("application/json", Value::schema_ref()));
+    operation.responses.responses = vec![
+        beside::answer(204, "It will be looked into, where it is about somebody who is linked", None),
+        beside::refusal(403, "X-Patreon-Signature is not of this body"),
+        beside::refusal(404, "No PATREON_WEBHOOK_SECRET is set"),
+    ];
+    beside::path("/webhooks/patreon", operation)
 }
 
 impl WebhookEndpoint {

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     audit::{self, Action},
-    http::{Accepted, App, Caller, IdempotencyKey, Problem, Scope, Tag, Turn, signed_in_recently},
+    http::{Accepted, Also, App, Caller, IdempotencyKey, Problem, Scope, Tag, Turn, signed_in_recently},
     identity::{self, Forbidden},
     ids::{ExportId, JobId, TenantId},
     jobs::EnqueueError,
@@ -192,10 +192,10 @@ impl RightsApi {
         media: Data<&Arc<MediaService>>,
         caller: Caller,
         id: Path<ExportId>,
-    ) -> Result<FileAnswer, Problem> {
+    ) -> Result<FileAnswer, Also<409>> {
         let row = find(&app, &caller, id.0).await?;
         let Some(written) = row.written() else {
-            return Err(Problem::conflict("not_ready", "It is still being written. Follow its job."));
+            return Err(Problem::conflict("not_ready", "It is still being written. Follow its job.").into());
         };
         let opened =
             media.storage().open(&written.storage_key, None).await.map_err(|error| Problem::internal(&error))?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use multivio::{
+    cli::jobs::steer,
     http::Scope,
     ids::{GroupId, JobId, TenantId},
     jobs::{Engine, NewJob, OnParent, Queue, belt::Belt, noop::Noop},
@@ -93,7 +94,7 @@ async fn a_status_that_is_known_is_not_sent_again_and_a_change_ends_the_wait() {
     let waiting = api.request(Method::GET, &format!("{path}?wait=30")).header("if-none-match", &etag).send();
     let cancelling = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        engine.cancel(None, job).await.unwrap();
+        steer::cancel(&engine, job).await.unwrap();
     };
     let (answer, ()) = tokio::join!(tokio::time::timeout(SOON, waiting), cancelling);
     let answer = answer.unwrap().unwrap();
@@ -120,7 +121,7 @@ async fn lists_are_newest_first_filtered_and_paged_without_gaps() {
     for _ in 0..7 {
         jobs.push(enqueue(&app, &engine).await);
     }
-    engine.cancel(None, jobs[3]).await.unwrap();
+    steer::cancel(&engine, jobs[3]).await.unwrap();
     jobs.reverse();
 
     let (mut seen, mut path) = (Vec::new(), "/api/v1/jobs?limit=3".to_owned());
@@ -293,6 +294,43 @@ async fn operators_alone_retry_what_failed_in_every_workspace() {
 }
 
 #[tokio::test]
+async fn each_workspace_whose_jobs_an_operator_retries_in_bulk_reads_how_many_in_its_own_audit_log() {
+    let app = App::new().await;
+    let (mut api, engine) = (app.api().await, engine(&app));
+    let other = TenantId::new();
+    let of_other = || NewJob::of(&Noop { payload: "12345".into() }, other);
+    for job in [enqueue(&app, &engine).await, enqueue(&app, &engine).await, engine.enqueue(of_other()).await.unwrap()] {
+        fail(&app, job).await;
+    }
+    let lines = async || -> Vec<(Option<TenantId>, String, Value)> {
+        let text = "select tenant_id, actor, details from audit_log where action = 'jobs.failed_retried' \
+                    and details ? 'retried' order by details->>'retried'";
+        sqlx::query_as(text).fetch_all(&app.pool).await.unwrap()
+    };
+    api.token = app.token_for(TenantId::new(), &[Scope::Admin]);
+    let wish = json!({ "queue": "ops" });
+    assert_eq!(api.post("/api/v1/admin/jobs/retry", wish.clone()).await, (200, json!({ "retried": 3 })));
+    let line = |tenant, retried| {
+        let by = app.user.to_string();
+        let details = json!({ "queue": "ops", "kind": null, "retried": retried, "by": by });
+        (Some(tenant), "operator".to_owned(), details)
+    };
+    assert_eq!(lines().await, [line(other, 1), line(app.tenant, 2)]);
+    // Where nothing is retried nothing is written, and what is not written is not retried.
+    assert_eq!(api.post("/api/v1/admin/jobs/retry", wish.clone()).await, (200, json!({ "retried": 0 })));
+    fail(&app, engine.enqueue(of_other()).await.unwrap()).await;
+    sqlx::query("revoke insert on audit_log from multivio_worker").execute(&app.pool).await.unwrap();
+    assert_eq!(api.post("/api/v1/admin/jobs/retry", wish.clone()).await.0, 500);
+    sqlx::query("grant insert on audit_log to multivio_worker").execute(&app.pool).await.unwrap();
+    assert_eq!(lines().await.len(), 2);
+    assert_eq!(api.post("/api/v1/admin/jobs/retry", wish).await, (200, json!({ "retried": 1 })));
+    // Owners read theirs by the call.
+    api.token = app.token();
+    let (_, list) = api.get("/api/v1/audit?action=jobs.failed_retried").await;
+    assert_eq!((&list["items"][0]["details"]["retried"], list["items"].as_array().unwrap().len()), (&json!(2), 1));
+}
+
+#[tokio::test]
 async fn a_paused_queue_is_the_reason_given() {
     let app = App::new().await;
     let (api, engine) = (app.api().await, engine(&app));
@@ -354,7 +392,7 @@ async fn a_stream_tells_everything_once_and_goes_on_after_a_break() {
         let told = json!({ "fraction": f64::from(number) / 4.0, "phase": "working" });
         engine.belt().emit(&[(job, "progress", told.to_string())]).await.unwrap();
     }
-    engine.cancel(None, job).await.unwrap();
+    steer::cancel(&engine, job).await.unwrap();
 
     let all = events(&api, job, None).await;
     let names: Vec<_> = all.iter().map(|(_, name, _)| name.as_str()).collect();
@@ -385,12 +423,12 @@ async fn a_replay_is_whole_and_a_job_that_is_run_again_can_be_followed_again() {
     let path = format!("/api/v1/jobs/{job}/events");
     let over = api.request(Method::GET, &path).header("last-event-id", end).send().await.unwrap();
     assert_eq!(over.status(), StatusCode::NO_CONTENT);
-    assert!(engine.retry(None, job).await.unwrap());
+    assert_eq!(steer::retry(&engine, job).await.unwrap(), steer::Retried::Yes);
     let again = api.request(Method::GET, &path).header("last-event-id", end).send().await.unwrap();
     assert_eq!(again.status(), StatusCode::OK);
     let next = (job, "token", json!({ "number": 1_800 }).to_string());
     engine.belt().emit(&[next]).await.unwrap();
-    engine.cancel(None, job).await.unwrap();
+    steer::cancel(&engine, job).await.unwrap();
     let text = tokio::time::timeout(SOON, again.text()).await.expect("it ends again").unwrap();
     assert!(text.contains("1800") && !text.contains("1799"), "what came since, and nothing twice: {text}");
 }
@@ -415,7 +453,7 @@ async fn a_stream_is_live_and_ends_from_the_ledger_when_redis_is_gone() {
     engine.belt().emit(&[(job, "token", json!({ "text": "word" }).to_string())]).await.unwrap();
     read_until("\"word\"").await;
     servers.control().await.redis.stop().await.unwrap();
-    engine.cancel(None, job).await.unwrap();
+    steer::cancel(&engine, job).await.unwrap();
     read_until("\"cancelled\"").await;
 }
 

@@ -1,6 +1,8 @@
 //! What is no call: the documents, the figures, how we are. Open to everybody, counted by address, and the figures
 //! closed where that is wanted. And what each caller may hold open.
 
+use std::io::Read;
+
 use multivio::{
     http::followers::MOST_STREAMS,
     jobs::{Engine, NewJob, belt::Belt, noop::Noop},
@@ -41,6 +43,39 @@ async fn documents_are_counted_by_address_and_a_flood_of_them_starves_no_health_
         assert!(answer.status() != 429 && answer.headers().contains_key("ratelimit"), "{path}");
     }
     assert_eq!(api.get("/api/v1/posts").await.0, 200, "calls are counted apart");
+}
+
+#[tokio::test]
+async fn documents_are_packed_for_whoever_takes_it_and_what_a_call_answers_never_is() {
+    let mut app = App::new().await;
+    app.set("ALLOWED_ORIGINS", "https://app.example");
+    let api = app.api().await;
+    let ask = async |path: &str, takes: &str| {
+        let request = api.request(reqwest::Method::GET, path).header("accept-encoding", takes);
+        let answer = request.header("origin", "https://app.example").send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        (answer.headers().clone(), answer.bytes().await.unwrap())
+    };
+    for path in ["/docs", "/openapi.json"] {
+        let (of_plain, plain) = ask(path, "identity").await;
+        let (of_packed, packed) = ask(path, "gzip, br").await;
+        assert!(!of_plain.contains_key("content-encoding"), "{path}: {of_plain:?}");
+        assert_eq!(of_packed["content-encoding"], "gzip", "{path}");
+        assert!(packed.len() * 2 < plain.len(), "{path}: {} of {} bytes", packed.len(), plain.len());
+        let mut unpacked = Vec::new();
+        flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).unwrap();
+        assert!(unpacked == plain, "{path} is another when it is packed");
+        assert_ne!(of_plain["etag"], of_packed["etag"], "{path}");
+        for headers in [&of_plain, &of_packed] {
+            let vary: Vec<_> = headers.get_all("vary").iter().map(|it| it.to_str().unwrap()).collect();
+            assert_eq!(vary, ["Accept-Encoding", "Origin"], "{path}");
+            assert_eq!(headers["cache-control"], "no-cache", "{path}");
+        }
+    }
+    for path in ["/api/v1/me", "/metrics", "/health", "/api/v1/media/presets"] {
+        let (headers, _) = ask(path, "gzip").await;
+        assert!(!headers.contains_key("content-encoding"), "{path}: {headers:?}");
+    }
 }
 
 #[tokio::test]

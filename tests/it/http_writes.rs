@@ -234,7 +234,7 @@ async fn every_write_is_done_once_under_a_key_and_answers_its_repeats_alike() {
     let writes = writes(&stage, clip).await;
     let (_, document) = stage.api.get("/openapi.json").await;
     let mut described = BTreeSet::new();
-    for (path, calls) in document["paths"].as_object().unwrap() {
+    for (path, calls) in document["paths"].as_object().unwrap().iter().filter(|(path, _)| path.starts_with("/api/")) {
         let changing = calls.as_object().unwrap().iter().filter(|(method, _)| *method != "get");
         // A question that is too long for an address writes nothing.
         let changing = changing.filter(|_| !path.ends_with("/validate"));

@@ -237,12 +237,16 @@ async fn a_demo_that_is_interrupted_while_it_starts_fails_as_well() {
 async fn bench_prints_each_figure_beside_its_limit_and_leaves_nothing() {
     let place = tempfile::tempdir().unwrap();
     let folder = place.path().to_str().unwrap();
-    let args = ["--json", "bench", "--folder", folder, "drain", "--jobs", "1000"];
-    let Ended { status, said, output } = multivio(&args).finish(2 * SOON).await;
+    let args = ["--json", "bench", "--folder", folder, "drain", "--jobs", "1000", "--tenants", "3"];
+    let Ended { status, said, output } = multivio(&args).finish(4 * SOON).await;
     let report = result_in(&output).unwrap_or_else(|| panic!("no report in {said}"));
     assert!(status.success(), "{said}");
     let drain = &report["figures"][0];
     assert!(drain["value"].as_f64().unwrap() > 0.0 && drain["limit"]["value"].as_f64().unwrap() > 0.0, "{said}");
+    let of_turns = "3 tenants' throughput as a share of one tenant's";
+    let shared = report["figures"].as_array().unwrap().iter().find(|figure| figure["name"] == of_turns);
+    let shared = shared.unwrap_or_else(|| panic!("not what turns cost: {said}"));
+    assert!(shared["value"].as_f64().unwrap() > 0.0 && shared["target"]["bound"] == 0.95, "{said}");
     assert_eq!(running_in(place.path()), Vec::<String>::new());
     assert_eq!(walk(place.path()), Vec::<std::path::PathBuf>::new());
 }

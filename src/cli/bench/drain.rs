@@ -26,6 +26,8 @@ const TARGET_RATIO: f64 = 0.15;
 const GOAL_RATIO: f64 = 0.18;
 /// A second drain, or one beside millions of finished jobs, must be as quick as the first, but for this.
 const KEPT_RATIO: f64 = 0.9;
+/// Fair turns between tenants may cost this much and no more (E18).
+const TURNS_RATIO: f64 = 0.95;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Jobs looked at to see how far the drain is.
 const MARKERS: usize = 100;
@@ -45,6 +47,9 @@ pub struct Sizes {
     /// Drain as many again, and compare
     #[arg(long)]
     pub second: bool,
+    /// Drain as many again that so many tenants share, one tenant's crowd behind the other's, and compare with one
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub tenants: u16,
     /// Worker processes
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub workers: u8,
@@ -55,7 +60,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { jobs: 300_000, waiting: 0, finished: 0, second: false, workers: 1, concurrency: 1_000 }
+        Self { jobs: 300_000, waiting: 0, finished: 0, second: false, tenants: 1, workers: 1, concurrency: 1_000 }
     }
 }
 
@@ -82,13 +87,14 @@ async fn measure(stage: &Stage, ground: &Ground, sizes: &Sizes) -> Result<Vec<Fi
     let drain = Drain { stage, ground, engine: &engine, updates: &updates };
     let mut figures = Vec::new();
     let before_all = if sizes.finished > 0 {
-        let plain = drain.run(&Sizes { waiting: 0, finished: 0, ..sizes.clone() }, Ledger::AsAfterDays).await?;
+        let plain =
+            drain.run(&Sizes { waiting: 0, finished: 0, ..sizes.clone() }, Tenants(1), Ledger::AsAfterDays).await?;
         ledger::add_finished(ground, sizes.finished).await?;
         Some(plain)
     } else {
         None
     };
-    let first = drain.run(sizes, Ledger::AsAfterDays).await?;
+    let first = drain.run(sizes, Tenants(1), Ledger::AsAfterDays).await?;
     let what = what(sizes);
     figures.push(first.figure(format!("drain, {what}")).target(Target::Ratio(TARGET_RATIO)));
     figures.push(first.figure("the same, its goal".to_owned()).target(Target::Ratio(GOAL_RATIO)));
@@ -98,15 +104,30 @@ async fn measure(stage: &Stage, ground: &Ground, sizes: &Sizes) -> Result<Vec<Fi
     figures.push(Figure::new("drain beside Redis", first.per_second, "jobs/s").beside("BLMPOP", pops, "ids/s"));
     if let Some(plain) = before_all {
         figures.push(plain.figure("drain, before there were finished jobs".to_owned()));
-        figures.push(first.share_of(&plain, "its ratio beside finished jobs, as a share of that"));
+        let share = first.ratio() / plain.ratio();
+        figures.push(kept(share, "its ratio beside finished jobs, as a share of that"));
     }
     if sizes.second {
         // At once: what the first left to autovacuum is there.
-        let second = drain.run(sizes, Ledger::AsItIs).await?;
+        let second = drain.run(sizes, Tenants(1), Ledger::AsItIs).await?;
         figures.push(second.figure(format!("drain, {} more", second.jobs)));
-        figures.push(second.share_of(&first, "the second drain's ratio as a share of the first's"));
+        figures.push(kept(second.ratio() / first.ratio(), "the second drain's ratio as a share of the first's"));
+    }
+    if sizes.tenants > 1 {
+        let count = sizes.tenants;
+        let shared = drain.run(sizes, Tenants(count), Ledger::AsAfterDays).await?;
+        // Once more alone: what grows or warms up with every drain is in the middle of both.
+        let alone = drain.run(sizes, Tenants(1), Ledger::AsAfterDays).await?;
+        figures.push(shared.figure(format!("drain, {} jobs of {count} tenants", shared.jobs)));
+        let share = shared.ratio() / f64::midpoint(first.ratio(), alone.ratio());
+        let name = format!("{count} tenants' throughput as a share of one tenant's");
+        figures.push(Figure::new(name, share, "").target(Target::AtLeast(TURNS_RATIO)));
     }
     Ok(figures)
+}
+
+fn kept(share: f64, name: &str) -> Figure {
+    Figure::new(name, share, "").target(Target::AtLeast(KEPT_RATIO))
 }
 
 impl Drained {
@@ -114,10 +135,10 @@ impl Drained {
         Figure::new(name, self.per_second, "jobs/s").beside("batched updates", self.limit, "rows/s")
     }
 
-    /// Each by the limit of its own time: the machine's other work must not look like ours.
-    fn share_of(&self, before: &Self, name: &str) -> Figure {
-        let share = (self.per_second / self.limit) / (before.per_second / before.limit);
-        Figure::new(name, share, "").target(Target::AtLeast(KEPT_RATIO))
+    /// What drains are compared by, each with the limit of its own time: the machine's other work must not look like
+    /// ours.
+    fn ratio(&self) -> f64 {
+        self.per_second / self.limit
     }
 }
 
@@ -140,6 +161,10 @@ enum Ledger {
     AsItIs,
 }
 
+/// How many share the jobs of a drain.
+#[derive(Clone, Copy)]
+struct Tenants(u16);
+
 struct Drain<'a> {
     stage: &'a Stage,
     ground: &'a Ground,
@@ -148,11 +173,11 @@ struct Drain<'a> {
 }
 
 impl Drain<'_> {
-    async fn run(&self, sizes: &Sizes, state: Ledger) -> Result<Drained, Failure> {
+    async fn run(&self, sizes: &Sizes, Tenants(tenants): Tenants, state: Ledger) -> Result<Drained, Failure> {
         let Self { stage, ground, engine, updates } = *self;
         engine.pause(Queue::Ops, "multivio bench").await?;
-        let jobs = ledger::enqueue(&ground.db, sizes.jobs, "enqueueing").await?;
-        ledger::enqueue(&ground.db, sizes.waiting, "enqueueing what waits").await?;
+        let jobs = ledger::enqueue(&ground.db, sizes.jobs, tenants, "enqueueing").await?;
+        ledger::enqueue(&ground.db, sizes.waiting, 1, "enqueueing what waits").await?;
         if state == Ledger::AsAfterDays {
             ledger::settle_down(ground).await?;
         }

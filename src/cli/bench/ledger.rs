@@ -22,23 +22,30 @@ pub fn noop(tenant: TenantId) -> NewJob {
     NewJob::of(&Noop { payload: "x".repeat(PAYLOAD_BYTES) }, tenant)
 }
 
-/// Writes `count` no-op jobs that are runnable at once, by the statement every enqueue uses. Returns their ids in
-/// order.
-pub async fn enqueue(db: &PgPool, count: u32, what: &'static str) -> Result<Vec<JobId>, Failure> {
+/// Writes `count` no-op jobs that are runnable at once, by the statement every enqueue uses: of so many tenants, each
+/// one's crowd behind the last one's. Returns their ids in order.
+pub async fn enqueue(db: &PgPool, count: u32, tenants: u16, what: &'static str) -> Result<Vec<JobId>, Failure> {
     let bar = progress(what, u64::from(count));
-    let tenant = TenantId::new();
     let mut connection = db.acquire().await?;
     let mut ids = Vec::with_capacity(count as usize);
-    while ids.len() < count as usize {
-        let left = count as usize - ids.len();
-        let jobs: Vec<NewJob> = (0..left.min(ROWS_AT_ONCE)).map(|_| noop(tenant)).collect();
-        let rows: Vec<_> = jobs.iter().map(|job| Insert { job, pushed: false, open_parents: 0 }).collect();
-        ledger::insert(&mut connection, &rows).await?;
-        ids.extend(jobs.iter().map(|job| job.id));
-        bar.inc(rows.len() as u64);
+    for crowd in crowds(count, tenants) {
+        let tenant = TenantId::new();
+        for first in (0..crowd).step_by(ROWS_AT_ONCE) {
+            let jobs: Vec<NewJob> = (first..crowd).take(ROWS_AT_ONCE).map(|_| noop(tenant)).collect();
+            let rows: Vec<_> = jobs.iter().map(|job| Insert { job, pushed: false, open_parents: 0 }).collect();
+            ledger::insert(&mut connection, &rows).await?;
+            ids.extend(jobs.iter().map(|job| job.id));
+            bar.inc(rows.len() as u64);
+        }
     }
     bar.finish_and_clear();
     Ok(ids)
+}
+
+/// `count` shared out: all of it, and no part more than one larger than another.
+fn crowds(count: u32, tenants: u16) -> impl Iterator<Item = u32> {
+    let tenants = u32::from(tenants.max(1));
+    (0..tenants).map(move |place| count / tenants + u32::from(place < count % tenants))
 }
 
 /// Writes `count` jobs that succeeded before, older than any other.
@@ -74,4 +81,16 @@ pub async fn settle_down(ground: &Ground) -> Result<(), Failure> {
     sqlx::query("vacuum (analyze) jobs").execute(&ground.db).await?;
     sqlx::query("checkpoint").execute(&ground.db).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenants_share_all_of_the_jobs_and_no_one_more_than_another() {
+        assert_eq!(crowds(1_000, 3).collect::<Vec<_>>(), [334, 333, 333]);
+        assert_eq!(crowds(7, 1).collect::<Vec<_>>(), [7]);
+        assert_eq!(crowds(2, 3).collect::<Vec<_>>(), [1, 1, 0]);
+    }
 }

@@ -25,6 +25,9 @@ use crate::shutdown;
 use report::{Figure, Report};
 use stage::Stage;
 
+/// Of the drain that shows what fair turns cost.
+const TENANTS: u16 = 10;
+
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,6 +35,7 @@ Examples:
   multivio bench drain --waiting 1000000   with a million more jobs in the queue
   multivio bench drain --finished 10000000 with ten million finished jobs in the ledger (needs 12 GB of disk)
   multivio bench drain --jobs 1000000 --second
+  multivio bench drain --tenants 100       what fair turns between a hundred tenants cost
   multivio --json bench enqueue --seconds 20")]
 pub struct Arguments {
     #[command(subcommand)]
@@ -109,7 +113,7 @@ async fn all(stage: &Stage, sizes: &AllSizes) -> Result<Vec<Figure>, Failure> {
     let mut figures = idle::run(stage).await?;
     figures.extend(latency::run(stage, &latency::Sizes::default()).await?);
     let drain = drain::Sizes { jobs: sizes.jobs, ..drain::Sizes::default() };
-    figures.extend(drain::run(stage, &drain).await?);
+    figures.extend(drain::run(stage, &drain::Sizes { tenants: TENANTS, ..drain.clone() }).await?);
     if sizes.full {
         let (million, second) = (1_000_000, drain::Sizes { second: true, ..drain.clone() });
         figures.extend(drain::run(stage, &drain::Sizes { jobs: million, ..second }).await?);

@@ -2,7 +2,7 @@
 
 mod show;
 mod stats;
-mod steer;
+pub mod steer;
 
 pub(super) use show::duration;
 

@@ -1,4 +1,5 @@
-//! What operators do to jobs and queues, each with its line in the audit log.
+//! What operators do to jobs and queues, each with its line in the audit log. Callers of the API do the same by
+//! `jobs::api`, within their workspace.
 
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -32,6 +33,7 @@ pub async fn cancel(engine: &Engine, job: JobId) -> sqlx::Result<CancelOutcome> 
 }
 
 /// What became of a wish to run a job once more.
+#[derive(Debug, PartialEq, Eq)]
 pub enum Retried {
     Yes,
     /// It is in no state for it.

@@ -1,17 +1,22 @@
 //! How a job looks from outside: what it is, how it is, and in one sentence why it is not done yet.
 
+mod names;
+mod why;
+
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use poem_openapi::{Enum, Object};
+use poem_openapi::Object;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 
+pub use self::names::{JobPriority, JobState, QueueName};
+use self::why::{error, has_error, reason};
 use crate::{
     ids::{GroupId, JobId},
     jobs::{
-        Priority, Queue, State,
+        Priority, State,
         ledger::{self, Entry, GroupStatus, JobRow},
     },
 };
@@ -97,62 +102,6 @@ pub fn location(job: JobId) -> String {
     format!("/api/v1/jobs/{job}")
 }
 
-macro_rules! mirrored {
-    ($(#[$doc:meta])* $name:ident of $inner:ident { $($(#[$variant_doc:meta])* $variant:ident,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Enum)]
-        #[oai(rename_all = "lowercase")]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
-
-        impl From<$inner> for $name {
-            fn from(inner: $inner) -> Self {
-                match inner { $($inner::$variant => Self::$variant,)+ }
-            }
-        }
-
-        impl From<$name> for $inner {
-            fn from(name: $name) -> Self {
-                match name { $($name::$variant => Self::$variant,)+ }
-            }
-        }
-    };
-}
-
-mirrored! {
-    /// Where a job is in its life.
-    JobState of State {
-        /// For other jobs.
-        Waiting,
-        /// For a time, or for an event with a deadline.
-        Scheduled,
-        /// For a worker.
-        Queued,
-        Running,
-        Succeeded,
-        Failed,
-        Cancelled,
-    }
-}
-
-mirrored! {
-    /// Which of two jobs of a queue goes first. Low is slow, never starved.
-    JobPriority of Priority {
-        High,
-        Normal,
-        Low,
-    }
-}
-
-mirrored! {
-    QueueName of Queue {
-        Publish,
-        Ai,
-        Media,
-        /// Tokens, webhooks, mail, upkeep.
-        Ops,
-    }
-}
-
 /// What a view needs beyond the row, looked up once for a whole page.
 #[derive(Debug, Default)]
 pub struct Context {
@@ -216,60 +165,6 @@ fn count(stored: i16) -> u16 {
 
 fn millis(duration: TimeDelta) -> u64 {
     u64::try_from(duration.num_milliseconds()).unwrap_or(0)
-}
-
-/// Whether what the row says in `why` is a trouble, and not only what it waits for.
-fn has_error(row: &JobRow) -> bool {
-    match row.state {
-        State::Failed | State::Cancelled => true,
-        State::Scheduled => row.attempt > 0 || row.crashes > 0,
-        _ => false,
-    }
-}
-
-fn error(row: &JobRow, context: &Context) -> Option<JobError> {
-    let why = row.why.as_ref().filter(|_| has_error(row))?;
-    let class = match context.classes.get(&row.id) {
-        Some(class) if row.state != State::Cancelled => class.clone(),
-        _ => row.state.to_string(),
-    };
-    Some(JobError { class, code: why.code.clone(), message: why.message.clone() })
-}
-
-/// Why it is not done yet.
-fn reason(row: &JobRow, context: &Context) -> Option<String> {
-    let why = row.why.as_ref().map(|why| why.message.trim_end_matches('.'));
-    let text = match row.state {
-        State::Succeeded | State::Failed | State::Cancelled => return None,
-        State::Running if row.cancel_requested => "It is being stopped, as was asked.".to_owned(),
-        State::Running => return None,
-        State::Waiting => match row.open_parents {
-            1 => "It waits for another job to end.".to_owned(),
-            many => format!("It waits for {many} other jobs to end."),
-        },
-        State::Scheduled => match why {
-            Some(why) if row.parked => {
-                format!("It is on hold: {why}; at the latest it goes on at {}.", time(row.run_at))
-            }
-            Some(why) => format!("It goes on at {}: {why}.", time(row.run_at)),
-            None if row.run_at > row.created_at => format!("It is due at {}.", time(row.run_at)),
-            None if row.serial_key.is_some() => "It waits for its turn behind an earlier one.".to_owned(),
-            None => "It is due and about to be queued.".to_owned(),
-        },
-        State::Queued if context.paused.contains(&row.queue) => {
-            format!("The queue \"{}\" is paused.", row.queue)
-        }
-        State::Queued if row.suspect => "A worker crashed while it ran; it waits to run alone.".to_owned(),
-        State::Queued => match row.queued_at {
-            Some(at) => format!("It waits for a free worker of the queue \"{}\" since {}.", row.queue, time(at)),
-            None => format!("It waits for a free worker of the queue \"{}\".", row.queue),
-        },
-    };
-    Some(text)
-}
-
-fn time(at: DateTime<Utc>) -> String {
-    at.format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
 /// What a running job told last, if it has the usual form.

@@ -198,7 +198,8 @@ pub async fn set_priority(
 
 /// Retries jobs of a queue that failed before `before`, oldest first, at most `limit` a call; with `kind`, only those.
 /// Each waits again for its parents that are under way, also for those that are retried with it. Jobs whose unique key
-/// was taken meanwhile are left as they are; of several that failed under one key the newest is retried.
+/// was taken meanwhile are left as they are; of several that failed under one key the newest is retried. Returns how many
+/// in each workspace.
 pub async fn retry_failed(
     db: impl PgExecutor<'_>,
     queue: Queue,
@@ -206,10 +207,10 @@ pub async fn retry_failed(
     before: DateTime<Utc>,
     limit: i64,
     by: &str,
-) -> sqlx::Result<u64> {
+) -> sqlx::Result<Vec<(TenantId, i64)>> {
     // As in `request_retry`, and in its order: parents are locked before the jobs themselves, so that two such requests
     // never wait for each other. Edges and parents are looked up one by one, for the reason of `sweep_waiting`'s.
-    let retried: i64 = sqlx::query_scalar(concat!(
+    sqlx::query_as(concat!(
         "with wanted as materialized ( \
             select f.id from jobs f where f.state = 'failed' and f.queue = $1 and f.finished_at < $4 \
             and ($2::text is null or f.kind = $2) \
@@ -245,19 +246,18 @@ pub async fn retry_failed(
                 open_parents = p.open, run_at = now(), finished_at = null, attempt = 0, crashes = 0, blame = 0, \
                 suspect = false, cancel_requested = false, parked = false, wake_key = null, why = null, \
                 result = null, retries = j.retries + 1 \
-            from parents p where j.id = p.id and j.id = any(array(select id from one_per_key)) returning j.id \
+            from parents p where j.id = p.id and j.id = any(array(select id from one_per_key)) returning j.id, j.tenant_id \
          ), ",
         noting_retries!("$5"),
-        " select count(*) from retried",
+        " select tenant_id, count(*) from retried group by tenant_id",
     ))
     .bind(queue.as_str())
     .bind(kind)
     .bind(limit)
     .bind(before)
     .bind(by)
-    .fetch_one(db)
-    .await?;
-    Ok(retried.unsigned_abs())
+    .fetch_all(db)
+    .await
 }
 
 /// Nothing of a paused queue starts; what runs goes on.

@@ -25,6 +25,8 @@ const SMALLEST: usize = 32;
 const LARGEST: usize = 10_000;
 /// Tenants with something queued that one look sees of each list; the next look begins with the last of them.
 const TENANTS: usize = 2_000;
+/// Reads of the ledger for one list in one round, each about as large as the room that is left.
+const LOOKS: usize = 3;
 /// Sequence numbers are given before their rows commit: rows may still appear this long below what was seen.
 const LATE_COMMITS: Duration = Duration::from_millis(300);
 /// Between looks back for such rows; the other rounds read only what is new.
@@ -32,6 +34,9 @@ const LOOK_BACK_EVERY: Duration = Duration::from_millis(150);
 /// While there is more than fits, who else waits is asked this often: the answer walks over what was claimed since
 /// the last vacuum, and another tenant's job may wait a second (E18).
 const LOOK_AROUND_EVERY: Duration = Duration::from_millis(250);
+
+/// A queued row: its tenant, its job, its sequence number.
+type Row = (TenantId, JobId, i64);
 
 /// What this leader knows of every list.
 #[derive(Debug, Default)]
@@ -142,10 +147,13 @@ impl Windows {
             return Ok(Ok(window.was_filled));
         }
         let now = Instant::now();
-        let turns = window.turns(tenants, room, rotation, now);
-        let rows = ledger::fill(&mut *db, list, &turns).await?;
-        let chosen = window.choose(rows, room, now);
-        window.was_filled = chosen.len() >= room;
+        let mut gathering = Gathering::new(window.turns(tenants, room, rotation, now), room);
+        while gathering.goes_on() {
+            let rows = ledger::fill(&mut *db, list, &gathering.turns).await?;
+            gathering.take(window, rows, now);
+        }
+        window.was_filled = gathering.more_waits();
+        let chosen = gathering.chosen;
         window.length = length + chosen.len();
         if chosen.is_empty() {
             return Ok(Ok(false));
@@ -215,18 +223,15 @@ impl Window {
         order
             .into_iter()
             .map(|tenant| {
-                let pushed = self.tenants.entry(tenant).or_default();
-                // A tenant alone takes all the room; in company it may still, if the others do not need theirs.
-                let turn = if tenants.len() > 100 { share } else { room };
-                let (after_seq, known) = pushed.begin(now);
-                Turn { tenant, after_seq, limit: i64::try_from(turn + known).unwrap_or(i64::MAX) }
+                let (after_seq, known) = self.tenants.entry(tenant).or_default().begin(now);
+                Turn { tenant, after_seq, limit: limit(share + known) }
             })
             .collect()
     }
 
     /// One of each tenant, then the next of each, until the room is used up.
-    fn choose(&mut self, rows: Vec<(TenantId, JobId, i64)>, room: usize, now: Instant) -> Vec<(TenantId, JobId, i64)> {
-        let mut queues: Vec<VecDeque<(TenantId, JobId, i64)>> = Vec::new();
+    fn choose(&mut self, rows: Vec<Row>, room: usize, now: Instant) -> Vec<Row> {
+        let mut queues: Vec<VecDeque<Row>> = Vec::new();
         for row in rows {
             let (tenant, job, seq) = row;
             let pushed = self.tenants.entry(tenant).or_default();
@@ -253,6 +258,52 @@ impl Window {
         }
         chosen
     }
+}
+
+/// One round's rows of one list. A look reads about what still fits, shared out between the tenants: what is read and not
+/// pushed is read again, and would cost more with every tenant. Room that some do not need is the others' in the next look.
+struct Gathering {
+    room: usize,
+    turns: Vec<Turn>,
+    chosen: Vec<Row>,
+    looks: usize,
+}
+
+impl Gathering {
+    fn new(turns: Vec<Turn>, room: usize) -> Self {
+        Self { room, turns, chosen: Vec::with_capacity(room), looks: 0 }
+    }
+
+    fn goes_on(&self) -> bool {
+        self.looks < LOOKS && self.chosen.len() < self.room && !self.turns.is_empty()
+    }
+
+    /// Chooses from what the turns brought. Only who used up a turn may have more, behind the last row of it.
+    fn take(&mut self, window: &mut Window, rows: Vec<Row>, now: Instant) {
+        let mut read: HashMap<TenantId, (i64, i64)> = HashMap::new();
+        for (tenant, _, seq) in &rows {
+            let (count, last) = read.entry(*tenant).or_default();
+            (*count, *last) = (*count + 1, *seq);
+        }
+        self.chosen.extend(window.choose(rows, self.room - self.chosen.len(), now));
+        self.turns.retain_mut(|turn| {
+            let (count, last) = read.get(&turn.tenant).copied().unwrap_or_default();
+            let may_have_more = count >= turn.limit;
+            turn.after_seq = last;
+            may_have_more
+        });
+        let share = (self.room - self.chosen.len()).div_ceil(self.turns.len().max(1));
+        self.turns.iter_mut().for_each(|turn| turn.limit = limit(share));
+        self.looks += 1;
+    }
+
+    fn more_waits(&self) -> bool {
+        self.chosen.len() >= self.room || !self.turns.is_empty()
+    }
+}
+
+fn limit(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
 }
 
 impl Pushed {
@@ -295,17 +346,51 @@ mod tests {
         Window { size: ROOM, tenants: HashMap::new(), found: HashSet::new(), was_filled: false, length: 0 }
     }
 
-    /// One round of one tenant, from rows that are queued in the ledger; returns what it pushes.
-    fn round(window: &mut Window, now: Instant, ledger: &[i64]) -> Vec<i64> {
-        let tenant = TenantId::SYSTEM;
-        let turn = window.turns(&[tenant], ROOM, 0, now)[0];
-        let rows = ledger.iter().copied().filter(|seq| *seq > turn.after_seq);
-        let rows = rows.take(usize::try_from(turn.limit).unwrap()).map(|seq| (tenant, JobId::new(), seq)).collect();
-        let chosen = window.choose(rows, ROOM, now);
-        for (tenant, _, seq) in &chosen {
+    /// One round over rows that are queued in the ledger, by tenant; what it pushes, and how many rows it read.
+    fn round_of(window: &mut Window, now: Instant, room: usize, ledger: &[(TenantId, Vec<i64>)]) -> (Vec<Row>, usize) {
+        let tenants: Vec<TenantId> = ledger.iter().map(|(tenant, _)| *tenant).collect();
+        let mut gathering = Gathering::new(window.turns(&tenants, room, 0, now), room);
+        let mut read = 0;
+        while gathering.goes_on() {
+            let mut rows = Vec::new();
+            for turn in &gathering.turns {
+                let (tenant, seqs) = ledger.iter().find(|(tenant, _)| *tenant == turn.tenant).unwrap();
+                let after = seqs.iter().copied().filter(|seq| *seq > turn.after_seq);
+                rows.extend(after.take(usize::try_from(turn.limit).unwrap()).map(|seq| (*tenant, JobId::new(), seq)));
+            }
+            read += rows.len();
+            gathering.take(window, rows, now);
+        }
+        for (tenant, _, seq) in &gathering.chosen {
             window.tenants.get_mut(tenant).unwrap().remember(now, *seq);
         }
+        (gathering.chosen, read)
+    }
+
+    /// The same of one tenant; the sequence numbers of what it pushes.
+    fn round(window: &mut Window, now: Instant, ledger: &[i64]) -> Vec<i64> {
+        let (chosen, _) = round_of(window, now, ROOM, &[(TenantId::SYSTEM, ledger.to_vec())]);
         chosen.into_iter().map(|(.., seq)| seq).collect()
+    }
+
+    #[test]
+    fn tenants_with_crowds_share_the_room_and_no_more_is_read_than_fits() {
+        let crowd = |first: i64| (TenantId::new(), (first..first + 1_000).collect::<Vec<_>>());
+        let ledger: Vec<_> = (0..10).map(|place| crowd(place * 1_000 + 1)).collect();
+        let (chosen, read) = round_of(&mut window(), Instant::now(), 100, &ledger);
+        assert_eq!((chosen.len(), read), (100, 100));
+        for (tenant, _) in &ledger {
+            assert_eq!(chosen.iter().filter(|(of, ..)| of == tenant).count(), 10);
+        }
+    }
+
+    #[test]
+    fn room_that_some_tenants_do_not_need_is_the_others() {
+        let (crowd, few) = ((TenantId::new(), (1..=1_000).collect::<Vec<_>>()), (TenantId::new(), vec![1_001]));
+        let (chosen, read) = round_of(&mut window(), Instant::now(), 100, &[few, crowd]);
+        assert_eq!((chosen.len(), read), (100, 100));
+        let of_crowd: Vec<_> = chosen.iter().map(|(.., seq)| *seq).filter(|seq| *seq <= 1_000).collect();
+        assert_eq!(of_crowd, (1..=99).collect::<Vec<_>>(), "in order, none of them twice");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use multivio::{
     ai::{AiUpkeep, Transform, TransformOutput, TransformRequest},
+    cli::jobs::steer,
     ids::{JobId, TenantId},
     jobs::{Engine, NewJob, Queue, State, belt::Belt},
 };
@@ -172,7 +173,7 @@ async fn a_cancelled_transform_ends_its_call_and_is_settled() {
     let _worker = app.worker(Queue::Ai).await;
     let job = enqueue(&engine, app.tenant, request()).await;
     wait_until(SOON, "the call", || async { grok.calls() == 1 }).await;
-    engine.cancel(Some(app.tenant), job).await.unwrap();
+    steer::cancel(&engine, job).await.unwrap();
     assert_eq!(result(&engine, job).await.0, State::Cancelled);
     wait_until(SOON, "the settlement", || async {
         let class: Option<String> =

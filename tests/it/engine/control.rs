@@ -18,7 +18,7 @@ async fn a_job_that_waits_is_cancelled_at_once_and_never_runs() {
     let later = stage.enqueue(stage.steps([Step::Tell("ran".into())]).run_at(chrono::Utc::now() + SOON)).await;
     let queued = stage.enqueue(stage.steps([Step::Tell("ran".into())])).await;
     for job in [later, queued] {
-        assert_eq!(stage.engine.cancel(Some(stage.app.tenant), job).await.unwrap(), CancelOutcome::Cancelled);
+        assert_eq!(stage.cancel(job).await, CancelOutcome::Cancelled);
         assert_eq!(stage.state(job).await, State::Cancelled);
     }
     let _worker = stage.worker(1).await;
@@ -35,13 +35,13 @@ async fn a_running_job_stops_within_a_second_of_being_cancelled() {
     stage.witness.heard(job, "started", SOON).await;
 
     let asked = Instant::now();
-    assert_eq!(stage.engine.cancel(None, job).await.unwrap(), CancelOutcome::Requested);
+    assert_eq!(stage.cancel(job).await, CancelOutcome::Requested);
     let row = stage.ended(job, SOON).await;
     // Half of it is allowed to a busy machine.
     assert!(asked.elapsed() < Duration::from_millis(1_500), "it took {:?}", asked.elapsed());
     assert_eq!((row.state, row.why.unwrap().code.as_str()), (State::Cancelled, "cancelled"));
     assert_eq!(stage.witness.count(job, "finished"), 0);
-    assert_eq!(stage.engine.cancel(None, job).await.unwrap(), CancelOutcome::TooLate(State::Cancelled));
+    assert_eq!(stage.cancel(job).await, CancelOutcome::TooLate(State::Cancelled));
 }
 
 #[tokio::test]
@@ -50,8 +50,8 @@ async fn a_cancelled_job_that_wants_to_try_again_does_not() {
     let mut db = stage.db().await;
     let worker = super::stage::paper_worker(&mut db, Duration::from_secs(60)).await;
     let job = stage.enqueue(stage.job(Act::default())).await;
-    let claims = ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
-    stage.engine.cancel(None, job).await.unwrap();
+    let claims = ledger::claim(&mut db, worker, Queue::Ops, &["act"], &[job], false).await.unwrap();
+    stage.cancel(job).await;
     let why = multivio::jobs::Why::new("later", "later");
     let at = ledger::Again::After(Duration::ZERO);
     let end = ledger::End::Again { at, charged: true, class: "retry", why, wake: None };
@@ -65,10 +65,11 @@ async fn nobody_cancels_or_retries_what_is_another_tenants() {
     let stage = Stage::new().await;
     let job = stage.enqueue(stage.job(Act::default())).await;
     let stranger = Some(TenantId::new());
-    assert_eq!(stage.engine.cancel(stranger, job).await.unwrap(), CancelOutcome::NotFound);
+    let mut db = stage.db().await;
+    assert_eq!(ledger::cancel(&mut db, stranger, job, "somebody").await.unwrap(), CancelOutcome::NotFound);
     assert!(stage.engine.job(stranger, job).await.unwrap().is_none());
-    stage.engine.cancel(None, job).await.unwrap();
-    assert!(!stage.engine.retry(stranger, job).await.unwrap());
+    stage.cancel(job).await;
+    assert!(ledger::request_retry(&mut *db, stranger, job, "somebody").await.unwrap().is_none());
     assert_eq!(stage.state(job).await, State::Cancelled);
 }
 
@@ -80,10 +81,10 @@ async fn a_failed_job_is_retried_with_all_its_attempts() {
     let job = stage.enqueue(stage.job(act)).await;
     let failed = stage.ended(job, SOON).await;
     assert_eq!((failed.state, failed.attempt), (State::Failed, 1));
-    assert!(stage.engine.retry(Some(stage.app.tenant), job).await.unwrap());
+    assert!(stage.retry(job).await);
     let row = stage.once(job, SOON, "it to succeed", |row| row.state == State::Succeeded).await;
     assert_eq!((row.attempt, row.run), (0, 2));
-    assert!(!stage.engine.retry(None, job).await.unwrap(), "a job that succeeded is not run again");
+    assert!(!stage.retry(job).await, "a job that succeeded is not run again");
 }
 
 #[tokio::test]
@@ -139,13 +140,15 @@ async fn a_job_whose_priority_is_raised_goes_before_those_that_were_before_it() 
     let jobs: Vec<_> = (0..40).map(|n| stage.steps([Step::Tell(n.to_string()), Step::SleepMs(20)])).collect();
     let ids = stage.enqueue_all(&jobs).await;
     let stranger = Some(TenantId::new());
-    assert!(!stage.engine.set_priority(stranger, ids[39], Priority::High).await.unwrap());
-    assert!(stage.engine.set_priority(Some(stage.app.tenant), ids[39], Priority::High).await.unwrap());
+    let mut db = stage.db().await;
+    let strangers = ledger::set_priority(&mut *db, stranger, ids[39], Priority::High, "somebody").await;
+    assert!(strangers.unwrap().is_none());
+    assert!(stage.set_priority(ids[39], Priority::High).await);
     let _worker = stage.worker(1).await;
     stage.all_succeed(&ids, SOON).await;
     let place = stage.witness.words().iter().position(|word| word == "39").unwrap();
     assert!(place < 20, "it was number {place} of 40");
-    assert!(!stage.engine.set_priority(None, ids[39], Priority::Low).await.unwrap(), "it has ended");
+    assert!(!stage.set_priority(ids[39], Priority::Low).await, "it has ended");
 }
 
 #[tokio::test]

@@ -63,7 +63,7 @@ async fn a_kill_from_outside_says_less_than_a_crash_of_its_own() {
     die_with(&stage, innocent, Death::KilledFromOutside).await;
     assert_eq!(stage.state(innocent).await, State::Failed, "there is an end to everything");
     // Asked for once more, it begins with nothing against it.
-    assert!(stage.engine.retry(None, innocent).await.unwrap());
+    assert!(stage.retry(innocent).await);
     assert_eq!(stage.row(innocent).await.crashes, 0);
 
     let poison = stage.enqueue(poison).await;
@@ -82,7 +82,7 @@ async fn die_with(stage: &Stage, job: JobId, death: Death) {
     let row = ledger::WorkerRow { id, process, queue: "ops".into(), host: "paper".into(), pid: 0 };
     ledger::register(&mut *db, &row, SOON).await.unwrap();
     let suspect = stage.row(job).await.suspect;
-    let claims = ledger::claim(&mut *db, id, Queue::Ops, &["act"], &[job], suspect).await.unwrap();
+    let claims = ledger::claim(&mut db, id, Queue::Ops, &["act"], &[job], suspect).await.unwrap();
     assert_eq!(claims.len(), 1);
     ledger::report_death(&mut *db, process, death, "a test").await.unwrap();
     ledger::reap(&mut *db, 10).await.unwrap();

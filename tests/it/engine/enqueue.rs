@@ -68,7 +68,7 @@ async fn one_of_many_with_the_same_unique_key_enters_and_the_others_learn_which(
 
     // Another tenant's key is another key, and an ended job gives its key back.
     stage.engine.enqueue(noop(TenantId::new()).unique("the one")).await.unwrap();
-    stage.engine.cancel(None, entered[0]).await.unwrap();
+    stage.cancel(entered[0]).await;
     assert_ne!(same().await.unwrap(), entered[0]);
 }
 

@@ -123,7 +123,7 @@ async fn a_parent_stays_as_long_as_a_child_waits_for_something() {
     end(&stage, one, State::Succeeded, 40).await;
     prune_all(&stage, 100).await;
     assert!(exists(&stage, one).await);
-    stage.engine.cancel(None, child).await.unwrap();
+    stage.cancel(child).await;
     prune_all(&stage, 100).await;
     assert!(!exists(&stage, one).await);
 }

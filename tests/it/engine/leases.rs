@@ -7,6 +7,7 @@ use std::{
 };
 
 use multivio::{
+    cli::jobs::steer,
     db::Session,
     ids::JobId,
     jobs::{NewJob, Queue, State, ledger},
@@ -76,7 +77,7 @@ async fn two_relays_that_both_believe_to_lead_double_nothing() {
     // And what both see as lost is taken back once.
     let dead = paper_worker(&mut db, Duration::ZERO).await;
     let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
-    ledger::claim(&mut *db, dead, Queue::Ops, &["act"], &ids, false).await.unwrap();
+    ledger::claim(&mut db, dead, Queue::Ops, &["act"], &ids, false).await.unwrap();
     let reap = || ledger::reap(&stage.app.pool, 1_000);
     let (one, other) = tokio::join!(reap(), reap());
     assert_eq!(one.unwrap().len() + other.unwrap().len(), 500);
@@ -152,11 +153,11 @@ async fn a_session_stopped_inside_a_transaction_holds_up_only_the_row_it_holds()
     // Cancelling another is done at once, cancelling this one waits for no longer than a lock may; reaping and
     // fetching go on.
     let other = stage.enqueue(stage.job(Act::default()).run_at(chrono::Utc::now() + LONG)).await;
-    let cancelling = stage.engine.cancel(None, other);
+    let cancelling = stage.cancel(other);
     let outcome = timeout(Duration::from_secs(1), cancelling).await.expect("it waits for nothing");
-    assert_eq!(outcome.unwrap(), ledger::CancelOutcome::Cancelled);
+    assert_eq!(outcome, ledger::CancelOutcome::Cancelled);
     let of_held = async {
-        let outcome = stage.engine.cancel(None, ids[4]).await;
+        let outcome = steer::cancel(&stage.engine, ids[4]).await;
         assert!(held.elapsed() < Duration::from_secs(8), "cancelling was held for {:?}", held.elapsed());
         outcome
     };
@@ -267,7 +268,7 @@ async fn what_a_silent_worker_was_charged_with_is_taken_back_even_an_end() {
     while stage.state(job).await != State::Failed {
         let worker = paper_worker(&mut db, Duration::ZERO).await;
         let suspects = !silent.is_empty();
-        ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &ids, suspects).await.unwrap();
+        ledger::claim(&mut db, worker, Queue::Ops, &["act"], &ids, suspects).await.unwrap();
         ledger::reap(&mut *db, 10).await.unwrap();
         silent.push(worker);
         assert!(silent.len() < 20, "enough of them end a job");
@@ -297,7 +298,7 @@ async fn what_a_silent_worker_was_charged_with_is_taken_back_even_an_end() {
     // One that was silent once, among others, is no suspect at all.
     let other = stage.enqueue(stage.job(Act::default())).await;
     let worker = paper_worker(&mut db, Duration::ZERO).await;
-    ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &[other], false).await.unwrap();
+    ledger::claim(&mut db, worker, Queue::Ops, &["act"], &[other], false).await.unwrap();
     ledger::reap(&mut *db, 10).await.unwrap();
     assert!(stage.row(other).await.suspect);
     assert_eq!(ledger::acquit(&mut *db, worker).await.unwrap(), 1);
@@ -333,7 +334,7 @@ async fn a_run_past_its_deadline_is_taken_from_a_worker_that_lives() {
     let mut jobs = [stage.job(Act::default()), stage.job(Act::default())];
     (jobs[0].max_attempts, jobs[1].max_attempts) = (2, 1);
     let ids = stage.enqueue_all(&jobs).await;
-    let claims = ledger::claim(&mut *db, worker, Queue::Ops, &["act"], &ids, false).await.unwrap();
+    let claims = ledger::claim(&mut db, worker, Queue::Ops, &["act"], &ids, false).await.unwrap();
     assert!(ledger::reap(&mut *db, 10).await.unwrap().is_empty(), "its time is not over");
     sqlx::query("update jobs set deadline_at = now() - interval '1 second'").execute(&mut *db).await.unwrap();
     assert_eq!(ledger::reap(&mut *db, 10).await.unwrap().len(), 2);
@@ -343,5 +344,5 @@ async fn a_run_past_its_deadline_is_taken_from_a_worker_that_lives() {
     assert_eq!(stage.attempts(ids[1]).await[0].0, "timeout");
     // What the worker says of it later counts for nothing.
     let late = [(ids[0], claims[0].run, &Value::Null)];
-    assert!(ledger::settle_succeeded(&mut *db, &late).await.unwrap().settled.is_empty());
+    assert!(ledger::settle_succeeded(&mut db, &late).await.unwrap().settled.is_empty());
 }

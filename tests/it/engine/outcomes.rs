@@ -114,7 +114,7 @@ async fn a_completion_names_its_run_and_an_old_one_changes_nothing() {
     // Told again, it may not snooze the run that is under way, nor end it.
     assert!(ledger::settle(&mut *db, &[snooze]).await.unwrap().settled.is_empty());
     let late = [(job, first, &json!("late"))];
-    assert!(ledger::settle_succeeded(&mut *db, &late).await.unwrap().settled.is_empty());
+    assert!(ledger::settle_succeeded(&mut db, &late).await.unwrap().settled.is_empty());
     let row = stage.row(job).await;
     assert_eq!((row.state, row.run, row.result), (State::Running, second, None));
 }

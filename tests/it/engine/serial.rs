@@ -72,7 +72,7 @@ async fn settle_queued(stage: &Stage, worker: multivio::ids::WorkerId) {
     let claims =
         ledger::claim_from_ledger(&mut *db, worker, Queue::Ops, Lane::Default, &["act"], false, 100).await.unwrap();
     let done: Vec<_> = claims.iter().map(|claim| (claim.job, claim.run, &serde_json::Value::Null)).collect();
-    ledger::settle_succeeded(&mut *db, &done).await.unwrap();
+    ledger::settle_succeeded(&mut db, &done).await.unwrap();
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn one_that_backs_off_holds_its_followers_until_their_own_patience_ends() 
     assert!(held < chrono::TimeDelta::seconds(5), "it was held {held}");
     assert_eq!((stage.state(first).await, stage.state(patient).await), (State::Scheduled, State::Scheduled));
     // Nothing is lost: as soon as the first is out of the way, the patient one goes.
-    stage.engine.cancel(None, first).await.unwrap();
+    stage.cancel(first).await;
     stage.all_succeed(&[patient], SOON).await;
 }
 
@@ -127,7 +127,7 @@ async fn each_end_of_a_job_frees_its_order() {
     }
     let last = stage.enqueue(told(&stage, "last").serial("lane")).await;
     stage.witness.heard(ids[2], "cancel me", SOON).await;
-    stage.engine.cancel(None, ids[2]).await.unwrap();
+    stage.cancel(ids[2]).await;
     stage.all_succeed(&[last], SOON).await;
     wait_until(SOON, "all to have ended", || async { stage.count(State::Scheduled).await == 0 }).await;
     let words = stage.witness.words();

@@ -6,11 +6,12 @@ use std::{
 };
 
 use multivio::{
+    cli::jobs::steer::{self, Retried},
     ids::{JobId, TenantId, WorkerId},
     jobs::{
-        Engine, NewJob, State,
+        Engine, NewJob, Priority, State,
         belt::Belt,
-        ledger::{self, JobRow},
+        ledger::{self, CancelOutcome, JobRow},
     },
 };
 use sqlx::PgConnection;
@@ -42,6 +43,21 @@ impl Stage {
     /// A connection for statements on the ledger itself.
     pub async fn db(&self) -> sqlx::pool::PoolConnection<sqlx::Postgres> {
         self.app.pool.acquire().await.expect("the database answers")
+    }
+
+    /// As an operator does it.
+    pub async fn cancel(&self, job: JobId) -> CancelOutcome {
+        steer::cancel(&self.engine, job).await.expect("the database answers")
+    }
+
+    /// As an operator does it; whether it runs again.
+    pub async fn retry(&self, job: JobId) -> bool {
+        steer::retry(&self.engine, job).await.expect("the database answers") == Retried::Yes
+    }
+
+    /// As an operator does it; whether there is such a job that has not ended.
+    pub async fn set_priority(&self, job: JobId, priority: Priority) -> bool {
+        steer::set_priority(&self.engine, job, priority).await.expect("the database answers")
     }
 
     /// A worker with this many slots a lane, registered and fetching.

@@ -25,7 +25,7 @@ async fn suspect(stage: &Stage, job: NewJob) -> JobId {
         .await
         .unwrap();
     let dead = paper_worker(&mut db, Duration::ZERO).await;
-    assert_eq!(ledger::claim(&mut *db, dead, Queue::Ops, &[&kind], &[id], false).await.unwrap().len(), 1);
+    assert_eq!(ledger::claim(&mut db, dead, Queue::Ops, &[&kind], &[id], false).await.unwrap().len(), 1);
     wait_until(SOON, "it to be a suspect", || async {
         ledger::reap(&stage.app.pool, 10).await.unwrap();
         stage.row(id).await.suspect

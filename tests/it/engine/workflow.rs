@@ -87,7 +87,7 @@ async fn a_session_that_holds_one_waiting_child_holds_up_no_other_end() {
     sqlx::query("select from jobs where id = $1 for update").bind(held.id).execute(&mut *holder).await.unwrap();
 
     let batch = [success(pairs[0]), success(pairs[1])];
-    let settling = ledger::settle_succeeded(&mut *db, &batch);
+    let settling = ledger::settle_succeeded(&mut db, &batch);
     let freed = tokio::time::timeout(Duration::from_secs(2), settling).await.expect("it waits for no lock").unwrap();
     assert_eq!((freed.settled.len(), freed.runnable.len()), (2, 1));
     assert_eq!(freed.held_up, [parent.id]);
@@ -111,14 +111,14 @@ async fn a_retried_child_waits_again_for_the_parents_that_have_not_ended() {
     ledger::settle(&mut *db, &[Settlement { job: bad.id, run: pairs[0].1, end }]).await.unwrap();
     assert_eq!(stage.state(child.id).await, State::Cancelled);
 
-    assert!(stage.engine.retry(None, child.id).await.unwrap());
+    assert!(stage.retry(child.id).await);
     let row = stage.row(child.id).await;
     assert_eq!((row.state, row.open_parents), (State::Waiting, 1));
-    let freed = ledger::settle_succeeded(&mut *db, &[success(pairs[1])]).await.unwrap();
+    let freed = ledger::settle_succeeded(&mut db, &[success(pairs[1])]).await.unwrap();
     assert_eq!(freed.runnable.len(), 1, "and runs after them, whatever the one that failed has come to");
     // With none left to wait for it is on its way at once.
-    stage.engine.cancel(None, child.id).await.unwrap();
-    assert!(stage.engine.retry(None, child.id).await.unwrap());
+    stage.cancel(child.id).await;
+    assert!(stage.retry(child.id).await);
     assert_eq!(stage.row(child.id).await.open_parents, 0);
     assert_ne!(stage.state(child.id).await, State::Waiting);
 }
@@ -148,7 +148,7 @@ async fn children_that_are_retried_in_bulk_wait_again_for_the_parents_that_have_
     for job in all {
         assert_eq!(stage.state(job.id).await, State::Failed);
     }
-    assert!(stage.engine.retry(None, early.id).await.unwrap());
+    assert!(stage.retry(early.id).await);
 
     assert_eq!(stage.engine.retry_failed(Queue::Ops, None, 100, "operator").await.unwrap(), 4);
     for child in [after_early.id, after_with.id] {
@@ -160,7 +160,7 @@ async fn children_that_are_retried_in_bulk_wait_again_for_the_parents_that_have_
     // And they run after them.
     ledger::promote_due(&mut *db, 10, true).await.unwrap();
     let pairs = claimed(&stage, worker, &[early.id, with.id]).await;
-    let freed = ledger::settle_succeeded(&mut *db, &[success(pairs[0]), success(pairs[1])]).await.unwrap();
+    let freed = ledger::settle_succeeded(&mut db, &[success(pairs[0]), success(pairs[1])]).await.unwrap();
     assert_eq!(freed.runnable.len(), 2);
     for child in [after_early.id, after_with.id] {
         assert_eq!((stage.row(child).await.open_parents, stage.state(child).await), (0, State::Queued));
@@ -198,7 +198,7 @@ async fn parents_that_finish_in_one_batch_lower_their_child_by_their_number() {
     stage.enqueue(child.clone()).await;
     let ids: Vec<JobId> = parents.iter().map(|parent| parent.id).collect();
     let pairs = claimed(&stage, worker, &ids).await;
-    ledger::settle_succeeded(&mut *db, &[success(pairs[0]), success(pairs[1])]).await.unwrap();
+    ledger::settle_succeeded(&mut db, &[success(pairs[0]), success(pairs[1])]).await.unwrap();
     assert_eq!(stage.row(child.id).await.open_parents, 3);
     // The rest in one batch of mixed ends; the same end told twice counts once.
     let failed = |pair: (JobId, i32)| {
@@ -208,7 +208,7 @@ async fn parents_that_finish_in_one_batch_lower_their_child_by_their_number() {
     ledger::settle(&mut *db, &[failed(pairs[2])]).await.unwrap();
     ledger::settle(&mut *db, &[failed(pairs[2])]).await.unwrap();
     assert_eq!(stage.row(child.id).await.open_parents, 2);
-    let freed = ledger::settle_succeeded(&mut *db, &[success(pairs[3]), success(pairs[4])]).await.unwrap();
+    let freed = ledger::settle_succeeded(&mut db, &[success(pairs[3]), success(pairs[4])]).await.unwrap();
     assert_eq!(freed.runnable.len(), 1);
     assert_eq!(stage.state(child.id).await, State::Queued);
 }
@@ -260,10 +260,10 @@ async fn an_edge_says_what_a_parent_that_failed_was_cancelled_or_is_gone_means()
     fail(parent).await;
     assert_eq!(stage.state(child).await, State::Queued);
     let (parent, child) = before(OnParent::Cancel).await;
-    stage.engine.cancel(None, parent).await.unwrap();
+    stage.cancel(parent).await;
     assert_eq!(stage.state(child).await, State::Cancelled);
     let (parent, child) = before(OnParent::Run).await;
-    stage.engine.cancel(None, parent).await.unwrap();
+    stage.cancel(parent).await;
     assert_eq!(stage.state(child).await, State::Queued);
 
     // The parent's end first, then the child: the same.
@@ -291,7 +291,7 @@ async fn a_cancelled_parent_takes_a_whole_chain_with_it() {
         let next = stage.job(Act::default()).after(*chain.last().unwrap(), OnParent::Cancel);
         chain.push(stage.enqueue(next).await);
     }
-    stage.engine.cancel(None, first).await.unwrap();
+    stage.cancel(first).await;
     for job in chain {
         assert_eq!(stage.state(job).await, State::Cancelled);
     }

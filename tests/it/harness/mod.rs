@@ -3,6 +3,7 @@
 //! Nothing here outlives the run: servers and programs end with their owner, also when a test panics, and the
 //! kernel ends them when the run itself is killed.
 
+mod answers;
 mod app;
 mod pgbouncer;
 mod program;

@@ -5,21 +5,24 @@ use std::{
     path::Path,
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use multivio::local::{Process, Spawning, Stream};
 use serde_json::Value;
 
-use super::{eventually, wait_until};
+use super::{answers::Answers, eventually, wait_until};
 
 const KEPT_LINES: usize = 50_000;
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(2);
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// A running program with its log. Dropping it kills it; when that is because a test fails, its log is printed.
+/// A running program with its log. Dropping it kills it; when that is because a test fails, its log is printed. An API that
+/// answered otherwise than its document says fails the test.
 pub struct Program {
     process: Process,
     lines: Arc<Mutex<VecDeque<(Stream, String)>>>,
+    answers: Arc<Mutex<Answers>>,
 }
 
 impl Program {
@@ -40,15 +43,17 @@ impl Program {
         let mut process = Process::spawn(&*name, command, Spawning::default())
             .unwrap_or_else(|error| panic!("{name} could not be started: {error}"));
         let lines = Arc::new(Mutex::new(VecDeque::new()));
-        let keep = lines.clone();
+        let answers = Arc::new(Mutex::new(Answers::default()));
+        let (keep, heard) = (lines.clone(), answers.clone());
         process.follow(move |stream, line| {
+            heard.lock().unwrap_or_else(PoisonError::into_inner).hear(line);
             let mut lines = keep.lock().unwrap_or_else(PoisonError::into_inner);
             if lines.len() == KEPT_LINES {
                 lines.pop_front();
             }
             lines.push_back((stream, line.to_owned()));
         });
-        Self { process, lines }
+        Self { process, lines, answers }
     }
 
     /// The line of JSON with which a listening program says where: `{"url": "http://127.0.0.1:..."}`.
@@ -152,6 +157,20 @@ impl Drop for Program {
         if std::thread::panicking() {
             // Printed with the failing test's own output.
             println!("--- {} ({}) said:\n{}\n---", self.process.name(), self.process.id(), self.log());
+            return;
         }
+        let answers = |program: &Self| program.answers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if answers(self).is_empty() {
+            return;
+        }
+        // Its last words are on their way until both pipes have ended.
+        self.process.signal_group(libc::SIGKILL);
+        let until = Instant::now() + LAST_WORDS_WITHIN;
+        while Arc::strong_count(&self.lines) > 1 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let answers = answers(self);
+        let undocumented = answers.undocumented();
+        assert!(undocumented.is_empty(), "answers that openapi.json does not know: {undocumented:?}");
     }
 }

@@ -1,8 +1,11 @@
 //! API keys: what they open, what they never do, and what a guesser learns.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use multivio::{http::Scope, ids::TenantId};
+use multivio::{
+    http::Scope,
+    ids::{ConnectionId, TenantId},
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -55,6 +58,39 @@ async fn a_key_is_shown_to_its_maker_alone_and_kept_nowhere_in_the_clear() {
     assert_eq!(call(&api, &api.token, None, Method::DELETE, &path, None).await.0, 204);
     assert_eq!(make(&api.token).await, first);
     assert!(!api.program.log().contains(secret));
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_with_a_new_key_is_told_at_once_in_form_and_in_meaning() {
+    let app = App::new().await;
+    let api = app.api().await;
+    let maker = app.token_for(app.tenant, &[Scope::Workspace]);
+    let make = async |body: Value| {
+        let (status, problem) = call(&api, &maker, None, Method::POST, "/api/v1/api-keys", Some(&body)).await;
+        let errors = problem["errors"].as_array().cloned().unwrap_or_default();
+        let fields: Vec<_> = errors.iter().map(|error| error["field"].as_str().unwrap().to_owned()).collect();
+        (status, fields)
+    };
+    let nobodys = ConnectionId::new().to_string();
+    let body = json!({
+        "scopes": ["admin", "everything"], "connections": ["no id", nobodys], "expires_at": "2020-01-01T00:00:00Z",
+        "rate_limit": 0, "colour": "red",
+    });
+    let (status, fields) = make(body).await;
+    let told: BTreeSet<_> = fields.iter().map(String::as_str).collect();
+    let wrong =
+        ["name", "scopes[1]", "connections[0]", "rate_limit", "colour", "scopes", "expires_at", "connections[1]"];
+    assert_eq!((status, told), (422, BTreeSet::from(wrong)), "{fields:?}");
+    assert_eq!(fields.len(), wrong.len(), "{fields:?}: each once");
+    // What has the right form, and nothing else right.
+    let body = json!({
+        "name": " ", "scopes": ["admin"], "connections": [nobodys], "expires_at": "2020-01-01T00:00:00Z",
+    });
+    assert_eq!(make(body).await, (422, ["name", "scopes", "expires_at", "connections[0]"].map(str::to_owned).into()));
+    // Neither is told to who may make none.
+    let viewer = app.token_for(app.tenant, &[Scope::Read]);
+    let (status, _) = call(&api, &viewer, None, Method::POST, "/api/v1/api-keys", Some(&json!({}))).await;
+    assert_eq!(status, 403);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod budgets;
 mod certainty;
 mod contract;
+pub mod picture;
 mod requests;
 mod settling;
 mod tokens;

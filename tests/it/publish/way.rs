@@ -2,14 +2,10 @@
 
 use std::time::Duration;
 
-use multivio::{
-    ids::MediaId,
-    jobs::Queue,
-    media::{MediaService, store as media_store},
-};
+use multivio::jobs::Queue;
 use serde_json::{Value, json};
 
-use super::{SOON, Stage};
+use super::{SOON, Stage, picture};
 use crate::harness::eventually;
 
 #[tokio::test]
@@ -67,7 +63,7 @@ async fn p6_posts_of_one_account_go_out_in_the_order_they_were_due() {
 #[tokio::test]
 async fn an_image_goes_out_with_its_description() {
     let stage = Stage::new().await;
-    let media = upload_picture(&stage).await;
+    let media = picture::upload(&stage, 640).await;
     let _workers = (stage.worker().await, stage.app.worker(Queue::Media).await);
     let request = json!({ "text": "look", "media": [{ "media_id": media, "alt_text": "a test picture" }] });
     let id = stage.publish_with(request).await;
@@ -91,7 +87,7 @@ async fn an_image_goes_out_with_its_description() {
 async fn media_that_the_platform_has_forgotten_is_uploaded_again() {
     let stage = Stage::new().await;
     stage.fault("tweets.create", json!({ "refuse": "invalid_media_ids" })).await;
-    let media = upload_picture(&stage).await;
+    let media = picture::upload(&stage, 640).await;
     let _workers = (stage.worker().await, stage.app.worker(Queue::Media).await);
     let id = stage.publish_with(json!({ "text": "look", "media": [{ "media_id": media }] })).await;
     stage.until(&id, "sent").await;
@@ -267,7 +263,7 @@ async fn a_time_that_has_passed_beyond_its_lateness_is_refused_and_says_what_to_
 #[tokio::test]
 async fn a_variant_and_a_rendition_are_made_first_and_go_out_together() {
     let stage = Stage::new().await;
-    let media = upload_picture(&stage).await;
+    let media = picture::upload(&stage, 640).await;
     let text = "We have rebuilt our little workshop and would love to show you around. ".repeat(6);
     let request = json!({ "text": text, "platforms": ["x"], "optimize": true, "media": [{ "media_id": media }] });
     let (status, accepted) = stage.api.post("/api/v1/publish", request).await;
@@ -301,36 +297,4 @@ async fn when_no_variant_could_be_written_the_users_own_words_go_out() {
     let _worker = stage.worker().await;
     stage.until(accepted["publications"][0]["id"].as_str().unwrap(), "sent").await;
     assert_eq!(stage.posts().await[0]["text"], "my own words");
-}
-
-/// A real picture, uploaded as the media domain would.
-async fn upload_picture(stage: &Stage) -> String {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("picture.png");
-    let made = std::process::Command::new("ffmpeg")
-        .args(["-v", "error", "-f", "lavfi", "-i", "testsrc2=s=640x360", "-frames:v", "1"])
-        .arg(&path)
-        .status()
-        .expect("ffmpeg runs");
-    assert!(made.success());
-    let service = MediaService::new(&stage.app.config(), stage.app.pool.clone()).expect("the storage folder is made");
-    let file = tokio::fs::File::open(&path).await.expect("the picture is there");
-    let (arrived, probe) = service.receive(stage.app.tenant, file, u64::MAX).await.expect("it is a picture");
-    let mut tx = stage.app.pool.begin().await.expect("the database answers");
-    let id = keep(&mut tx, stage, &arrived, &probe).await;
-    tx.commit().await.expect("it is kept");
-    id.to_string()
-}
-
-async fn keep(
-    tx: &mut sqlx::PgConnection,
-    stage: &Stage,
-    arrived: &multivio::media::upload::Arrived,
-    probe: &multivio::media::probe::Probe,
-) -> MediaId {
-    let content =
-        media_store::Content { sha256: &arrived.sha256, size_bytes: arrived.size_bytes, mime: arrived.kind.mime() };
-    let object = media_store::keep(tx, stage.app.tenant, arrived.object, content).await.expect("it is kept");
-    let row = media_store::insert_media(tx, stage.app.tenant, object.id, "picture.png", arrived.kind, probe).await;
-    row.expect("it is listed").0
 }
