@@ -119,13 +119,22 @@ impl Servers {
         folder.remove()
     }
 
-    /// What [`Self::stop_and_remove`] does where nothing can be awaited, such as at a process's exit; the folder may go a
-    /// while later.
+    /// What [`Self::stop_and_remove`] does where nothing can be awaited.
     pub fn end_now(&mut self) {
+        self.stop_now();
+        // Nobody to tell; what could not be removed is swept by the next run.
+        let _ = self.folder.share().remove();
+    }
+
+    /// The same at a process's exit. The folder goes a while later.
+    pub fn end_at_exit(&mut self) {
+        self.stop_now();
+        let _ = self.folder.remove_behind();
+    }
+
+    fn stop_now(&mut self) {
         self.redis.end_now();
         self.postgres.end_now();
-        // An exit handler has nobody to tell; what could not be removed is swept by the next run.
-        let _ = self.folder.remove_behind();
     }
 }
 

@@ -40,7 +40,7 @@ impl Servers {
         extern "C" fn end() {
             // Nobody holds it any more: tests are over when the process exits.
             if let Some(mut servers) = SHARED.get().and_then(|shared| shared.inner.try_write().ok()) {
-                servers.end_now();
+                servers.end_at_exit();
             }
         }
 
