@@ -282,16 +282,19 @@ pub async fn looked(db: impl PgExecutor<'_>, id: PatreonLinkId) -> sqlx::Result<
     sqlx::query("update patreon_links set looked_at = now() where id = $1").bind(id).execute(db).await.map(drop)
 }
 
-/// Forgets linkings that came to nothing. How many.
-pub async fn prune(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<u64> {
-    let done = sqlx::query(
-        "delete from patreon_flows where state_hash in ( \
-             select state_hash from patreon_flows where expires_at < now() order by expires_at limit $1)",
+/// Forgets linkings that came to nothing, and what programs before these kept of hints. How many.
+pub async fn prune(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<i64> {
+    sqlx::query_scalar(
+        "with flows as (delete from patreon_flows where state_hash in ( \
+             select state_hash from patreon_flows where expires_at < now() order by expires_at limit $1) returning 1), \
+           hints as (delete from patreon_hints where body_hash in ( \
+             select body_hash from patreon_hints where received_at < now() - interval '30 days' \
+             order by received_at limit $1) returning 1) \
+         select (select count(*) from flows) + (select count(*) from hints)",
     )
     .bind(limit)
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected())
+    .fetch_one(db)
+    .await
 }
 
 fn list(tiers: &BTreeSet<String>) -> Vec<&str> {

@@ -19,7 +19,7 @@ pub struct PatreonUpkeep {}
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Done {
     pub looks_begun: usize,
-    pub forgotten: u64,
+    pub forgotten: i64,
 }
 
 impl Job for PatreonUpkeep {

@@ -61,11 +61,12 @@ pub const BELONGING: [&str; 3] = [
 ];
 
 /// Tables of the installation's own. Of people they hold ids at most, and for a while.
-pub const NOBODYS: [&str; 13] = [
+pub const NOBODYS: [&str; 14] = [
     "budget_windows",
     "erasures",
     "installation",
     "job_wakes",
+    "patreon_hints",
     "patreon_tiers",
     "plans",
     "platform_circuits",

@@ -69,6 +69,7 @@ const ROWS: &str = "
         values (sha256(:user::text::bytea), :tenant, :user, sha256('c'), now());
     insert into patreon_links (id, tenant_id, linked_by, patreon_user_id, access_token, refresh_token, access_expires_at)
         values (:id, :tenant, :user, :user::text, 'secret', 'secret', now());
+    insert into patreon_hints (body_hash) values (sha256(:user::text::bytea));
     insert into account_consents (id, tenant_id, user_id, platform, state_hash, sealed, expires_at)
         values (:id, :tenant, :user, 'x', sha256(:user::text::bytea), 'secret', now());
     insert into media_imports (id, tenant_id, job_id, sealed) values (:id, :tenant, :id, 'secret');
