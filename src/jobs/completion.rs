@@ -70,17 +70,26 @@ async fn write_all(completion: Completion, waiting: Arc<Mutex<mpsc::Receiver<Set
             }
             if batch.len() < CROWD && completion.hand.len() > 2 * CROWD {
                 tokio::time::sleep(GATHER).await;
-                while batch.len() < BATCH
-                    && let Ok(more) = waiting.try_recv()
-                {
-                    batch.push(more);
-                }
+                take_more(&mut waiting, &mut batch);
             }
         } else {
-            // Others do not wait for a row that somebody holds (E4): the other writer takes them.
+            // Others do not wait for a row that somebody holds (E4): the other writer takes them, or, when it has met
+            // such a row too, they come with this one's next try.
             tokio::time::sleep(LOCKED_REST).await;
+            if let Ok(mut waiting) = waiting.try_lock() {
+                take_more(&mut waiting, &mut batch);
+            }
         }
         batch = completion.settle_for_sure(batch).await;
+    }
+}
+
+/// What waits already, as far as there is room.
+fn take_more(waiting: &mut mpsc::Receiver<Settlement>, batch: &mut Vec<Settlement>) {
+    while batch.len() < BATCH
+        && let Ok(more) = waiting.try_recv()
+    {
+        batch.push(more);
     }
 }
 

@@ -53,8 +53,9 @@ use super::{
 use crate::ids::JobId;
 
 /// How long a worker's statement waits for a row that another session holds, before it goes on with the others: longer
-/// than anything holds one that has no trouble. For the `lock_timeout` of sessions that claim and settle.
-pub const ROW_PATIENCE: Duration = Duration::from_millis(20);
+/// than anything holds one that has no trouble, and than a vacuum keeps the table's end to itself once somebody waits.
+/// For the `lock_timeout` of sessions that claim and settle.
+pub const ROW_PATIENCE: Duration = Duration::from_millis(50);
 
 /// Another session holds a row, or the two hold one each that the other wants.
 fn is_held(error: &sqlx::Error) -> bool {

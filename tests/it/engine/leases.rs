@@ -175,6 +175,31 @@ async fn a_session_stopped_inside_a_transaction_holds_up_only_the_row_it_holds()
 }
 
 #[tokio::test]
+async fn rows_that_are_held_hold_up_no_other_however_many_batches_have_met_one() {
+    let stage = Stage::new().await;
+    // More than a worker has writers, each to end in a batch of its own.
+    let after = |ms: u64| stage.steps([Step::Tell("ran".into()), Step::SleepMs(ms)]);
+    let held: Vec<NewJob> = [1_500, 1_900, 2_300].map(after).into();
+    let others: Vec<NewJob> = (0..5).map(|_| after(3_000)).collect();
+    let held = stage.enqueue_all(&held).await;
+    let others = stage.enqueue_all(&others).await;
+    let _worker = stage.worker(16).await;
+    for job in held.iter().chain(&others) {
+        stage.witness.heard(*job, "ran", SOON).await;
+    }
+    let mut stuck = stage.app.db.pool().begin().await.unwrap();
+    let ids: Vec<Uuid> = held.iter().map(|job| job.uuid()).collect();
+    sqlx::query("select from jobs where id = any($1) for update").bind(ids).execute(&mut *stuck).await.unwrap();
+    // The server ends a session that sits in its transaction after five seconds: well before.
+    stage.all_succeed(&others, Duration::from_secs(4)).await;
+    for job in &held {
+        assert_eq!(stage.state(*job).await, State::Running);
+    }
+    stuck.rollback().await.unwrap();
+    stage.all_succeed(&held, SOON).await;
+}
+
+#[tokio::test]
 async fn a_row_that_is_held_holds_up_neither_its_batch_of_claims_nor_of_successes() {
     let stage = Stage::new().await;
     let session = Session::engine(&stage.app.config().database, "impatient").unwrap();
