@@ -209,10 +209,7 @@ impl Accounts {
         let Some(renewed) = renewed else {
             return match self.usable(engine, row.id).await {
                 // Its owner connected the account again while we asked: those tokens are the newer ones.
-                Ok(newer) => {
-                    self.give_back_outdone(connector, row, &newer, &pair).await;
-                    self.unseal(&newer)
-                }
+                Ok(newer) => self.unseal(&newer),
                 // Or disconnected it: what we traded was given back already, and this would live on.
                 Err(TokenTrouble::Removed) => {
                     self.give_back_pair(connector, row.id, &pair).await;

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::{
     Connection, ConnectionState, GiveBackTokens, RefreshToken,
-    connect::{ConnectError, Connected, NewAccount},
+    connect::{ConnectError, NewAccount},
     consent,
     job::Seen,
     proof,
@@ -198,7 +198,7 @@ impl ConnectionsApi {
             expires: input.expires_at.map_or(Expires::Never, Expires::At),
         };
         let connected = publisher.accounts.connect(&app.engine, &mut tx, caller.tenant, &new).await;
-        let Connected { id, tickets } = connected.map_err(not_connected)?;
+        let id = connected.map_err(not_connected)?;
         store::prove(&mut tx, caller.tenant, id).await?;
         let row = store::get(&mut *tx, caller.reach(), id).await?.ok_or_else(|| Problem::not_found("connection"))?;
         let details = json!({"platform": platform, "username": row.username});
@@ -206,7 +206,6 @@ impl ConnectionsApi {
         let location = format!("/api/v1/connections/{id}");
         let answer = claim.keep(&mut tx, Created::new(location, ConnectionView::from(row))).await?;
         tx.commit().await?;
-        app.engine.ring(&tickets).await;
         Ok(answer)
     }
 

@@ -9,7 +9,7 @@ use sqlx::{Postgres, Transaction};
 use super::{
     Accounts,
     api::{ConnectionView, not_connected},
-    connect::{ConnectError, Connected, NewAccount},
+    connect::{ConnectError, NewAccount},
     consent,
     job::Seen,
     proof,
@@ -19,7 +19,6 @@ use crate::{
     audit::{self, Action},
     http::{App, Caller, Created, IdempotencyKey, Problem, Turn},
     ids::ConsentId,
-    jobs::Ticket,
     plans::{self, PlanError},
     platforms::{Connector, ConnectorError, Grant, Owner, Platform, TokenPair},
     telemetry::chain,
@@ -96,11 +95,7 @@ impl Arrival {
         };
         match self.write(&pair, &owner).await {
             // Whether a commit that failed has come through, nobody knows: tokens that may be in use are not taken away.
-            Ok((Some((tx, tickets)), answer)) => {
-                tx.commit().await?;
-                self.app.engine.ring(&tickets).await;
-                Ok(answer)
-            }
+            Ok((Some(tx), answer)) => tx.commit().await.map(|()| answer).map_err(Refused::from),
             Ok((None, answer)) => {
                 self.give_back(&pair, seen).await;
                 Ok(answer)
@@ -117,11 +112,7 @@ impl Arrival {
     }
 
     /// All that has to be there or not be there together. Without a transaction: the key had its answer before.
-    async fn write(
-        &self,
-        pair: &TokenPair,
-        owner: &Owner,
-    ) -> Result<(Option<(Tx, Vec<Ticket>)>, Created<ConnectionView>), Refused> {
+    async fn write(&self, pair: &TokenPair, owner: &Owner) -> Result<(Option<Tx>, Created<ConnectionView>), Refused> {
         let platform = self.connector.platform();
         let claimed = self.key.claim_at_last(&self.app.db, &self.caller, &self.request).await?;
         let (mut tx, claim) = match claimed {
@@ -147,7 +138,7 @@ impl Arrival {
             expires: Expires::In(pair.expires_in),
         };
         let connected = self.accounts.connect(&self.app.engine, &mut tx, tenant, &new).await;
-        let Connected { id, tickets } = connected.map_err(|error| match error {
+        let id = connected.map_err(|error| match error {
             ConnectError::Plan(PlanError::Refused(refused)) => Refused::Plan(refused),
             error => not_connected(error).into(),
         })?;
@@ -158,7 +149,7 @@ impl Arrival {
         audit::record(&mut tx, &self.caller, Action::ConnectionAdded, id, details).await?;
         let answer = Created::new(format!("/api/v1/connections/{id}"), ConnectionView::from(row));
         let answer = claim.keep(&mut tx, answer).await?;
-        Ok((Some((tx, tickets)), answer))
+        Ok((Some(tx), answer))
     }
 
     /// Tokens that nobody will use. Where the platform does not take them back, they end by themselves.

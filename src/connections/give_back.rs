@@ -1,5 +1,4 @@
-//! Gives an account's tokens back to its platform: of accounts that are disconnected, of pairs that others have replaced,
-//! and for whoever is leaving.
+//! Gives an account's tokens back to its platform: of accounts that are disconnected, and for whoever is leaving.
 
 use std::time::Duration;
 
@@ -29,9 +28,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GiveBackTokens {
     pub connection: ConnectionId,
-    /// The row was made for a pair that another one replaced: it goes with it.
-    #[serde(default)]
-    pub replaced: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -42,12 +38,7 @@ pub struct Returned {
 
 impl GiveBackTokens {
     pub fn new_job(connection: ConnectionId, tenant: TenantId) -> NewJob {
-        NewJob::of(&Self { connection, replaced: false }, tenant).unique(connection.to_string())
-    }
-
-    /// For a pair that was laid aside.
-    pub(super) fn of_replaced(connection: ConnectionId, tenant: TenantId) -> NewJob {
-        NewJob::of(&Self { connection, replaced: true }, tenant).unique(connection.to_string())
+        NewJob::of(&Self { connection }, tenant).unique(connection.to_string())
     }
 }
 
@@ -71,11 +62,7 @@ impl Job for GiveBackTokens {
         if outcome == GivenBack::Later && cx.attempt < cx.max_attempts {
             return Err(Stop::retry("platform_in_trouble", "the platform does not take the tokens back yet"));
         }
-        if self.replaced {
-            store::drop_replaced(cx.db(), row.id).await?;
-        } else {
-            store::forget_tokens(cx.db(), row.id, row.generation).await?;
-        }
+        store::forget_tokens(cx.db(), row.id, row.generation).await?;
         Ok(Returned { given_back: outcome == GivenBack::Done })
     }
 }
@@ -132,30 +119,8 @@ impl Accounts {
         Ok(given_back)
     }
 
-    /// A pair that came for one which others have replaced meanwhile. What it was traded for went back already, and this
-    /// would live on; but where the newer one is of the same consent, it would end with this.
-    pub(super) async fn give_back_outdone(
-        &self,
-        connector: &dyn Connector,
-        traded: &SealedConnection,
-        newer: &SealedConnection,
-        pair: &TokenPair,
-    ) {
-        let (Ok((access, refresh)), Ok((new_access, new_refresh))) = (self.tokens_of(traded), self.tokens_of(newer))
-        else {
-            return;
-        };
-        let before = [access.as_ref(), refresh.as_ref()];
-        if connector.revokes_one_alone() && !share(&before, &[new_access.as_ref(), new_refresh.as_ref()]) {
-            self.give_back_pair(connector, traded.id, pair).await;
-        }
-    }
-
     /// Access and refresh token, in the clear.
-    pub(super) fn tokens_of(
-        &self,
-        row: &SealedConnection,
-    ) -> Result<(Option<SecretString>, Option<SecretString>), CryptoError> {
+    fn tokens_of(&self, row: &SealedConnection) -> Result<(Option<SecretString>, Option<SecretString>), CryptoError> {
         let open = |place, sealed: &Option<Vec<u8>>| {
             sealed.as_ref().map(|sealed| self.keyring().decrypt(place, sealed)).transpose()
         };
@@ -179,7 +144,7 @@ impl Accounts {
 }
 
 /// Whether two pairs are of one consent, as far as can be told: a token is in both.
-pub(super) fn share(one: &[Option<&SecretString>], other: &[Option<&SecretString>]) -> bool {
+fn share(one: &[Option<&SecretString>], other: &[Option<&SecretString>]) -> bool {
     let in_other =
         |token: &&SecretString| other.iter().flatten().any(|known| known.expose_secret() == token.expose_secret());
     one.iter().flatten().any(in_other)

@@ -208,36 +208,6 @@ pub async fn put(
     .await
 }
 
-/// Keeps a pair that another one replaces, until it was given back ([`super::GiveBackTokens`]).
-pub async fn lay_aside(
-    tx: &mut PgConnection,
-    id: ConnectionId,
-    of: &SealedConnection,
-    access: &[u8],
-    refresh: Option<&[u8]>,
-) -> sqlx::Result<()> {
-    sqlx::query(
-        "insert into connections (id, tenant_id, platform, remote_account_id, username, display_name, state, \
-           access_token, refresh_token) values ($1, $2, $3, $4, $5, $5, 'removed', $6, $7)",
-    )
-    .bind(id)
-    .bind(of.tenant_id)
-    .bind(&of.platform)
-    .bind(&of.remote_account_id)
-    .bind(&of.username)
-    .bind(access)
-    .bind(refresh)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// A pair that was laid aside has gone back: nothing speaks of its row.
-pub async fn drop_replaced(db: impl PgExecutor<'_>, id: ConnectionId) -> sqlx::Result<()> {
-    sqlx::query("delete from connections where id = $1 and state = 'removed'").bind(id).execute(db).await?;
-    Ok(())
-}
-
 /// The other connections of the same account that have tokens, whoever has them.
 pub async fn others_of_account(
     db: impl PgExecutor<'_>,

@@ -96,9 +96,6 @@ pub trait Connector: Send + Sync {
     /// counts as given back.
     async fn revoke(&self, token: &SecretString, witness: &dyn Witness) -> Result<(), ConnectorError>;
 
-    /// Whether tokens of an earlier consent can be given back without those of a later one ending too.
-    fn revokes_one_alone(&self) -> bool;
-
     /// Trades a refresh token. The old pair may be dead as soon as this was sent, answered or not.
     async fn refresh(&self, refresh_token: &SecretString, witness: &dyn Witness) -> Result<TokenPair, ConnectorError>;
 

@@ -146,10 +146,6 @@ impl Connector for X {
         consent::revoke(&self.wire, token, witness).await
     }
 
-    fn revokes_one_alone(&self) -> bool {
-        true
-    }
-
     async fn refresh(&self, refresh_token: &SecretString, witness: &dyn Witness) -> Result<TokenPair, ConnectorError> {
         let request = self
             .wire

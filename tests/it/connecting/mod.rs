@@ -71,12 +71,8 @@ impl Rig {
         assert_eq!((found, answer["code"].as_str()), (status, Some(code)), "{answer}");
     }
 
-    /// That are connected: a pair that was replaced may still wait to go back.
     pub async fn connections(&self) -> i64 {
-        sqlx::query_scalar("select count(*) from connections where state <> 'removed'")
-            .fetch_one(&self.app.pool)
-            .await
-            .unwrap()
+        sqlx::query_scalar("select count(*) from connections").fetch_one(&self.app.pool).await.unwrap()
     }
 
     pub async fn calls(&self, operation: &str) -> u64 {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::Rig;
 use crate::{
-    harness::{eventually, wait_until},
+    harness::wait_until,
     identity::{call, get},
     publish::{SOON, connection},
 };
@@ -134,35 +134,22 @@ async fn a_platform_that_does_not_answer_leaves_nothing_and_says_when_to_come_ba
     assert_eq!(rig.api.post(CONNECTIONS, rig.typed()).await.0, 201);
 }
 
+/// Whether the new pair would end with the old one is the platform's to know, and it does not say.
 #[tokio::test]
-async fn the_pair_that_another_replaces_goes_back_to_the_platform_and_the_new_one_works_on() {
+async fn the_pair_that_another_replaces_is_forgotten_and_not_given_back() {
     let rig = Rig::new().await;
+    let _ops = rig.app.worker(Queue::Ops).await;
     let (_, first) = rig.api.post(CONNECTIONS, rig.typed()).await;
     let new = rig.tokens(&rig.account, json!({})).await;
     let (status, again) = rig.api.post(CONNECTIONS, connection(&rig.account, &new)).await;
     assert_eq!((status, &again["id"]), (201, &first["id"]), "{again}");
-    // The platform is in trouble for a moment: the pair is kept, and offered again.
-    rig.fault("oauth2.revoke", json!({ "refuse": "temporarily_unavailable" })).await;
-    let _ops = rig.app.worker(Queue::Ops).await;
-    eventually(SOON, "the platform to refuse", || async { (rig.calls("oauth2.revoke").await >= 1).then_some(()) })
-        .await;
-    let sooner = "update jobs set run_at = now() where kind = 'give_back_tokens' and state = 'scheduled'";
-    eventually(SOON, "the old pair to go back", || async {
-        sqlx::query(sooner).execute(&rig.app.pool).await.ok()?;
-        (rig.calls("oauth2.revoke").await == 3).then_some(())
-    })
-    .await;
-    rig.given_back(1).await;
-    assert!(!rig.lives(&rig.account["access_token"]).await && rig.lives(&new["access_token"]).await);
-    // Nothing is left of it.
-    let rows: i64 = sqlx::query_scalar("select count(*) from connections").fetch_one(&rig.app.pool).await.unwrap();
-    assert_eq!(rows, 1);
-    // By consent as well: what was typed in goes back, what has just come stays.
     let token = rig.api.token.clone();
     let back = rig.approve(&rig.ask(&token).await).await;
     assert_eq!(rig.bring(&token, &back.body()).await.0, 201);
-    rig.given_back(2).await;
-    assert!(!rig.lives(&new["access_token"]).await);
+    let jobs = "select count(*) from jobs where kind = 'give_back_tokens'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(jobs).fetch_one(&rig.app.pool).await.unwrap(), 0);
+    assert_eq!(rig.calls("oauth2.revoke").await, 0);
+    // The newest is the one that is used.
     let (status, asked) =
         rig.api.post(&format!("{CONNECTIONS}/{}/refresh", first["id"].as_str().unwrap()), json!({})).await;
     assert_eq!(status, 202, "{asked}");
@@ -173,40 +160,14 @@ async fn the_pair_that_another_replaces_goes_back_to_the_platform_and_the_new_on
 #[tokio::test]
 async fn tokens_that_are_typed_in_again_are_not_given_back() {
     let rig = Rig::new().await;
-    let ops = rig.app.worker(Queue::Ops).await;
     let (_, first) = rig.api.post(CONNECTIONS, rig.typed()).await;
-    // The very same; and another access token beside the same refresh token.
-    let new = rig.tokens(&rig.account, json!({})).await;
+    // Disconnected, and typed in again before the job came to it, beside another access token: they are in use once more.
     let mut mixed = rig.typed();
-    mixed["access_token"] = new["access_token"].clone();
-    for typed in [rig.typed(), mixed.clone()] {
-        assert_eq!(rig.api.post(CONNECTIONS, typed).await.0, 201);
-    }
-    let jobs = "select count(*) from jobs where kind = 'give_back_tokens'";
-    assert_eq!(sqlx::query_scalar::<_, i64>(jobs).fetch_one(&rig.app.pool).await.unwrap(), 0);
-    // Disconnected and typed in again before the job came to it: they are in use once more.
-    drop(ops);
+    mixed["access_token"] = rig.tokens(&rig.account, json!({})).await["access_token"].clone();
     assert_eq!(rig.api.delete(&format!("{CONNECTIONS}/{}", first["id"].as_str().unwrap())).await.0, 204);
     assert_eq!(rig.api.post(CONNECTIONS, mixed.clone()).await.0, 201);
     let _ops = rig.app.worker(Queue::Ops).await;
     rig.given_back(1).await;
     assert_eq!(rig.calls("oauth2.revoke").await, 0);
     assert!(rig.lives(&mixed["access_token"]).await);
-}
-
-/// The trade is answered when others are kept already in the place of what was traded.
-#[tokio::test]
-async fn a_pair_that_comes_for_one_that_was_replaced_meanwhile_goes_back_as_well() {
-    let rig = Rig::new().await;
-    let (_, made) = rig.api.post(CONNECTIONS, rig.typed()).await;
-    rig.fault("oauth2.refresh", json!({ "accept_then_delay_ms": 3000 })).await;
-    let _ops = rig.app.worker(Queue::Ops).await;
-    let path = format!("{CONNECTIONS}/{}/refresh", made["id"].as_str().unwrap());
-    assert_eq!(rig.api.post(&path, json!({})).await.0, 202);
-    wait_until(SOON, "the trade to be under way", || async { rig.calls("oauth2.refresh").await == 1 }).await;
-    let new = rig.tokens(&rig.account, json!({})).await;
-    assert_eq!(rig.api.post(CONNECTIONS, connection(&rig.account, &new)).await.0, 201);
-    rig.given_back(1).await;
-    wait_until(SOON, "both pairs to go back", || async { rig.calls("oauth2.revoke").await == 4 }).await;
-    assert!(rig.lives(&new["access_token"]).await);
 }
