@@ -109,11 +109,12 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
     type Output = Response;
 
     async fn call(&self, request: Request) -> Result<Response> {
+        let body = Unread::of(&request);
         if let Some(refused) = framing::refused(&request) {
             return Ok(refused);
         }
         if !request.uri().path().starts_with("/api/") && !begins_with(&request, self.paths.public) {
-            return self.pass_open(request).await;
+            return self.pass_open(request, body).await;
         }
         let from = self.proxies.client(&request);
         // Wrong credentials are counted by address: whoever guesses is stopped before his guesses cost anything.
@@ -121,10 +122,10 @@ impl<E: Endpoint> Endpoint for GateEndpoint<E> {
         let caller = caller_of(&request, &self.app.auth, exhausted).await;
         let counted = self.count(&request, from, &caller).await;
         let mut response = match counted.verdict {
-            Verdict::Refuse { retry_in } => Problem::too_many_requests(retry_in).into_response(),
+            Verdict::Refuse { retry_in } => body.answer(Problem::too_many_requests(retry_in)),
             Verdict::Pass { .. } => match self.admit(request, caller, from.ip) {
-                Ok(request) => self.pass(request).await?,
-                Err(problem) => problem.into_response(),
+                Ok(request) => self.pass(request, body).await?,
+                Err(problem) => body.answer(problem),
             },
         };
         self.tell(&counted, &mut response);
@@ -158,14 +159,14 @@ impl<E: Endpoint> GateEndpoint<E> {
     }
 
     /// What is no call: open to everybody, and counted by address alone.
-    async fn pass_open(&self, request: Request) -> Result<Response> {
+    async fn pass_open(&self, request: Request, body: Unread) -> Result<Response> {
         let ip = self.proxies.client(&request).ip;
         let is_health = begins_with(&request, self.paths.health);
         let subject = if is_health { Subject::health(ip) } else { Subject::open(ip) };
         let verdict = self.limiter.count(subject, (self.paths.cost)(request.method(), request.uri().path())).await;
         let mut response = match verdict {
-            Verdict::Refuse { retry_in } => Problem::too_many_requests(retry_in).into_response(),
-            Verdict::Pass { .. } => self.pass(request).await?,
+            Verdict::Refuse { retry_in } => body.answer(Problem::too_many_requests(retry_in)),
+            Verdict::Pass { .. } => self.pass(request, body).await?,
         };
         let headers = response.headers_mut();
         headers.insert(RATE_LIMIT_POLICY, self.open_policy.clone());
@@ -196,30 +197,30 @@ impl<E: Endpoint> GateEndpoint<E> {
         Ok(request)
     }
 
-    async fn pass(&self, mut request: Request) -> Result<Response> {
-        // Nothing reads what comes with a question.
-        if is_write(&request)
-            && let Some(refused) = encoded(&request)
-        {
-            return Ok(refused);
+    async fn pass(&self, mut request: Request, body: Unread) -> Result<Response> {
+        if !is_write(&request) {
+            // Nothing reads what comes with a question.
+            return Ok(body.answer(self.answer(request).await?));
+        }
+        if let Some(refused) = encoded(&request) {
+            return Ok(body.answer(refused));
         }
         if is_upload(&request, self.paths.uploads) {
             if let Err(problem) = bound_file(&mut request, self.paths.largest_file_bytes) {
-                return Ok(problem.into_response());
+                return Ok(body.answer(problem));
             }
             // Boxed, so that the usual request does not carry the room for it.
-            let mut response = Box::pin(self.inner.call(request)).await?.into_response();
-            if !response.status().is_success() {
-                // A refused file is not read to its end: its connection carries no other request, and says so.
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            return Ok(response);
+            let response = Box::pin(self.inner.call(request)).await?.into_response();
+            // A refused file is not read to its end.
+            return Ok(if response.status().is_success() { response } else { body.answer(response) });
         }
-        if is_write(&request)
-            && let Err(problem) = gather_body(&mut request).await
-        {
-            return Ok(problem.into_response());
+        match gather_body(&mut request).await {
+            Ok(()) => self.answer(request).await,
+            Err(problem) => Ok(body.answer(problem)),
         }
+    }
+
+    async fn answer(&self, request: Request) -> Result<Response> {
         match tokio::time::timeout(ANSWER_TIME, self.inner.call(request)).await {
             Ok(answer) => Ok(answer?.into_response()),
             Err(_elapsed) => Ok(took_too_long().into_response()),
@@ -238,6 +239,25 @@ impl<E: Endpoint> GateEndpoint<E> {
         let others = others.to_str().expect("it was made of text");
         let window = self.limiter.window().as_secs();
         text_header(&format!("\"{KEY}\";q={key_limit};w={window}, {others}"))
+    }
+}
+
+/// Whether a body comes with a request. An answer that is given before all of it was read ends the connection, and says
+/// so: a client that took the connection for a good one would lose its next request there.
+#[derive(Clone, Copy)]
+struct Unread(bool);
+
+impl Unread {
+    fn of(request: &Request) -> Self {
+        Self(request.headers().contains_key(header::TRANSFER_ENCODING) || declared_length(request) > Some(0))
+    }
+
+    fn answer(self, response: impl IntoResponse) -> Response {
+        let mut response = response.into_response();
+        if self.0 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 }
 

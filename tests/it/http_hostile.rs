@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reqwest::Method;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -135,6 +136,35 @@ async fn a_packed_body_is_refused_before_it_is_read() {
     }
     let plain = served.echo("{\"text\": \"on\"}").header("content-encoding", "identity").send().await.unwrap();
     assert_eq!(plain.status(), 200);
+}
+
+/// A client that took such a connection for a good one would lose its next request there.
+#[tokio::test]
+async fn an_answer_given_before_the_body_was_read_ends_the_connection_and_says_so() {
+    let app = App::new().await;
+    let served = Served::new(&app).await;
+    let api = app.api().await;
+    let large = vec![b' '; (2 << 20) + 1];
+    let unread = [
+        ("of a stranger", 401, api.client.post(format!("{}/api/v1/posts", api.url)).body("{}")),
+        ("too large", 413, served.echo(large)),
+        ("packed", 415, served.echo("x").header("content-encoding", "gzip")),
+        ("that nobody asked for", 200, served.request(Method::GET, "/api/v1/list").body("x")),
+    ];
+    for (which, status, request) in unread {
+        let answer = request.send().await.unwrap();
+        let ends = answer.headers().get("connection").is_some_and(|value| value == "close");
+        assert_eq!((answer.status().as_u16(), ends), (status, true), "a body {which}");
+    }
+    let read = [
+        ("none from a stranger", 401, api.client.get(format!("{}/api/v1/posts", api.url))),
+        ("a wrong one", 422, served.echo("{\"text\": 1}")),
+        ("a good one", 200, served.echo("{\"text\": \"on\"}")),
+    ];
+    for (which, status, request) in read {
+        let answer = request.send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.headers().get("connection")), (status, None), "{which}");
+    }
 }
 
 /// 127 levels are read; what is deeper is refused before it could exhaust a stack.
