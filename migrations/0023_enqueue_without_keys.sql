@@ -61,18 +61,24 @@ begin
         insert into public.jobs as j (id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts,
                                       timeout_ms, run_at, due_at, serial_until, state, queued_at, pushed, unique_key,
                                       serial_key, open_parents)
-        select * from app.entering(
+        select e.id, e.tenant_id, e.group_id, e.queue, e.lane, e.kind, e.priority, e.args, e.max_attempts, e.timeout_ms,
+               e.run_at, e.due_at, e.serial_until, e.state, e.queued_at, e.pushed, e.unique_key, e.serial_key,
+               e.open_parents
+        from app.entering(
             p_ids, p_tenants, p_groups, p_queues, p_lanes, p_kinds, p_priorities, p_args, p_max_attempts,
-            p_timeouts_ms, p_run_at, p_pushed, p_unique_keys, p_serial_keys, p_open_parents, p_patience_ms)
+            p_timeouts_ms, p_run_at, p_pushed, p_unique_keys, p_serial_keys, p_open_parents, p_patience_ms) e
         returning j.id, j.state::text;
     else
         return query
         insert into public.jobs as j (id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts,
                                       timeout_ms, run_at, due_at, serial_until, state, queued_at, pushed, unique_key,
                                       serial_key, open_parents)
-        select * from app.entering(
+        select e.id, e.tenant_id, e.group_id, e.queue, e.lane, e.kind, e.priority, e.args, e.max_attempts, e.timeout_ms,
+               e.run_at, e.due_at, e.serial_until, e.state, e.queued_at, e.pushed, e.unique_key, e.serial_key,
+               e.open_parents
+        from app.entering(
             p_ids, p_tenants, p_groups, p_queues, p_lanes, p_kinds, p_priorities, p_args, p_max_attempts,
-            p_timeouts_ms, p_run_at, p_pushed, p_unique_keys, p_serial_keys, p_open_parents, p_patience_ms)
+            p_timeouts_ms, p_run_at, p_pushed, p_unique_keys, p_serial_keys, p_open_parents, p_patience_ms) e
         on conflict (tenant_id, kind, unique_key) where unique_key is not null and finished_at is null do nothing
         returning j.id, j.state::text;
     end if;

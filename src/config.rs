@@ -212,6 +212,18 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// What is wrong with an `.env`. Its own text of a line that cannot be read is that line, with the secret in it.
+fn unreadable(error: &dotenvy::Error) -> String {
+    match error {
+        dotenvy::Error::LineParse(..) => {
+            ".env has a line that is not NAME=value. Put a value with spaces, quotes or # \
+                                          in it into quotes."
+                .to_owned()
+        }
+        error => format!(".env could not be read: {error}"),
+    }
+}
+
 impl Config {
     /// Reads the process's environment, after an `.env` file where there is one.
     pub fn from_env() -> Result<Self, ConfigError> {
@@ -224,7 +236,7 @@ impl Config {
         if let Err(error) = dotenvy::dotenv()
             && !error.not_found()
         {
-            return Err(ConfigError(vec![format!(".env could not be read: {error}")]));
+            return Err(ConfigError(vec![unreadable(&error)]));
         }
         let given = |name: &str| given.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
@@ -354,6 +366,14 @@ mod tests {
             assert!(error.contains(name), "{name} is missing from: {error}");
         }
         assert!(error.starts_with("4 problem(s)"));
+    }
+
+    #[test]
+    fn a_file_of_settings_that_cannot_be_read_is_refused_without_its_text() {
+        let lines = b"PORT=8080\nDATABASE_URL=postgres://u:hunter2 words@localhost/m\n";
+        let error = dotenvy::from_read_iter(&lines[..]).find_map(Result::err).expect("a space stands outside quotes");
+        let problem = unreadable(&error);
+        assert!(problem.contains(".env") && problem.contains("quotes") && !problem.contains("hunter2"), "{problem}");
     }
 
     #[test]

@@ -53,8 +53,8 @@ enum Command {
         /// What they are from now on
         role: Standing,
     },
-    /// Let somebody in no more: within five seconds their sign-ins and API keys open nothing (a local token, which is
-    /// believed by its signature, still opens their own workspace until it expires); what is scheduled goes out
+    /// Let somebody in no more: within five seconds their sign-ins, local tokens and API keys open nothing; what is
+    /// scheduled goes out
     Disable {
         /// The user's id (usr_...) or verified address
         user: String,

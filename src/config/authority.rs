@@ -54,7 +54,10 @@ impl FromStr for Authority {
     type Err = NoAuthority;
 
     fn from_str(text: &str) -> Result<Self, NoAuthority> {
-        // No certificate has a backslash in it, so that these can only have been line ends.
+        // No certificate has a backslash in it, so that these can only have been line ends; and quotes that a file of
+        // settings needs, for the spaces, are part of the value where it is read letter by letter (`docker --env-file`).
+        let text = text.trim();
+        let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
         let text = text.replace("\\r", "\r").replace("\\n", "\n");
         let mut trusted = RootCertStore::empty();
         for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes()) {
@@ -112,6 +115,7 @@ kIn1hA==
     fn line_ends_may_be_real_or_spelt_out() {
         for ends in ["\n", "\r\n", "\\n", "\\r\\n"] {
             assert_eq!(read(&CERTIFICATE.replace('\n', ends)), Ok(1), "{ends:?}");
+            assert_eq!(read(&format!("\"{}\"", CERTIFICATE.replace('\n', ends))), Ok(1), "{ends:?} in quotes");
             assert_eq!(read(&[CERTIFICATE, CERTIFICATE].concat().replace('\n', ends)), Ok(2), "{ends:?}");
         }
         let authority: Authority = CERTIFICATE.replace('\n', "\\r\\n").parse().unwrap();

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::filter::LevelFilter;
 use url::{Host, Url};
 
-use super::Config;
+use super::{Config, servers::ssl_mode};
 use crate::crypto::Keyring;
 
 /// Bytes of a secret that signs or encrypts.
@@ -29,17 +29,26 @@ pub(super) fn unfit(config: &Config) -> Vec<String> {
             unfit.push("ALLOWED_ORIGINS allows every page there is: name the origins".to_owned());
         } else if origin.starts_with("http://") {
             unfit.push(format!("ALLOWED_ORIGINS allows {origin}, which anybody on the way can alter: use https"));
+        } else if Url::parse(origin).is_ok_and(|origin| is_near(&origin)) {
+            unfit.push(format!("ALLOWED_ORIGINS allows {origin}, a page on somebody's own machine: leave it out"));
         }
     }
     if config.media.import_loopback_port.is_some() {
         unfit.push("MEDIA_IMPORT_LOOPBACK_PORT lets users read from this machine: leave it out".to_owned());
     }
-    let is_debug = |part: &str| part.trim().parse::<LevelFilter>().is_ok_and(|level| level > LevelFilter::INFO);
-    if config.log_level.split(',').any(is_debug) {
+    if config.log_level.split(',').any(tells_everything) {
         let remedy = "use info, and name the part to look into: info,multivio::jobs=debug";
         unfit.push(format!("LOG_LEVEL says everything about everything: {remedy}"));
     }
     unfit.into_iter().map(|line| format!("{line} (ENVIRONMENT is production)")).collect()
+}
+
+/// More than is told of what goes well, by no part in particular: by all, by all of ours, or by whatever span.
+fn tells_everything(directive: &str) -> bool {
+    let (target, level) = directive.rsplit_once('=').unwrap_or(("", directive));
+    let target = target.split('[').next().unwrap_or_default().trim();
+    level.trim().parse::<LevelFilter>().is_ok_and(|level| level > LevelFilter::INFO)
+        && (target.is_empty() || target == env!("CARGO_CRATE_NAME"))
 }
 
 fn secrets(config: &Config, unfit: &mut Vec<String>) {
@@ -107,9 +116,11 @@ fn is_no_project(project: &str) -> bool {
 
 /// A database that is told to be spoken to in the clear, over lines that are not ours.
 fn is_open_to_the_internet(url: &SecretString) -> bool {
+    // Whoever connects takes `allow` for `disable`.
+    let is_open = ssl_mode(url).is_some_and(|mode| mode == "disable" || mode == "allow");
     let Ok(url) = Url::parse(url.expose_secret()) else { return false };
     let query = |wanted: &str| url.query_pairs().find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned());
-    if query("sslmode").or_else(|| query("ssl-mode")).as_deref() != Some("disable") {
+    if !is_open {
         return false;
     }
     let host = query("host").or_else(|| url.host_str().map(str::to_owned)).unwrap_or_default();
@@ -141,7 +152,7 @@ fn addresses(config: &Config, unfit: &mut Vec<String>) {
     ];
     if is_open_to_the_internet(&config.database.url) {
         let remedy = "use sslmode=verify-full with the server's certificate, or at least require";
-        unfit.push(format!("DATABASE_URL says sslmode=disable to a host on the internet: {remedy}"));
+        unfit.push(format!("DATABASE_URL says sslmode=disable or allow to a host on the internet: {remedy}"));
     }
     for (name, url) in addresses {
         let Some(url) = url else { continue };
@@ -153,7 +164,11 @@ fn addresses(config: &Config, unfit: &mut Vec<String>) {
 
 fn is_near(url: &Url) -> bool {
     match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost") || !name.contains('.'),
+        Some(Host::Domain(name)) => {
+            // A dot at the end only says that the name is whole.
+            let name = name.trim_end_matches('.');
+            !name.contains('.') || [".localhost", ".local"].iter().any(|end| name.ends_with(end))
+        }
         Some(Host::Ipv4(address)) => is_near_address(address.into()),
         Some(Host::Ipv6(address)) => is_near_address(address.to_canonical()),
         None => true,
@@ -226,6 +241,8 @@ mod tests {
             ("DATABASE_URL", "postgres://multivio@db/multivio?password=password"),
             ("DATABASE_URL", "postgres://multivio:u3Jk9sLq@db.multivio.dev/multivio?sslmode=disable"),
             ("DATABASE_URL", "postgres://multivio:u3Jk9sLq@203.0.113.7/multivio?sslmode=disable"),
+            ("DATABASE_URL", "postgres://multivio:u3Jk9sLq@203.0.113.7/multivio?sslmode=DISABLE"),
+            ("DATABASE_URL", "postgres://multivio:u3Jk9sLq@203.0.113.7/multivio?sslmode=require&ssl-mode=allow"),
             ("DATABASE_URL", "postgres:///multivio?host=db.multivio.dev&password=u3Jk9sLq&sslmode=disable"),
             ("REDIS_URL", "redis://:password@belt.internal"),
             ("REDIS_URL", "rediss://default:CHANGE_ME@belt.internal"),
@@ -252,12 +269,17 @@ mod tests {
             ("TWITTER_CALLBACK_URL", "http://127.0.0.1:3000/connected"),
             ("GROK_BASE_URL", "https://localhost/xai"),
             ("GROK_BASE_URL", "https://sandbox:9000/xai"),
+            ("GROK_BASE_URL", "https://localhost./xai"),
+            ("GROK_BASE_URL", "https://sandbox.local:9000/xai"),
             ("GROK_BASE_URL", "https://[::ffff:10.0.0.1]/xai"),
             ("ALLOWED_ORIGINS", "https://a.multivio.dev,*"),
             ("ALLOWED_ORIGINS", "http://a.multivio.dev"),
+            ("ALLOWED_ORIGINS", "https://localhost:3000"),
             ("MEDIA_IMPORT_LOOPBACK_PORT", "4000"),
             ("LOG_LEVEL", "debug"),
             ("LOG_LEVEL", "multivio=info,TRACE"),
+            ("LOG_LEVEL", "info,multivio=debug"),
+            ("LOG_LEVEL", "info,[job]=trace"),
         ] {
             let error = load(&[(name, value)]).expect_err(value).to_string();
             assert!(error.starts_with("1 problem(s)") && error.contains(name), "{name}={value}: {error}");

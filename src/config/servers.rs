@@ -112,6 +112,11 @@ impl Reader<'_> {
     }
 }
 
+/// How much the address wants to be sure of, in small letters, as whoever connects reads it.
+pub(super) fn ssl_mode(url: &SecretString) -> Option<String> {
+    last(url, &SSL_MODE)
+}
+
 /// The last one counts, as it does for whoever connects.
 fn last(url: &SecretString, names: &[&str]) -> Option<String> {
     let url = Url::parse(url.expose_secret()).ok()?;

@@ -49,13 +49,11 @@ impl Document {
         self.page.get_or_init(|| DocsPage::of((self.make_page)()))
     }
 
-    /// The page and its packed form, which take a moment to be made, where no call waits for it.
-    async fn prepare(self: &Arc<Self>) -> Result<()> {
-        if self.page.get().is_none_or(|page| !page.html.is_packed()) {
-            let document = Arc::clone(self);
-            let made = tokio::task::spawn_blocking(move || document.page().html.pack()).await;
-            made.map_err(|error| Problem::internal(&error))?;
-        }
+    /// Makes and packs one of the two where no call waits for it: that takes a moment.
+    async fn prepare(self: &Arc<Self>, file: fn(&Self) -> &File) -> Result<()> {
+        let document = Arc::clone(self);
+        let made = tokio::task::spawn_blocking(move || file(&document).pack()).await;
+        made.map_err(|error| Problem::internal(&error))?;
         Ok(())
     }
 }
@@ -111,6 +109,9 @@ impl Endpoint for SpecEndpoint {
     type Output = Response;
 
     async fn call(&self, request: Request) -> Result<Response> {
+        if !self.0.spec.is_packed() {
+            self.0.prepare(|document| &document.spec).await?;
+        }
         Ok(self.0.spec.answer(&request, "application/json"))
     }
 }
@@ -119,7 +120,9 @@ impl Endpoint for DocsEndpoint {
     type Output = Response;
 
     async fn call(&self, request: Request) -> Result<Response> {
-        self.0.prepare().await?;
+        if self.0.page.get().is_none_or(|page| !page.html.is_packed()) {
+            self.0.prepare(|document| &document.page().html).await?;
+        }
         let page = self.0.page();
         let mut response = page.html.answer(&request, "text/html; charset=utf-8");
         let policy = page.policy.parse().expect("directives and hashes are a valid header");

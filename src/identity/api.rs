@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     audit::{self, Action},
-    http::{Also, App, Created, Gone, IdempotencyKey, Input, Page, Problem, Tag, Turn, page},
+    http::{Also, App, Created, Gone, IdempotencyKey, Input, Page, Problem, Tag, Turn, page, signed_in_recently},
     ids::{ApiKeyId, TenantId, UserId},
 };
 
@@ -305,7 +305,8 @@ impl IdentityApi {
 
     /// Add a member
     ///
-    /// Somebody who has signed in here before, by id or by verified e-mail address.
+    /// Somebody who has signed in here before, by id or by verified e-mail address. Whoever signed in with Firebase must
+    /// have done so a short time ago, for this outlives their session: it is a 403 `sign_in_again` otherwise.
     #[oai(path = "/workspaces/:id/members", method = "post", operation_id = "addMember")]
     async fn add(
         &self,
@@ -316,6 +317,7 @@ impl IdentityApi {
         body: Input<MemberInput>,
     ) -> Result<Created<MemberView>, Problem> {
         caller.require(Scope::Manage)?;
+        signed_in_recently(&app, &caller)?;
         inside(&app, &caller, id.0).await?;
         let mut tx = app.db.begin(&caller).await?;
         let claim = match key.claim(&mut tx, &caller, body.0.to_json()).await? {
@@ -338,7 +340,8 @@ impl IdentityApi {
 
     /// Change a member's role
     ///
-    /// Whoever's own workspace it is, where they are who name none, stays its owner.
+    /// Whoever's own workspace it is, where they are who name none, stays its owner. It wants a sign-in of just now, as
+    /// adding one does.
     #[oai(path = "/workspaces/:id/members/:user", method = "patch", operation_id = "changeMember")]
     async fn change(
         &self,
@@ -350,6 +353,7 @@ impl IdentityApi {
         body: Input<RoleInput>,
     ) -> Result<Json<MemberView>, Problem> {
         caller.require(Scope::Manage)?;
+        signed_in_recently(&app, &caller)?;
         inside(&app, &caller, id.0).await?;
         let role = Role::from(body.0.role);
         let mut tx = app.db.begin(&caller).await?;

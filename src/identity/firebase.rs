@@ -15,6 +15,10 @@ use super::{AuthError, SetupError, authenticator::SKEW, firebase_keys::Published
 use crate::{config::FirebaseConfig, ids::UserId};
 
 const LONGEST_UID: usize = 128;
+/// Bytes of an e-mail address (RFC 3696).
+const LONGEST_ADDRESS: usize = 320;
+/// Letters of a name.
+const LONGEST_NAME: usize = 200;
 
 /// Whoever a token speaks of.
 pub struct Person {
@@ -90,14 +94,25 @@ impl Firebase {
         let good_until = claims.exp.saturating_add(SKEW.as_secs());
         let person = Arc::new(Person {
             uid: claims.sub,
-            email: claims.email.filter(|email| claims.email_verified && !email.is_empty()),
-            name: claims.name.filter(|name| !name.is_empty()),
+            email: claims.email.filter(|email| claims.email_verified && is_address(email)),
+            name: claims.name.as_deref().and_then(shown),
             signed_in_at: claims.auth_time,
             user: OnceCell::new(),
         });
         self.seen.remember(token, Arc::clone(&person), good_until, now);
         Ok(person)
     }
+}
+
+/// As far as it can be kept and written to; anything else is nobody's address.
+fn is_address(text: &str) -> bool {
+    (1..=LONGEST_ADDRESS).contains(&text.len()) && !text.contains(char::is_control)
+}
+
+/// A name as it can be kept and shown: whoever bears it chose it freely.
+fn shown(name: &str) -> Option<String> {
+    let name: String = name.chars().filter(|letter| !letter.is_control()).take(LONGEST_NAME).collect();
+    Some(name).filter(|name| !name.trim().is_empty())
 }
 
 /// The algorithm is ours to say; a token that names another is not looked at any further.
@@ -108,6 +123,10 @@ fn key_id(token: &str) -> Result<String, AuthError> {
     let header = jsonwebtoken::decode_header(token)?;
     if header.alg != Algorithm::RS256 {
         return Err(AuthError::Claim("alg"));
+    }
+    // Something that must be understood, and is not (RFC 7515, 4.1.11).
+    if header.crit.is_some() {
+        return Err(AuthError::Claim("crit"));
     }
     header.kid.filter(|kid| !kid.is_empty()).ok_or(AuthError::Claim("kid"))
 }
@@ -200,6 +219,7 @@ mod tests {
             json!({"alg": "ES256", "kid": "one"}),
             json!({"alg": "none", "kid": "one"}),
             json!({"kid": "one"}),
+            json!({"alg": "RS256", "kid": "one", "crit": ["exp"]}),
         ] {
             assert!(key_id(&token(header.clone())).is_err(), "{header}");
         }

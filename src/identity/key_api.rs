@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{
     ApiKey, Caller, Scope, Scopes, api,
     key_store::{self, KeyRow, NewKey},
+    store,
 };
 use crate::{
     audit::{self, Action},
@@ -144,7 +145,7 @@ impl KeysApi {
         let input = match body.fit {
             Ok(input) => input,
             Err(mut errors) => {
-                errors.extend(wrong(&mut tx, &caller, &body.value).await?);
+                errors.extend(Meant::readable(&body.value).wrong(&mut tx, &caller).await?);
                 return Err(Problem::invalid(errors));
             }
         };
@@ -153,7 +154,7 @@ impl KeysApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        let errors = wrong(&mut tx, &caller, &body.value).await?;
+        let errors = Meant::from(&input).wrong(&mut tx, &caller).await?;
         if !errors.is_empty() {
             return Err(Problem::invalid(errors));
         }
@@ -264,29 +265,65 @@ impl KeysApi {
     }
 }
 
-/// What is wrong with what the fields of a [`KeyInput`] mean. Of a body that does not fit as far as it can be read: what
-/// is wrong with its form is told already.
-async fn wrong(tx: &mut sqlx::PgConnection, caller: &Caller, body: &Value) -> Result<Vec<FieldError>, Problem> {
-    let mut errors = Vec::new();
-    // An empty one is too short already.
-    if body["name"].as_str().is_some_and(|name| !name.is_empty() && name.trim().is_empty()) {
-        errors.push(FieldError::new("name", "has nothing to be seen", "Send a name to know it by"));
-    }
-    let scopes = Scopes::of(readable::<KeyScope>(&body["scopes"]).map(|(_, scope)| scope.into()));
-    if scopes.contain(Scope::Admin) && !caller.scopes.contain(Scope::Admin) {
-        errors.push(FieldError::new("scopes", "holds admin, which you are not", "Leave it out"));
-    }
-    let expires_at = DateTime::<Utc>::parse_from_json(Some(body["expires_at"].clone())).ok();
-    if expires_at.is_some_and(|at| at <= Utc::now()) {
-        errors.push(FieldError::new("expires_at", "is past", "Send a time to come, or leave it out"));
-    }
-    for (index, id) in readable::<ConnectionId>(&body["connections"]) {
-        if connections::store::get(&mut *tx, caller.reach(), id).await?.is_none() {
-            let field = format!("connections[{index}]");
-            errors.push(FieldError::new(field, "is no connection of yours", "List them: GET /api/v1/connections"));
+/// What a new key is meant to be, as far as that can be read.
+struct Meant {
+    name: String,
+    scopes: Scopes,
+    expires_at: Option<DateTime<Utc>>,
+    /// With their places.
+    connections: Vec<(usize, ConnectionId)>,
+}
+
+impl From<&KeyInput> for Meant {
+    fn from(input: &KeyInput) -> Self {
+        Self {
+            name: input.name.clone(),
+            scopes: Scopes::of(input.scopes.iter().map(|scope| Scope::from(*scope))),
+            expires_at: input.expires_at,
+            connections: input.connections.iter().flatten().copied().enumerate().collect(),
         }
     }
-    Ok(errors)
+}
+
+impl Meant {
+    /// Of a body that does not fit: what is wrong with its form is told already.
+    fn readable(body: &Value) -> Self {
+        Self {
+            // An empty one is too short already.
+            name: body["name"].as_str().filter(|name| !name.is_empty()).unwrap_or("-").to_owned(),
+            scopes: Scopes::of(readable::<KeyScope>(&body["scopes"]).map(|(_, scope)| scope.into())),
+            expires_at: DateTime::<Utc>::parse_from_json(Some(body["expires_at"].clone())).ok(),
+            connections: readable(&body["connections"]).collect(),
+        }
+    }
+
+    /// What is wrong with it.
+    async fn wrong(&self, tx: &mut sqlx::PgConnection, caller: &Caller) -> Result<Vec<FieldError>, Problem> {
+        let mut errors = Vec::new();
+        if self.name.trim().is_empty() {
+            errors.push(FieldError::new("name", "has nothing to be seen", "Send a name to know it by"));
+        }
+        if self.scopes.contain(Scope::Admin) {
+            // A local token says so of whoever bears it; a key asks who its maker is each time.
+            let user = store::access(&mut *tx, caller.user, Some(caller.tenant)).await?;
+            if !caller.scopes.contain(Scope::Admin) {
+                errors.push(FieldError::new("scopes", "holds admin, which you are not", "Leave it out"));
+            } else if !user.is_some_and(|user| user.is_admin) {
+                let remedy = "Leave it out, or have an operator make you one: multivio users role";
+                errors.push(FieldError::new("scopes", "holds admin, which only your token says that you are", remedy));
+            }
+        }
+        if self.expires_at.is_some_and(|at| at <= Utc::now()) {
+            errors.push(FieldError::new("expires_at", "is past", "Send a time to come, or leave it out"));
+        }
+        for (index, id) in &self.connections {
+            if connections::store::get(&mut *tx, caller.reach(), *id).await?.is_none() {
+                let field = format!("connections[{index}]");
+                errors.push(FieldError::new(field, "is no connection of yours", "List them: GET /api/v1/connections"));
+            }
+        }
+        Ok(errors)
+    }
 }
 
 /// The items of an array that are of this type, each with its place; of more than any array here may have, the first.

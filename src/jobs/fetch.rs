@@ -160,6 +160,10 @@ impl Fetcher {
             Ok(claims) => self.start(claims, permits).await,
             Err(error) => {
                 drop(announced);
+                // The table itself is locked: nothing was claimed, for sure.
+                if ledger::is_held(&error) {
+                    self.give_back(list, ids).await;
+                }
                 self.wait_out(&error).await;
             }
         }

@@ -26,7 +26,7 @@ use super::{
     hand::{Hand, StopReason},
     heart::Heart,
     layers::{MeasureLayer, TraceLayer},
-    ledger::{ROW_PATIENCE, WorkerRow},
+    ledger::{self, WorkerRow},
     lifecycle::{self, Bench},
     relay,
 };
@@ -88,7 +88,7 @@ pub async fn run(config: &Config, registry: Registry, options: Options, stop: Ca
     let heart = heart.start(registered.clone(), heart_ended.clone()).context("the heart's thread could not start")?;
     let relay_pool = connect.pool(config.database.acquire_timeout, 2);
     let mut relay = tokio::spawn(relay::run(engine.clone(), connect.clone(), relay_pool, stop.clone()));
-    let impatient = connect.clone().set("lock_timeout", ROW_PATIENCE.as_millis().to_string());
+    let impatient = ledger::impatient(connect.clone());
     let (settlements, mut completion) = completion::start(&impatient, engine.clone(), Arc::clone(&hand));
     if let Some(address) = config.worker.metrics_listen {
         tokio::spawn(figures::serve(address, Arc::clone(&run_figures), Arc::clone(&hand)));

@@ -6,12 +6,8 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
-    os::unix::{
-        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
-        process::CommandExt,
-    },
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -118,14 +114,6 @@ impl ServerFolder {
             }
         }
         Ok(())
-    }
-
-    /// Lets another program remove the folder, which outlives this one: many databases are hundreds of thousands of
-    /// files, and a disk that is told of each one's end (ext4 with `discard`) takes minutes for them.
-    pub(super) fn remove_behind(&self) -> io::Result<()> {
-        let mut rm = Command::new("rm");
-        rm.args(["-rf", "--"]).args([&self.path, &self.asked]);
-        rm.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn().map(drop)
     }
 
     /// Removes what runs that were killed left in `parent`: folders whose owner no longer holds their lock.

@@ -93,7 +93,7 @@ impl Servers {
     }
 
     /// The folder that was asked for, ours alone; the servers' files may be elsewhere.
-    fn asked(&self) -> &Path {
+    pub fn asked(&self) -> &Path {
         self.folder.asked()
     }
 
@@ -126,13 +126,8 @@ impl Servers {
         let _ = self.folder.share().remove();
     }
 
-    /// The same at a process's exit. The folder goes a while later.
-    pub fn end_at_exit(&mut self) {
-        self.stop_now();
-        let _ = self.folder.remove_behind();
-    }
-
-    fn stop_now(&mut self) {
+    /// Stops both where nothing can be awaited, and leaves their files.
+    pub fn stop_now(&mut self) {
         self.redis.end_now();
         self.postgres.end_now();
     }

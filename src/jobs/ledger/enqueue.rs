@@ -38,15 +38,17 @@ pub async fn insert_for(
     write(db, ENQUEUE, insert, tenants).await
 }
 
-/// What `app.enqueue` does as well, which stands in the migrations: a test compares what the two write. They are two,
-/// because a plan is kept for one role.
+/// What `app.enqueue` does as well, which stands in the migrations: two statements around the same rows (`app.entering`),
+/// because a plan is kept for one role. A test compares what the two write.
 macro_rules! inserting {
     ($on_conflict:literal) => {
         concat!(
             "insert into jobs (id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, \
                                run_at, due_at, serial_until, state, queued_at, pushed, unique_key, serial_key, \
                                open_parents) \
-             select * from app.entering($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ",
+             select id, tenant_id, group_id, queue, lane, kind, priority, args, max_attempts, timeout_ms, run_at, \
+                    due_at, serial_until, state, queued_at, pushed, unique_key, serial_key, open_parents \
+             from app.entering($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ",
             $on_conflict,
             " returning id, state::text"
         )

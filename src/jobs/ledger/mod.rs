@@ -2,7 +2,8 @@
 //!
 //! Each transition is a single guarded statement that commits by itself: it names the state it leaves, locks rows
 //! in id order and skips what another holds, so a process stopped in the middle holds nobody up (E4). The two that
-//! every job passes, claiming and succeeding, look for what is held only once they have met it. Time is
+//! every job passes, claiming and succeeding, look for what is held only once they have met it, or each
+//! other. Time is
 //! Postgres's `now()`, never a worker's clock. Locks are taken, and an answer that never came is survived, by the
 //! fence: every claim raises `run`, every completion names it (E2).
 
@@ -50,15 +51,19 @@ use super::{
     belt::{List, Slot},
     job::{Lane, Priority, Queue},
 };
-use crate::ids::JobId;
+use crate::{db::Session, ids::JobId};
 
 /// How long a worker's statement waits for a row that another session holds, before it goes on with the others: longer
 /// than anything holds one that has no trouble, and than a vacuum keeps the table's end to itself once somebody waits.
-/// For the `lock_timeout` of sessions that claim and settle.
-pub const ROW_PATIENCE: Duration = Duration::from_millis(50);
+const ROW_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Sessions for [`claim`] and [`settle_succeeded`].
+pub fn impatient(session: Session) -> Session {
+    session.set("lock_timeout", ROW_PATIENCE.as_millis().to_string())
+}
 
 /// Another session holds a row, or the two hold one each that the other wants.
-fn is_held(error: &sqlx::Error) -> bool {
+pub fn is_held(error: &sqlx::Error) -> bool {
     const LOCK_NOT_AVAILABLE: &str = "55P03";
     const DEADLOCK_DETECTED: &str = "40P01";
     let code = error.as_database_error().and_then(|error| error.code());

@@ -57,8 +57,8 @@ struct Window {
     tenants: HashMap<TenantId, Pushed>,
     /// Found on the belt when this process began to lead.
     found: HashSet<JobId>,
-    /// The last round filled it to the brim.
-    was_filled: bool,
+    /// The last round left some lying.
+    more_waits: bool,
     length: usize,
 }
 
@@ -144,7 +144,7 @@ impl Windows {
         window.resize(length);
         let room = window.size.saturating_sub(length);
         if room < window.size / 2 {
-            return Ok(Ok(window.was_filled));
+            return Ok(Ok(window.more_waits));
         }
         let now = Instant::now();
         let mut gathering = Gathering::new(window.turns(tenants, room, rotation, now), room);
@@ -152,7 +152,7 @@ impl Windows {
             let rows = ledger::fill(&mut *db, list, &gathering.turns).await?;
             gathering.take(window, rows, now);
         }
-        window.was_filled = gathering.more_waits();
+        window.more_waits = gathering.more_waits();
         let chosen = gathering.chosen;
         window.length = length + chosen.len();
         if chosen.is_empty() {
@@ -166,7 +166,7 @@ impl Windows {
         for (tenant, _, seq) in chosen {
             window.tenants.entry(tenant).or_default().remember(pushed_at, seq);
         }
-        Ok(Ok(window.was_filled))
+        Ok(Ok(window.more_waits))
     }
 
     async fn look_around(&mut self, db: &mut PgConnection) -> sqlx::Result<Vec<Waiting>> {
@@ -185,7 +185,7 @@ impl Windows {
         for (list, window) in self.windows.iter_mut().filter(|(list, _)| !self.seen_in_part.contains(list)) {
             window.tenants.retain(|tenant, _| there.contains(&(*list, *tenant)));
             if window.tenants.is_empty() {
-                (window.was_filled, window.length) = (false, 0);
+                (window.more_waits, window.length) = (false, 0);
             }
         }
         for group in waiting {
@@ -198,7 +198,7 @@ impl Windows {
             size: SMALLEST,
             tenants: HashMap::new(),
             found: HashSet::new(),
-            was_filled: false,
+            more_waits: false,
             length: 0,
         })
     }
@@ -207,7 +207,7 @@ impl Windows {
 impl Window {
     /// Grows while it runs dry between rounds, shrinks while it stays full.
     fn resize(&mut self, length: usize) {
-        if self.was_filled && length < self.size / 4 {
+        if self.more_waits && length < self.size / 4 {
             self.size = (self.size * 2).min(LARGEST);
         } else if length > self.size * 3 / 4 {
             self.size = (self.size * 9 / 10).max(SMALLEST);
@@ -343,7 +343,7 @@ mod tests {
     const ROOM: usize = 10;
 
     fn window() -> Window {
-        Window { size: ROOM, tenants: HashMap::new(), found: HashSet::new(), was_filled: false, length: 0 }
+        Window { size: ROOM, tenants: HashMap::new(), found: HashSet::new(), more_waits: false, length: 0 }
     }
 
     /// One round over rows that are queued in the ledger, by tenant; what it pushes, and how many rows it read.

@@ -10,7 +10,11 @@ use multivio::{
     cli::jobs::steer,
     db::Session,
     ids::JobId,
-    jobs::{NewJob, Queue, State, ledger},
+    jobs::{
+        Lane, NewJob, Priority, Queue, State,
+        belt::{List, Slot},
+        ledger,
+    },
 };
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
@@ -200,11 +204,42 @@ async fn rows_that_are_held_hold_up_no_other_however_many_batches_have_met_one()
 }
 
 #[tokio::test]
+async fn a_queued_row_that_is_held_holds_up_no_other_of_a_workers_claim() {
+    let stage = Stage::new().await;
+    let ids =
+        stage.enqueue_all(&[stage.job(Act::default()), stage.job(Act::default()), stage.job(Act::default())]).await;
+    let mut stuck = stage.app.db.pool().begin().await.unwrap();
+    sqlx::query("select from jobs where id = $1 for update").bind(ids[1]).execute(&mut *stuck).await.unwrap();
+    let _worker = stage.worker(16).await;
+    // The server ends a session that sits in its transaction after five seconds: well before.
+    stage.all_succeed(&[ids[0], ids[2]], Duration::from_secs(3)).await;
+    assert_eq!(stage.state(ids[1]).await, State::Queued);
+    stuck.rollback().await.unwrap();
+    stage.all_succeed(&[ids[1]], SOON).await;
+}
+
+/// As while a migration changes it: what was taken from the belt in vain goes back there.
+#[tokio::test]
+async fn jobs_that_meet_a_locked_table_run_as_soon_as_it_is_free() {
+    let stage = Stage::new().await;
+    let _worker = stage.worker(16).await;
+    let job = stage.job(Act::default());
+    let mut tx = stage.app.pool.begin().await.unwrap();
+    stage.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await.unwrap();
+    sqlx::query("lock table jobs in share row exclusive mode").execute(&mut *tx).await.unwrap();
+    // Popped and tried while it cannot be seen to be there.
+    let list = List { queue: Queue::Ops, lane: Lane::Default, slot: Slot::Priority(Priority::Normal) };
+    stage.engine.belt().push(&[ledger::Runnable { job: job.id, list }]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    tx.commit().await.unwrap();
+    stage.all_succeed(&[job.id], Duration::from_secs(2)).await;
+}
+
+#[tokio::test]
 async fn a_row_that_is_held_holds_up_neither_its_batch_of_claims_nor_of_successes() {
     let stage = Stage::new().await;
     let session = Session::engine(&stage.app.config().database, "impatient").unwrap();
-    let session = session.set("lock_timeout", ledger::ROW_PATIENCE.as_millis().to_string());
-    let mut db = session.connect().await.unwrap();
+    let mut db = ledger::impatient(session).connect().await.unwrap();
     let worker = paper_worker(&mut db, LONG).await;
     let ids =
         stage.enqueue_all(&[stage.job(Act::default()), stage.job(Act::default()), stage.job(Act::default())]).await;

@@ -10,6 +10,10 @@ use std::{
 
 use serde_json::Value;
 
+use super::{App, wait_until};
+
+const SOON: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Method, path as in the document, status.
 type Answer = (String, String, String);
 
@@ -19,6 +23,10 @@ pub struct Answers(BTreeSet<Answer>);
 impl Answers {
     pub fn hear(&mut self, line: &str) {
         self.0.extend(answer_in(line));
+    }
+
+    pub fn holds(&self, method: &str, route: &str, status: &str) -> bool {
+        self.0.contains(&(method.to_owned(), route.to_owned(), status.to_owned()))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -69,4 +77,19 @@ fn an_answer_is_read_from_both_kinds_of_lines_and_an_unknown_status_is_told() {
     answers.hear(&format!("{text} route=\"/api/v1/jobs\" status=409 took_us=12"));
     answers.hear(r#"{"message":"answered","method":"GET","route":"/health","status":404}"#);
     assert_eq!(answers.undocumented().len(), 2, "{answers:?}");
+}
+
+/// Else an answer that nobody hears would pass for one that is documented.
+#[tokio::test]
+async fn what_an_api_answers_is_heard_from_both_kinds_of_its_log() {
+    for environment in ["development", "staging"] {
+        let mut app = App::new().await;
+        for (name, value) in [("ENVIRONMENT", environment), ("LOCAL_TOKENS", "on"), ("LOG_LEVEL", "debug")] {
+            app.set(name, value);
+        }
+        let api = app.api().await;
+        assert_eq!(api.get("/api/v1/jobs/no-id").await.0, 400, "{environment}");
+        wait_until(SOON, environment, || async { api.program.answers().holds("GET", "/api/v1/jobs/{id}", "400") })
+            .await;
+    }
 }

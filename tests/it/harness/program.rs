@@ -137,6 +137,11 @@ impl Program {
         lines.collect::<Vec<_>>().join("\n")
     }
 
+    /// What it is heard to have answered so far.
+    pub fn answers(&self) -> Answers {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub fn find_line(&self, matches: impl Fn(&str) -> bool) -> Option<String> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().map(|(_, line)| line).find(|line| matches(line)).cloned()
@@ -159,8 +164,7 @@ impl Drop for Program {
             println!("--- {} ({}) said:\n{}\n---", self.process.name(), self.process.id(), self.log());
             return;
         }
-        let answers = |program: &Self| program.answers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if answers(self).is_empty() {
+        if self.answers().is_empty() {
             return;
         }
         // Its last words are on their way until both pipes have ended.
@@ -169,7 +173,7 @@ impl Drop for Program {
         while Arc::strong_count(&self.lines) > 1 && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(2));
         }
-        let answers = answers(self);
+        let answers = self.answers();
         let undocumented = answers.undocumented();
         assert!(undocumented.is_empty(), "answers that openapi.json does not know: {undocumented:?}");
     }

@@ -137,9 +137,9 @@ async fn what_was_done_to_the_installation_is_read_by_administrators_in_person_a
     assert_eq!(get(&api, &owner, asked).await.0, 403);
     assert!(lines(&api).await.iter().all(|line| line["actor"] != "operator"));
     let body = json!({"name": "k", "scopes": ["read", "admin"]});
+    sqlx::query("update users set role = 'admin'").execute(&app.pool).await.unwrap();
     let (status, made) = call(&api, &both, None, Method::POST, "/api/v1/api-keys", Some(&body)).await;
     assert_eq!(status, 201, "{made}");
-    sqlx::query("update users set role = 'admin'").execute(&app.pool).await.unwrap();
     let key = made["key"].as_str().unwrap();
     for path in [asked.to_owned(), format!("/api/v1/audit?workspace={}", TenantId::new())] {
         assert_eq!(get(&api, key, &path).await.0, 403, "{path}");

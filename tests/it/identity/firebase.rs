@@ -90,6 +90,21 @@ async fn an_address_that_is_not_verified_is_nobodys() {
     assert_eq!(stage.api.post(&members, invite).await.0, 422);
 }
 
+/// What a user chose freely is no reason to lock them out, nor to keep what cannot be stored.
+#[tokio::test]
+async fn a_name_or_an_address_that_cannot_be_kept_does_no_harm() {
+    let stage = Stage::new().await;
+    let claims =
+        json!({"name": format!("A\0d\na{}", "x".repeat(3000)), "email": "a\0@example.com", "email_verified": true});
+    let token = stage.token(json!({"uid": "ada", "claims": claims})).await;
+    let (status, me) = get(&stage.api, &token, "/api/v1/me").await;
+    assert_eq!((status, &me["email"]), (200, &Value::Null), "{me}");
+    let name = me["name"].as_str().unwrap();
+    assert!(name.starts_with("Adax") && name.len() == 200, "{name}");
+    let token = stage.token(json!({"uid": "ada", "claims": {"name": "\0", "email": "x".repeat(400)}})).await;
+    assert_eq!(stage.status(&token).await, 200);
+}
+
 /// Each is one 401, and looks like every other.
 #[tokio::test]
 async fn a_forged_token_opens_nothing() {
@@ -228,7 +243,7 @@ async fn health_tells_whether_there_are_keys() {
 
 /// A session at Firebase lasts for months: what cannot be undone, and what outlives it, wants a sign-in of just now.
 #[tokio::test]
-async fn deleting_and_making_keys_wants_a_sign_in_of_just_now() {
+async fn deleting_making_keys_and_letting_people_in_wants_a_sign_in_of_just_now() {
     let mut stage = Stage::new().await;
     let now = chrono::Utc::now().timestamp();
     let old = stage.token(json!({"uid": "ada", "claims": {"auth_time": now - 400}})).await;
@@ -237,11 +252,18 @@ async fn deleting_and_making_keys_wants_a_sign_in_of_just_now() {
         call(&stage.api, &old, None, Method::POST, "/api/v1/workspaces", Some(&json!({"name": "Team"}))).await;
     assert_eq!(status, 201, "{team}");
     let team = team["id"].as_str().unwrap();
+    let (_, bob) = get(&stage.api, &stage.token(json!({"uid": "bob"})).await, "/api/v1/me").await;
+    let member = json!({"user_id": bob["user_id"], "role": "editor"});
+    let members = format!("/api/v1/workspaces/{team}/members");
+    let of_bob = format!("{members}/{}", bob["user_id"].as_str().unwrap());
+    let owner = json!({"role": "owner"});
     let body = json!({"name": "k", "scopes": ["read"]});
     let delete_me = format!("/api/v1/me?confirm={}", me["user_id"].as_str().unwrap());
     let delete_team = format!("/api/v1/workspaces/{team}?confirm=Team");
     let dangerous = [
         (None, Method::POST, "/api/v1/api-keys", Some(&body), 201),
+        (Some(team), Method::POST, &*members, Some(&member), 201),
+        (Some(team), Method::PATCH, &*of_bob, Some(&owner), 200),
         (Some(team), Method::DELETE, &*delete_team, None, 202),
         (None, Method::DELETE, &*delete_me, None, 202),
     ];
@@ -362,7 +384,7 @@ async fn without_a_project_no_firebase_token_is_looked_at() {
 async fn in_production_a_local_token_opens_nothing_unless_local_tokens_are_asked_for() {
     let mut app = App::new().await;
     let token = app.token();
-    app.set("ENVIRONMENT", "production");
+    app.set("ENVIRONMENT", "production").set("LOG_LEVEL", "info");
     let api = app.api().await;
     assert_eq!(get(&api, &token, "/api/v1/jobs").await.0, 401);
     assert!(api.program.log().contains("JWT_SECRET_KEY is ignored"));

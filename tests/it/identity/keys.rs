@@ -122,6 +122,18 @@ async fn a_key_does_what_its_scopes_say_and_never_manages() {
     let plain = app.token_for(app.tenant, &[Scope::Workspace]);
     let wish = json!({"name": "admin", "scopes": ["admin"]});
     assert_eq!(call(&api, &plain, None, Method::POST, "/api/v1/api-keys", Some(&wish)).await.0, 422);
+    // Nor by whom only a token calls one: such a key would open nothing of it.
+    let said = app.token_for(app.tenant, &[Scope::Workspace, Scope::Admin]);
+    let make = async || call(&api, &said, None, Method::POST, "/api/v1/api-keys", Some(&wish)).await;
+    let (status, problem) = make().await;
+    assert_eq!((status, &problem["field"]), (422, &json!("scopes")), "{problem}");
+    sqlx::query("update users set role = 'admin'").execute(&app.pool).await.unwrap();
+    let (status, made) = make().await;
+    assert_eq!(status, 201, "{made}");
+    let retry = json!({"queue": "ops"});
+    let key = made["key"].as_str().unwrap();
+    let (status, answer) = call(&api, key, None, Method::POST, "/api/v1/admin/jobs/retry", Some(&retry)).await;
+    assert_eq!(status, 200, "{answer}");
 }
 
 #[tokio::test]
