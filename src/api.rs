@@ -30,7 +30,10 @@ use crate::{
         router,
     },
     identity::{api::IdentityApi, key_api::KeysApi},
-    jobs::{RetryRules, api::JobsApi},
+    jobs::{
+        RetryRules,
+        api::{JobsApi, SteeringApi},
+    },
     media::{ImportApi, MediaApi, MediaService},
     outbound::fetch::Fetcher,
     patreon::{Patreon, WebhookEndpoint, api::PatreonApi, webhook},
@@ -41,7 +44,7 @@ use crate::{
 };
 
 fn calls() -> impl OpenApi + Clone {
-    let work = (PostsApi, PublishingApi, ConnectionsApi, ConsentApi, MediaApi, ImportApi, AiApi, JobsApi);
+    let work = (PostsApi, PublishingApi, ConnectionsApi, ConsentApi, MediaApi, ImportApi, AiApi, JobsApi, SteeringApi);
     OneDescription((work, (IdentityApi, KeysApi, AuditApi, RightsApi, PlansApi, PatreonApi), HealthApi, Beside))
 }
 

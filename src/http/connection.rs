@@ -1,41 +1,30 @@
-//! The sockets behind the API, and how long a client may keep one without moving.
+//! A socket behind the API, and how long a client may keep one without moving.
 //!
 //! A connection is closed when it says nothing for too long, when a request trickles in too slowly, or when the
 //! client does not take its answer. The clock is looked at once per tick of some seconds, so watching costs a busy
 //! connection next to nothing. Whoever begins with HTTP/2 is turned away: see [`super::opening`].
 
 use std::{
-    collections::HashMap,
     future::Future,
     io,
-    net::IpAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use poem::{
-    http::uri::Scheme,
-    listener::Acceptor,
-    web::{LocalAddr, RemoteAddr},
-};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep, sleep},
 };
 
 use super::{
-    client_address::is_public,
-    limits::customer,
+    accepting::Place,
     opening::{NOT_SPOKEN, Opening},
 };
 
 /// How long a client may take for what.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+pub(super) struct Limits {
     /// How often the clock is looked at.
     tick: Duration,
     /// Longest silence. Longer than the pauses between the events of a stream.
@@ -46,7 +35,7 @@ struct Limits {
     slowest_bytes_a_second: u64,
 }
 
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     tick: Duration::from_secs(5),
     idle: Duration::from_secs(75),
     patience: Duration::from_secs(45),
@@ -54,107 +43,10 @@ const LIMITS: Limits = Limits {
 };
 const _: () = assert!(LIMITS.patience.as_secs() > super::gate::ANSWER_TIME.as_secs());
 
-/// More clients than this wait in the backlog of the system.
-const MOST_CONNECTIONS: usize = 8192;
 /// A socket that is closed while its peer still sends resets the connection, and with it may go the answer that said
 /// why: so much is read and thrown away before, and so long.
 const FAREWELL_BYTES: usize = 256 * 1024;
 const FAREWELL: Duration = Duration::from_millis(500);
-/// So that nobody outside can take all of them. More are closed at once. Proxies of ours connect from inside.
-const MOST_OF_ONE_ADDRESS: usize = 1024;
-
-/// Accepts connections that watch their own pace.
-pub struct Watched {
-    listener: TcpListener,
-    local: LocalAddr,
-    limits: Limits,
-    room: Arc<Semaphore>,
-    seats: Seats,
-}
-
-impl Watched {
-    pub fn new(listener: TcpListener) -> io::Result<Self> {
-        Self::with(listener, LIMITS)
-    }
-
-    fn with(listener: TcpListener, limits: Limits) -> io::Result<Self> {
-        let local = LocalAddr(listener.local_addr()?.into());
-        Ok(Self { listener, local, limits, room: Arc::new(Semaphore::new(MOST_CONNECTIONS)), seats: Seats::default() })
-    }
-}
-
-/// How many connections each customer outside has: an IPv4 address, or the /64 of an IPv6 address.
-#[derive(Debug, Clone, Default)]
-struct Seats(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// A connection's seat; free again when it ends.
-#[derive(Debug)]
-struct Seat {
-    seats: Seats,
-    address: Option<IpAddr>,
-}
-
-impl Seats {
-    /// `None`: the address has as many as it may.
-    fn take(&self, address: IpAddr) -> Option<Seat> {
-        let address = address.to_canonical();
-        if !is_public(address) {
-            return Some(Seat { seats: self.clone(), address: None });
-        }
-        let address = customer(address);
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_this = taken.entry(address).or_default();
-        if *of_this >= MOST_OF_ONE_ADDRESS {
-            return None;
-        }
-        *of_this += 1;
-        Some(Seat { seats: self.clone(), address: Some(address) })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let Some(address) = self.address else { return };
-        let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_this) = taken.get_mut(&address) {
-            *of_this -= 1;
-            if *of_this == 0 {
-                taken.remove(&address);
-            }
-        }
-    }
-}
-
-impl Acceptor for Watched {
-    type Io = Connection<TcpStream>;
-
-    fn local_addr(&self) -> Vec<LocalAddr> {
-        vec![self.local.clone()]
-    }
-
-    async fn accept(&mut self) -> io::Result<(Self::Io, LocalAddr, RemoteAddr, Scheme)> {
-        let room = Arc::clone(&self.room).acquire_owned().await.expect("the semaphore is never closed");
-        let (stream, peer, seat) = loop {
-            match self.listener.accept().await {
-                Ok((stream, peer)) => {
-                    if let Some(seat) = self.seats.take(peer.ip()) {
-                        break (stream, peer, seat);
-                    }
-                }
-                Err(error) => {
-                    // Out of file descriptors, most likely: without a pause this would spin.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    sleep(Duration::from_millis(50)).await;
-                    return Err(error);
-                }
-            }
-        };
-        stream.set_nodelay(true)?;
-        let connection = Connection::new(stream, self.limits, Some((room, seat)));
-        Ok((connection, self.local.clone(), RemoteAddr(peer.into()), Scheme::HTTP))
-    }
-}
-
 /// A stream that ends itself when its peer does not move.
 pub struct Connection<S> {
     stream: S,
@@ -164,7 +56,7 @@ pub struct Connection<S> {
     opening: Opening,
     /// Once nothing more is sent: how much is still read.
     farewell_bytes: Option<usize>,
-    _place: Option<(OwnedSemaphorePermit, Seat)>,
+    _place: Option<Place>,
 }
 
 /// What was seen of the peer. Bytes and turns are counted as they come, times only at ticks.
@@ -180,7 +72,7 @@ struct Pace {
 }
 
 impl<S> Connection<S> {
-    fn new(stream: S, limits: Limits, place: Option<(OwnedSemaphorePermit, Seat)>) -> Self {
+    pub(super) fn new(stream: S, limits: Limits, place: Option<Place>) -> Self {
         let now = Instant::now();
         let pace = Pace { read_bytes: 0, turns: 0, seen: (0, 0), quiet_since: now, sending_since: (now, 0) };
         Self {
@@ -330,9 +222,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<S> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use std::sync::Arc;
 
-    use super::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        net::{TcpListener, TcpStream},
+        sync::Semaphore,
+    };
+
+    use super::{
+        super::accepting::{Seats, Watched},
+        *,
+    };
 
     /// Looks at the pace once per tick for `seconds`, after `moves` was called with the second.
     fn paced(seconds: u64, mut moves: impl FnMut(u64, &mut Pace)) -> io::Result<()> {
@@ -386,8 +287,8 @@ mod tests {
         let (_client, server) = duplex(64);
         let room = Arc::new(Semaphore::new(1));
         let permit = Arc::clone(&room).try_acquire_owned().unwrap();
-        let seat = Seats::default().take([127, 0, 0, 1].into()).unwrap();
-        let mut connection = Connection::new(server, QUICK, Some((permit, seat)));
+        let place = Place { _permit: permit, _seat: Seats::default().take([127, 0, 0, 1].into()).unwrap() };
+        let mut connection = Connection::new(server, QUICK, Some(place));
         let error = connection.read_to_end(&mut Vec::new()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(connection);
@@ -417,30 +318,6 @@ mod tests {
         let mut connection = Connection::new(server, QUICK, None);
         let error = connection.write_all(&[0; 1024]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    }
-
-    #[test]
-    fn nobody_outside_takes_all_places_and_a_place_is_free_again_when_its_connection_ends() {
-        let (seats, one, other): (_, IpAddr, IpAddr) =
-            (Seats::default(), [203, 0, 113, 1].into(), [203, 0, 113, 2].into());
-        let mut taken: Vec<_> = (0..MOST_OF_ONE_ADDRESS).map(|_| seats.take(one).unwrap()).collect();
-        assert!(seats.take(one).is_none());
-        assert!(seats.take(other).is_some());
-        taken.pop();
-        assert!(seats.take(one).is_some());
-        drop(taken);
-        assert!(seats.0.lock().unwrap().is_empty(), "what is over is forgotten");
-        let proxied: Vec<_> = (0..2 * MOST_OF_ONE_ADDRESS).filter_map(|_| seats.take([10, 0, 0, 1].into())).collect();
-        assert_eq!(proxied.len(), 2 * MOST_OF_ONE_ADDRESS, "a proxy of ours brings everybody");
-    }
-
-    #[test]
-    fn one_customers_addresses_have_their_places_together() {
-        let seats = Seats::default();
-        let of = |network: u128, host: u128| IpAddr::V6(((0x2001_4860 << 96) | (network << 64) | host).into());
-        let taken: Vec<_> = (0..2 * MOST_OF_ONE_ADDRESS).filter_map(|host| seats.take(of(1, host as u128))).collect();
-        assert_eq!(taken.len(), MOST_OF_ONE_ADDRESS);
-        assert!(seats.take(of(2, 1)).is_some());
     }
 
     /// A server with little patience, and a client that says `first` and then one byte at a time.

@@ -1,11 +1,12 @@
 //! What every endpoint shares. Knows no domain: domains bring their own `Api` and use what is here.
 
+mod accepting;
 pub mod answer;
 pub mod auth;
 pub mod beside;
 pub mod body;
 pub mod client_address;
-pub mod connection;
+mod connection;
 pub mod docs;
 pub mod edge;
 pub mod etag;

@@ -6,7 +6,7 @@ use poem::{IntoEndpoint, Server};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Watched;
+use super::accepting::Watched;
 
 /// How long calls in flight may go on once stopping has begun.
 pub const GRACE: Duration = Duration::from_secs(20);
