@@ -95,13 +95,21 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
         fetcher,
         patreon: Arc::new(patreon),
     });
-    let relay = tokio::spawn(relay::run(engine, relay_session, relay_db, stop.clone()));
-    let sessions = tokio::spawn(pooler::watch(session, stop.clone()));
+    let stopping = stop.clone();
+    let relay = tokio::spawn(async move {
+        match pooler::watch(session, &stopping).await {
+            Ok(()) => relay::run(engine, relay_session, relay_db, stopping).await,
+            Err(shared) => {
+                stopping.cancel();
+                return Err(shared);
+            }
+        }
+        Ok(())
+    });
     let served = server::serve(listener, routes, stop.clone()).await;
     // However it ended, a relay must not go on leading without its process's server.
     stop.cancel();
-    let _ended = tokio::time::timeout(Duration::from_secs(2), relay).await;
-    if let Ok(Err(shared)) = sessions.await {
+    if let Ok(Ok(Err(shared))) = tokio::time::timeout(Duration::from_secs(2), relay).await {
         return Err(Failure::failed(format!("the database: {shared}")));
     }
     served.map_err(|error| Failure::failed(format!("the server ended: {error}")))

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use sqlx::{Connection, PgConnection, Row};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::{Session, within};
+use crate::telemetry::chain;
 
 /// Connections beside the one that is looked at. Few: a pooler that does give sessions may have few to give.
 const OTHERS: usize = 2;
@@ -33,24 +35,26 @@ pub async fn prove(session: &Session) -> sqlx::Result<()> {
     }
 }
 
-/// For a program that starts in any order with its servers: looks until it is known, and stops the program when
-/// sessions are shared.
-pub async fn watch(session: Session, stop: CancellationToken) -> Result<(), SharedSessions> {
+/// For a program that starts in any order with its servers: looks until it is known, or until it is told to stop. What
+/// else the program asks the database waits for it: behind a pooler with few sessions the two would wait for each other.
+pub async fn watch(session: Session, stop: &CancellationToken) -> Result<(), SharedSessions> {
     const AGAIN: Duration = Duration::from_secs(1);
     let looking = async {
+        let mut told = false;
         loop {
             match prove(&session).await {
                 Ok(()) => return Ok(()),
                 Err(error) if is_shared(&error) => return Err(SharedSessions),
-                Err(_away) => tokio::time::sleep(AGAIN).await,
+                Err(away) => {
+                    if !std::mem::replace(&mut told, true) {
+                        warn!(error = %chain(&away), "waiting for the database");
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
             }
         }
     };
-    let outcome = stop.run_until_cancelled(looking).await.unwrap_or(Ok(()));
-    if outcome.is_err() {
-        stop.cancel();
-    }
-    outcome
+    stop.run_until_cancelled(looking).await.unwrap_or(Ok(()))
 }
 
 /// Whether this is what is wrong: nothing that passes by itself.

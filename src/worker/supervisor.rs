@@ -81,12 +81,11 @@ pub fn is_there(parent: Option<u32>) -> io::Result<()> {
 async fn supervise(config: &Config, queue: Queue) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
     let session = Session::worker(&config.database, "multivio-supervisor")?;
-    let sessions = tokio::spawn(pooler::watch(session, stop.clone()));
-    let outcome = restart(config, queue, &stop).await;
-    stop.cancel();
-    // What it was stopped for comes before how it stopped.
-    sessions.await??;
-    outcome
+    pooler::watch(session, &stop).await?;
+    if stop.is_cancelled() {
+        return Ok(());
+    }
+    restart(config, queue, &stop).await
 }
 
 async fn restart(config: &Config, queue: Queue, stop: &CancellationToken) -> anyhow::Result<()> {

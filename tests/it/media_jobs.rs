@@ -168,7 +168,8 @@ async fn stopping_a_worker_while_it_transcodes_ends_ffmpeg_and_uses_no_attempt()
     assert!(!ffmpegs(&scratch).is_empty());
     let status = worker.program.stop(Duration::from_secs(12)).await;
     assert!(status.success(), "{status}");
-    assert!(ffmpegs(&scratch).is_empty(), "nothing outlives its worker");
+    // Killed with it, at the latest; the system may still be taking it down.
+    wait_until(Duration::from_secs(1), "ffmpeg to be gone", || async { ffmpegs(&scratch).is_empty() }).await;
     let row: (String, i16, i16, i16) =
         sqlx::query_as("select state::text, attempt, crashes, handbacks from jobs where id = $1")
             .bind(job)

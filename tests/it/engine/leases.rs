@@ -222,7 +222,12 @@ async fn a_queued_row_that_is_held_holds_up_no_other_of_a_workers_claim() {
 #[tokio::test]
 async fn jobs_that_meet_a_locked_table_run_as_soon_as_it_is_free() {
     let stage = Stage::new().await;
-    let _worker = stage.worker(16).await;
+    let worker = stage.worker(16).await;
+    let says = async |what: &str| {
+        eventually(SOON, what, || async { worker.program.log().contains(what).then_some(()) }).await;
+    };
+    // What was pushed before would be gone.
+    says("the belt is built anew").await;
     let job = stage.job(Act::default());
     let mut tx = stage.app.pool.begin().await.unwrap();
     stage.engine.enqueue_in(&mut tx, std::slice::from_ref(&job)).await.unwrap();
@@ -230,7 +235,8 @@ async fn jobs_that_meet_a_locked_table_run_as_soon_as_it_is_free() {
     // Popped and tried while it cannot be seen to be there.
     let list = List { queue: Queue::Ops, lane: Lane::Default, slot: Slot::Priority(Priority::Normal) };
     stage.engine.belt().push(&[ledger::Runnable { job: job.id, list }]).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    says("claiming waits for the ledger").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     tx.commit().await.unwrap();
     stage.all_succeed(&[job.id], Duration::from_secs(2)).await;
 }
