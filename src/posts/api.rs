@@ -8,12 +8,14 @@ use poem_openapi::{
     param::{Path, Query},
     payload::Json,
 };
+use serde_json::json;
 
 use super::{
     input::{File, PlatformName, PostInput, PostView, TextFields, Variant},
     store,
 };
 use crate::{
+    audit::{self, Action},
     http::{App, Caller, Created, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
     ids::PostId,
     platforms::Platform,
@@ -188,6 +190,8 @@ impl PostsApi {
             .map_err(unknown_media)?;
         let post = store::get(&mut *tx, caller.tenant, id.0).await?;
         let post = post.ok_or_else(|| Problem::not_found("post"))?;
+        let details = json!({"fields": before.changes(&post), "version": post.version});
+        audit::record(&mut tx, &caller, Action::PostChanged, id.0, details).await?;
         let answer = claim.keep(&mut tx, Json(PostView::from(post))).await?;
         tx.commit().await?;
         Ok(answer)
@@ -216,6 +220,7 @@ impl PostsApi {
             let text = "Publications of this post are still to go out. Cancel them first.";
             return Err(Problem::conflict("publications_open", text));
         }
+        audit::record(&mut tx, &caller, Action::PostDeleted, id.0, json!({})).await?;
         let answer = claim.keep(&mut tx, Gone::default()).await?;
         tx.commit().await?;
         Ok(answer)
