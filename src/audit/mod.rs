@@ -4,6 +4,7 @@
 //! names and counts; never a secret, never what a user wrote.
 
 pub mod api;
+mod operator;
 pub mod retention;
 mod store;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::PgConnection;
 
+pub use operator::operator;
 pub use retention::AuditRetention;
 
 use crate::{identity::Caller, ids::TenantId, jobs::job::stored_names};
@@ -44,6 +46,8 @@ stored_names! {
         PatreonLinked = "patreon.linked",
         PatreonUnlinked = "patreon.unlinked",
         Published = "post.published",
+        PostChanged = "post.changed",
+        PostDeleted = "post.deleted",
         PublicationCancelled = "publication.cancelled",
         PublicationSentLate = "publication.sent_late",
         PublicationSettled = "publication.settled",
@@ -81,6 +85,7 @@ pub async fn record(
 }
 
 /// A line by whoever runs the installation, for somebody: in their workspace, where it is among the lines about them.
+/// Their details, an object, get who it was and where.
 pub async fn record_by_operator_for(
     tx: &mut PgConnection,
     person: &Caller,
@@ -95,14 +100,14 @@ pub async fn record_by_operator_for(
         key: None,
         action,
         target: target.to_string(),
-        details,
+        details: by_operator(details),
         address: None,
         request_id: None,
     };
     store::insert(tx, &line).await
 }
 
-/// A line by whoever runs the installation, at its command line.
+/// A line by whoever runs the installation, at its command line. Its details, an object, get who it was and where.
 pub async fn record_by_operator(
     tx: &mut PgConnection,
     tenant: Option<TenantId>,
@@ -117,7 +122,7 @@ pub async fn record_by_operator(
         key: None,
         action,
         target: target.to_string(),
-        details,
+        details: by_operator(details),
         address: None,
         request_id: None,
     };
@@ -132,4 +137,9 @@ pub async fn record_by_operator_in_each(
     target: &str,
 ) -> sqlx::Result<()> {
     store::insert_by_operator(tx, workspaces, action, target).await
+}
+
+fn by_operator(mut details: Value) -> Value {
+    details["by"] = operator().into();
+    details
 }

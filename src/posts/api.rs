@@ -2,22 +2,24 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use poem::web::Data;
+use poem::{http::StatusCode, web::Data};
 use poem_openapi::{
     Object, OpenApi,
     param::{Path, Query},
     payload::Json,
 };
+use serde_json::json;
 
 use super::{
     input::{File, PlatformName, PostInput, PostView, TextFields, Variant},
-    store::{self, Removal},
+    store,
 };
 use crate::{
+    audit::{self, Action},
     http::{App, Caller, Created, Gone, IdempotencyKey, Input, Page, Problem, Scope, Tag, Turn, page},
     ids::PostId,
     platforms::Platform,
-    publishing::{Publisher, api::media_problem, check},
+    publishing::{Publisher, api::media_problem, check, rivals},
 };
 
 #[derive(Clone)]
@@ -157,7 +159,8 @@ impl PostsApi {
 
     /// Change a post
     ///
-    /// Replaces all of it. Publications whose content is frozen already go out as they were.
+    /// Replaces all of it. Publications whose content is frozen already go out as they were. With a key that is limited
+    /// to connections it is a 403 `not_for_this_key` while the post is to go out, or may be tried again, on another one.
     #[oai(path = "/posts/:id", method = "put", operation_id = "changePost")]
     async fn change(
         &self,
@@ -177,15 +180,18 @@ impl PostsApi {
         let PostChange { universal_content, variants, media, version } = body.0;
         let post = PostInput { universal_content, variants, media };
         let (post, _) = post.examine(id.0, caller.tenant, UNIVERSAL).accepted()?;
-        let changed =
-            store::update(&mut tx, caller.tenant, id.0, version, &post.universal_content, &post.variants, &post.media);
-        if !changed.await.map_err(unknown_media)? {
-            store::get(&mut *tx, caller.tenant, id.0).await?.ok_or_else(|| Problem::not_found("post"))?;
+        let before = hold(&mut tx, &caller, id.0).await?;
+        if version.is_some_and(|version| version != before.version) {
             let text = "The post was changed since the version you name. Read it again and repeat your change.";
             return Err(Problem::conflict("changed_meanwhile", text));
         }
+        store::update(&mut tx, caller.tenant, id.0, &post.universal_content, &post.variants, &post.media)
+            .await
+            .map_err(unknown_media)?;
         let post = store::get(&mut *tx, caller.tenant, id.0).await?;
         let post = post.ok_or_else(|| Problem::not_found("post"))?;
+        let details = json!({"fields": before.changes(&post), "version": post.version});
+        audit::record(&mut tx, &caller, Action::PostChanged, id.0, details).await?;
         let answer = claim.keep(&mut tx, Json(PostView::from(post))).await?;
         tx.commit().await?;
         Ok(answer)
@@ -193,7 +199,8 @@ impl PostsApi {
 
     /// Delete a post
     ///
-    /// What was published stays on its platforms.
+    /// What was published stays on its platforms. With a key that is limited to connections it is a 403
+    /// `not_for_this_key` while the post is to go out, or may be tried again, on another one.
     #[oai(path = "/posts/:id", method = "delete", operation_id = "deletePost")]
     async fn delete(
         &self,
@@ -208,14 +215,12 @@ impl PostsApi {
             Turn::Replay(answer) => return Ok(answer),
             Turn::New(claim) => claim,
         };
-        match store::remove(&mut tx, caller.tenant, id.0).await? {
-            Removal::Removed => {}
-            Removal::NotFound => return Err(Problem::not_found("post")),
-            Removal::InUse => {
-                let text = "Publications of this post are still to go out. Cancel them first.";
-                return Err(Problem::conflict("publications_open", text));
-            }
+        hold(&mut tx, &caller, id.0).await?;
+        if !store::remove(&mut tx, caller.tenant, id.0).await? {
+            let text = "Publications of this post are still to go out. Cancel them first.";
+            return Err(Problem::conflict("publications_open", text));
         }
+        audit::record(&mut tx, &caller, Action::PostDeleted, id.0, json!({})).await?;
         let answer = claim.keep(&mut tx, Gone::default()).await?;
         tx.commit().await?;
         Ok(answer)
@@ -245,6 +250,19 @@ impl PostsApi {
         let platforms: Vec<_> = reports.into_iter().map(|of_one| report(of_one, &fields)).collect();
         Ok(Json(Validation { valid: platforms.iter().all(|report| report.valid), platforms }))
     }
+}
+
+/// The post as it is until the transaction ends, for whoever may change what it says wherever that may still go out: no
+/// publication is made of it meanwhile.
+async fn hold(tx: &mut sqlx::PgConnection, caller: &Caller, id: PostId) -> Result<super::Post, Problem> {
+    store::lock(tx, caller.tenant, id).await?;
+    let post = store::get(&mut *tx, caller.tenant, id).await?.ok_or_else(|| Problem::not_found("post"))?;
+    if rivals::beyond_reach(tx, caller.reach(), id).await? {
+        let text = "The post is to go out, or may be tried again, on a connection that this API key is not for. Use a \
+                    key that may use all of its connections, or your own token.";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "not_for_this_key", "Not for this key", text));
+    }
+    Ok(post)
 }
 
 /// Stores a post in the caller's transaction.

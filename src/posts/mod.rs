@@ -37,4 +37,14 @@ impl Post {
     pub fn text_for(&self, platform: Platform) -> &str {
         self.variants.get(&platform).unwrap_or(&self.universal_content)
     }
+
+    /// What differs in another version of it, by the names that callers know.
+    pub fn changes(&self, later: &Self) -> Vec<&'static str> {
+        let fields = [
+            ("universal_content", self.universal_content != later.universal_content),
+            ("variants", self.variants != later.variants),
+            ("media", self.media != later.media),
+        ];
+        fields.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
+    }
 }

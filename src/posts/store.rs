@@ -104,63 +104,66 @@ pub async fn insert(
     Ok(created_at)
 }
 
-/// Replaces a post's content. `false`: it is not there, or was changed since `version`.
+/// Whoever changes, deletes or publishes a post goes one by one from here on, until the transaction ends. What the one
+/// before did is seen by the statements after this one.
+pub async fn lock(tx: &mut PgConnection, tenant: TenantId, id: PostId) -> sqlx::Result<()> {
+    sqlx::query("select from posts where tenant_id = $1 and id = $2 for no key update")
+        .bind(tenant)
+        .bind(id)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// `None`: there is no such post, or it was deleted.
+pub async fn version(db: impl PgExecutor<'_>, tenant: TenantId, id: PostId) -> sqlx::Result<Option<i32>> {
+    sqlx::query_scalar("select version from posts where tenant_id = $1 and id = $2 and removed_at is null")
+        .bind(tenant)
+        .bind(id)
+        .fetch_optional(db)
+        .await
+}
+
+/// Replaces a post's content. Call with the post locked, and there.
 pub async fn update(
     tx: &mut PgConnection,
     tenant: TenantId,
     id: PostId,
-    version: Option<i32>,
     universal_content: &str,
     variants: &BTreeMap<Platform, String>,
     media: &[Attached],
-) -> sqlx::Result<bool> {
-    let done = sqlx::query(
-        "update posts set universal_content = $4, variants = $5, version = version + 1, updated_at = now() \
-         where tenant_id = $1 and id = $2 and removed_at is null and ($3::int is null or version = $3)",
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "update posts set universal_content = $3, variants = $4, version = version + 1, updated_at = now() \
+         where tenant_id = $1 and id = $2",
     )
     .bind(tenant)
     .bind(id)
-    .bind(version)
     .bind(universal_content)
     .bind(Json(variants))
+    .execute(&mut *tx)
+    .await?;
+    detach(tx, id).await?;
+    attach(tx, id, tenant, media).await
+}
+
+/// Takes a post out of all lists. Call with the post locked, and there. `false`: it is about to go out, or somebody has
+/// to look whether it did.
+pub async fn remove(tx: &mut PgConnection, tenant: TenantId, id: PostId) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "update posts set removed_at = now() where tenant_id = $1 and id = $2 and not exists ( \
+           select from publications where post_id = $2 and phase in \
+             ('planned', 'prepared', 'uploaded', 'sending', 'needs_reconnect'))",
+    )
+    .bind(tenant)
+    .bind(id)
     .execute(&mut *tx)
     .await?;
     if done.rows_affected() == 0 {
         return Ok(false);
     }
     detach(tx, id).await?;
-    attach(tx, id, tenant, media).await?;
     Ok(true)
-}
-
-/// What became of a wish to delete a post.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Removal {
-    Removed,
-    NotFound,
-    /// It is about to go out, or somebody has to look whether it did.
-    InUse,
-}
-
-pub async fn remove(tx: &mut PgConnection, tenant: TenantId, id: PostId) -> sqlx::Result<Removal> {
-    let found: Option<bool> = sqlx::query_scalar(
-        "select exists (select from publications where post_id = $2 and phase in \
-           ('planned', 'prepared', 'uploaded', 'sending', 'needs_reconnect')) \
-         from posts where tenant_id = $1 and id = $2 and removed_at is null for update",
-    )
-    .bind(tenant)
-    .bind(id)
-    .fetch_optional(&mut *tx)
-    .await?;
-    match found {
-        None => Ok(Removal::NotFound),
-        Some(true) => Ok(Removal::InUse),
-        Some(false) => {
-            sqlx::query("update posts set removed_at = now() where id = $1").bind(id).execute(&mut *tx).await?;
-            detach(tx, id).await?;
-            Ok(Removal::Removed)
-        }
-    }
 }
 
 /// What a post's claim on an upload is called.

@@ -15,6 +15,7 @@ use crate::{
     ids::{ConnectionId, PublicationId, TenantId},
     jobs::{Backoff, EnqueueError, Job, JobContext, NewJob, Queue, Stop, Why},
     platforms::{Connector, Exchange, Explanation, Platform, RemotePost, Turn},
+    posts,
 };
 
 /// Brings one publication to its platform.
@@ -166,7 +167,7 @@ impl Run<'_> {
             return Err(Halt::Plain(Stop::Failed { why }));
         }
         let mut tx = self.cx.db().begin().await?;
-        rivals::lock_post(&mut tx, publication.post).await?;
+        posts::store::lock(&mut tx, publication.tenant, publication.post).await?;
         if let Some(rival) =
             rivals::of_post(&mut tx, publication.post, publication.connection, Some(publication.id)).await?
         {

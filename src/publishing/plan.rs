@@ -22,7 +22,7 @@ use crate::{
     ids::{GroupId, JobId, PublicationId, TenantId},
     jobs::{Engine, EnqueueError, NewJob, OnParent, Stop, Ticket},
     platforms::Platform,
-    posts::Post,
+    posts::{self, Post},
 };
 
 /// What was asked for, checked.
@@ -78,6 +78,10 @@ pub enum PlanError {
     Database(#[from] sqlx::Error),
     #[error("the publication {} of the same post on {platform} is {}", .rival.id, .rival.phase)]
     Rival { platform: Platform, rival: Rival },
+    #[error("the post was deleted while it was looked at")]
+    PostGone,
+    #[error("the post was changed while it was looked at")]
+    PostChanged,
 }
 
 impl From<PlanError> for Stop {
@@ -86,6 +90,8 @@ impl From<PlanError> for Stop {
             PlanError::Enqueue(error) => enqueue_stop(error),
             PlanError::Database(error) => error.into(),
             error @ PlanError::Rival { .. } => Self::failed("unsettled", error.to_string()),
+            error @ PlanError::PostGone => Self::failed("post_removed", error.to_string()),
+            error @ PlanError::PostChanged => Self::failed("changed_meanwhile", error.to_string()),
         }
     }
 }
@@ -111,9 +117,15 @@ pub async fn plan(tx: &mut PgConnection, engine: &Engine, tenant: TenantId, wish
     Ok(planned)
 }
 
-/// A post is on its way to an account once, and out there once unless a second time is asked for.
+/// A post is on its way to an account once, and out there once unless a second time is asked for; and it is the one that
+/// was looked at, not what somebody else has made of it since.
 async fn alone(tx: &mut PgConnection, wish: &Wish) -> Result<(), PlanError> {
-    rivals::lock_post(tx, wish.post.id).await?;
+    posts::store::lock(tx, wish.post.tenant, wish.post.id).await?;
+    match posts::store::version(&mut *tx, wish.post.tenant, wish.post.id).await? {
+        None => return Err(PlanError::PostGone),
+        Some(version) if version != wish.post.version => return Err(PlanError::PostChanged),
+        Some(_) => {}
+    }
     for connection in &wish.connections {
         let rival = rivals::of_post(tx, wish.post.id, connection.id, None).await?;
         if let Some(rival) = rival.filter(|rival| !(wish.republish && rival.phase == Phase::Sent)) {

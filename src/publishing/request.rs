@@ -196,6 +196,11 @@ pub fn plan_problem(error: PlanError) -> Problem {
         PlanError::Enqueue(error @ (EnqueueError::Duplicate { .. } | EnqueueError::Nobodys)) => {
             Problem::internal(&error)
         }
+        PlanError::PostGone => Problem::not_found("post"),
+        PlanError::PostChanged => {
+            let text = "The post was changed while it was checked. Read it again and repeat your wish.";
+            Problem::conflict("changed_meanwhile", text)
+        }
         PlanError::Rival { platform, rival } if rival.phase == Phase::Sent => {
             let text = format!(
                 "The post is out on {} already, as {}. Send \"republish\": true to publish it there once more.",

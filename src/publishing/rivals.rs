@@ -10,6 +10,7 @@ use sqlx::{PgConnection, PgExecutor};
 use super::{Phase, Publication};
 use crate::{
     connections::store::stored,
+    identity::Reach,
     ids::{ConnectionId, PostId, PublicationId},
 };
 
@@ -18,12 +19,6 @@ use crate::{
 pub struct Rival {
     pub id: PublicationId,
     pub phase: Phase,
-}
-
-/// One by one from here on, until the transaction ends: two wishes to publish the same post see each other.
-pub async fn lock_post(tx: &mut PgConnection, post: PostId) -> sqlx::Result<()> {
-    sqlx::query("select from posts where id = $1 for no key update").bind(post).execute(tx).await?;
-    Ok(())
 }
 
 /// The publication of this post on this account that is out, or may be, or is on its way; one that is not out yet
@@ -47,6 +42,21 @@ pub async fn of_post(
     .fetch_optional(tx)
     .await?;
     found.map(|(id, phase)| Ok(Rival { id, phase: stored(&phase)? })).transpose()
+}
+
+/// Whether what a post says may still go out where a call may do nothing: also what failed there does, with the post as
+/// it is then, when somebody has it tried again. Call with the post locked.
+pub async fn beyond_reach(tx: &mut PgConnection, reach: Reach<'_>, post: PostId) -> sqlx::Result<bool> {
+    let Some(connections) = reach.connections else { return Ok(false) };
+    sqlx::query_scalar(
+        "select exists (select from publications where tenant_id = $1 and post_id = $2 \
+         and connection_id <> all($3) and phase not in ('sent', 'cancelled'))",
+    )
+    .bind(reach.tenant)
+    .bind(post)
+    .bind(connections)
+    .fetch_one(tx)
+    .await
 }
 
 /// Whether a remote post on this account belongs to another publication of the same workspace. What a person says of

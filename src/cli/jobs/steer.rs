@@ -14,18 +14,16 @@ use crate::{
     },
 };
 
-/// Who it was, for whoever wonders later: all that the command line knows of them.
+/// Who it was, for whoever wonders later.
 pub fn operator() -> String {
-    // SAFETY: takes nothing and cannot fail.
-    let user = unsafe { libc::getuid() };
-    format!("uid {user} with multivio jobs")
+    format!("{} with multivio jobs", audit::operator())
 }
 
 pub async fn cancel(engine: &Engine, job: JobId) -> sqlx::Result<CancelOutcome> {
     let mut tx = engine.db().begin().await?;
     let outcome = ledger::cancel(&mut tx, None, job, &operator()).await?;
     if matches!(outcome, CancelOutcome::Cancelled | CancelOutcome::Requested) {
-        note(&mut tx, job, Action::JobCancelled, by()).await?;
+        note(&mut tx, job, Action::JobCancelled, json!({})).await?;
     }
     tx.commit().await?;
     engine.cancelled(job, outcome).await?;
@@ -51,7 +49,7 @@ pub async fn retry(engine: &Engine, job: JobId) -> sqlx::Result<Retried> {
     }
     let retried = ledger::request_retry(&mut *tx, None, job, &operator()).await?.is_some();
     if retried {
-        note(&mut tx, job, Action::JobRetried, by()).await?;
+        note(&mut tx, job, Action::JobRetried, json!({})).await?;
     }
     tx.commit().await?;
     if retried {
@@ -65,8 +63,7 @@ pub async fn set_priority(engine: &Engine, job: JobId, priority: Priority) -> sq
     let mut tx = engine.db().begin().await?;
     let changed = ledger::set_priority(&mut *tx, None, job, priority, &operator()).await?.is_some();
     if changed {
-        let details = json!({"priority": priority, "by": operator()});
-        note(&mut tx, job, Action::JobPriorityChanged, details).await?;
+        note(&mut tx, job, Action::JobPriorityChanged, json!({"priority": priority})).await?;
     }
     tx.commit().await?;
     if changed {
@@ -78,7 +75,7 @@ pub async fn set_priority(engine: &Engine, job: JobId, priority: Priority) -> sq
 /// How many.
 pub async fn retry_failed(engine: &Engine, queue: Queue, kind: Option<&str>, limit: u32) -> sqlx::Result<u64> {
     // Written down first: it is done in many transactions, and any of them may be the last.
-    let details = json!({"queue": queue, "kind": kind, "limit": limit, "by": operator()});
+    let details = json!({"queue": queue, "kind": kind, "limit": limit});
     let mut db = engine.db().acquire().await?;
     audit::record_by_operator(&mut db, None, Action::FailedJobsRetried, "jobs", details).await?;
     drop(db);
@@ -88,7 +85,7 @@ pub async fn retry_failed(engine: &Engine, queue: Queue, kind: Option<&str>, lim
 pub async fn pause(engine: &Engine, queue: Queue) -> sqlx::Result<()> {
     let mut tx = engine.db().begin().await?;
     ledger::pause(&mut *tx, queue, &operator()).await?;
-    audit::record_by_operator(&mut tx, None, Action::QueuePaused, queue, by()).await?;
+    audit::record_by_operator(&mut tx, None, Action::QueuePaused, queue, json!({})).await?;
     tx.commit().await
 }
 
@@ -96,7 +93,7 @@ pub async fn pause(engine: &Engine, queue: Queue) -> sqlx::Result<()> {
 pub async fn resume(engine: &Engine, queue: Queue) -> sqlx::Result<bool> {
     let mut tx = engine.db().begin().await?;
     let Some(at) = ledger::resume(&mut *tx, queue).await? else { return Ok(false) };
-    audit::record_by_operator(&mut tx, None, Action::QueueResumed, queue, by()).await?;
+    audit::record_by_operator(&mut tx, None, Action::QueueResumed, queue, json!({})).await?;
     tx.commit().await?;
     engine.resumed(queue, at).await;
     Ok(true)
@@ -106,8 +103,4 @@ pub async fn resume(engine: &Engine, queue: Queue) -> sqlx::Result<bool> {
 async fn note(tx: &mut PgConnection, job: JobId, action: Action, details: Value) -> sqlx::Result<()> {
     let tenant = ledger::get(&mut *tx, None, job).await?.map(|row| row.tenant);
     audit::record_by_operator(tx, tenant, action, job, details).await
-}
-
-fn by() -> Value {
-    json!({ "by": operator() })
 }

@@ -1,5 +1,7 @@
 //! The audit log: what is done is in it, from where, and stays there.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use multivio::{
     http::Scope,
     ids::{JobId, TenantId},
@@ -210,9 +212,68 @@ async fn what_is_done_to_jobs_by_a_call_is_written_down_once_and_what_is_refused
     assert_eq!(written().await.len(), expected.len() + 1, "the cancellation alone");
 }
 
+#[tokio::test]
+async fn that_a_post_was_changed_or_deleted_is_written_down_once_and_without_its_words() {
+    let mut app = App::new().await;
+    let _sandbox = app.sandbox().await;
+    let api = app.api().await;
+    let other = connect(&app, app.tenant, "other").await;
+    let (key_id, key) = new_key(&api, json!({"connections": [connect(&app, app.tenant, "mine").await]})).await;
+    let first = json!({"universal_content": "words of before"});
+    let (status, post) = api.post("/api/v1/posts", first).await;
+    assert_eq!(status, 201, "{post}");
+    let (id, path) = (&post["id"], format!("/api/v1/posts/{}", post["id"].as_str().unwrap()));
+    let send = async |credential: &str, body: Option<&Value>, idempotency: &str| {
+        let method = if body.is_some() { Method::PUT } else { Method::DELETE };
+        let request = api.client.request(method, format!("{}{path}", api.url)).bearer_auth(credential);
+        let mut request = request.header("Idempotency-Key", idempotency);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        request.send().await.unwrap().status().as_u16()
+    };
+    let words = json!({"universal_content": "words of after", "version": 1,
+                       "variants": [{"platform": "x", "text": "words for one"}]});
+    let fewer = json!({"universal_content": "words of after"});
+    // Each is sent again: it is done once. What is refused in between is not written down.
+    for _ in 0..2 {
+        assert_eq!(send(&key, Some(&words), "words").await, 200);
+        assert_eq!(send(&api.token, Some(&fewer), "fewer").await, 200);
+    }
+    assert_eq!(send(&api.token, Some(&words), "stale").await, 409);
+    let tomorrow = (chrono::Utc::now() + chrono::TimeDelta::days(1)).to_rfc3339();
+    let wish = json!({"connections": [other], "scheduled_at": tomorrow});
+    let (status, going) = api.post(&format!("{path}/publish"), wish).await;
+    assert_eq!(status, 202, "{going}");
+    assert_eq!(send(&key, Some(&fewer), "beyond").await, 403);
+    assert_eq!(send(&key, None, "beyond-it").await, 403);
+    assert_eq!(send(&api.token, None, "open").await, 409);
+    let cancel = format!("/api/v1/publications/{}/cancel", going["publications"][0]["id"].as_str().unwrap());
+    assert_eq!(api.post(&cancel, Value::Null).await.0, 200);
+    for idempotency in ["delete", "delete"] {
+        assert_eq!(send(&api.token, None, idempotency).await, 204);
+    }
+    assert_eq!(send(&api.token, None, "gone").await, 404);
+
+    let all = lines(&api).await;
+    let of_post: Vec<_> = all.iter().rev().filter(|line| line["target"] == *id).collect();
+    let said: Vec<_> = of_post.iter().map(|line| (line["action"].as_str().unwrap(), line["actor"].as_str())).collect();
+    let expected = [
+        ("post.changed", Some("key")),
+        ("post.changed", Some("user")),
+        ("post.published", Some("user")),
+        ("post.deleted", Some("user")),
+    ];
+    assert_eq!(said, expected);
+    assert_eq!(of_post[0]["key_id"], key_id);
+    assert_eq!(of_post[0]["details"], json!({"fields": ["universal_content", "variants"], "version": 2}));
+    assert_eq!(of_post[1]["details"], json!({"fields": ["variants"], "version": 3}));
+    assert!(!json!(all).to_string().contains("words"), "the log holds what was written");
+}
+
 /// By hand, at the machine: as much of it as by a call.
 #[tokio::test]
-async fn what_operators_do_at_the_command_line_is_written_down() {
+async fn what_operators_do_at_the_command_line_is_written_down_with_who_and_where() {
     let mut app = App::new().await;
     let _models = app.sandbox().await;
     let api = app.api().await;
@@ -259,11 +320,22 @@ async fn what_operators_do_at_the_command_line_is_written_down() {
     ];
     assert_eq!(said, expected);
     assert_eq!((written[0].2.as_deref(), written[4].2.as_deref()), (Some(job), Some("ops")));
+    let by = "select distinct details ->> 'by' from audit_log where actor = 'operator'";
+    let by: Vec<Option<String>> = sqlx::query_scalar(by).fetch_all(&app.pool).await.unwrap();
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let account = std::fs::metadata("/proc/self").unwrap().uid();
+    let [Some(by)] = &by[..] else { panic!("every line names them, all alike: {by:?}") };
+    assert!(by.starts_with(&format!("uid {account} ")) && by.ends_with(&format!(" at {}", machine.trim())), "{by}");
+    let accounts = std::fs::read_to_string("/etc/passwd").unwrap();
+    let name = accounts.lines().find(|line| line.split(':').nth(2) == Some(&account.to_string()));
+    if let Some(name) = name.and_then(|line| line.split(':').next()) {
+        assert!(by.contains(&format!("({name})")), "{by}");
+    }
     // The workspace's owners see what was done to what is theirs.
     let (_, list) = api.get("/api/v1/audit?action=job.cancelled").await;
     let line = &list["items"][0];
     assert_eq!((&line["actor"], &line["target"]), (&json!("operator"), &json!(job)), "{list}");
-    assert!(line["details"]["by"].as_str().unwrap().starts_with("uid "), "{list}");
+    assert_eq!(&line["details"]["by"], by, "{list}");
     let (_, list) = api.get("/api/v1/audit?action=job.priority_changed").await;
     assert_eq!(list["items"][0]["details"]["priority"], "high", "{list}");
 }

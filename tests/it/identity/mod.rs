@@ -3,6 +3,7 @@
 mod audit;
 mod firebase;
 mod key_limits;
+mod key_posts;
 mod keys;
 mod roles;
 mod teams;
