@@ -5,7 +5,10 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{
+            AtomicU8,
+            Ordering::{AcqRel, Acquire, Release},
+        },
     },
     time::{Duration, Instant},
 };
@@ -38,8 +41,8 @@ const WAITING: usize = 8 * BATCH;
 const SHORT: usize = 32;
 /// How long a list's known length is good.
 const LENGTH_KNOWN_FOR: Duration = Duration::from_millis(50);
-/// Batches that leave jobs to the relay within this time call it once.
-const GATHER_RINGS: Duration = Duration::from_millis(5);
+/// Batches that leave jobs to the relay within this time call it once: it has enough to do with what it was called for.
+const BETWEEN_RINGS: Duration = Duration::from_millis(20);
 
 type Reply = oneshot::Sender<Result<JobId, EnqueueError>>;
 
@@ -72,7 +75,7 @@ impl Batcher {
         let (jobs, waiting) = mpsc::channel(WAITING);
         let lengths = Lengths { known: Arc::default(), belt: belt.clone() };
         let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
-        let bell = Bell { belt: belt.clone(), is_rung: Arc::default() };
+        let bell = Bell { belt: belt.clone(), state: Arc::default() };
         for _ in 0..AT_ONCE {
             tokio::spawn(run(Arc::clone(&waiting), Door::new(way), belt.clone(), lengths.clone(), bell.clone()));
         }
@@ -99,44 +102,54 @@ impl Batcher {
 
 type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<Waiter>>>;
 
+/// Writes batch after batch on its own connection, which Postgres then has everything ready for; the next loop takes
+/// over while one is late.
 async fn run(waiting: Waiting, door: Door, belt: Belt, lengths: Lengths, bell: Bell) {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         let mut turn = waiting.lock().await;
-        if turn.recv_many(&mut batch, BATCH).await == 0 {
-            return;
-        }
-        batch.sort_by(|a: &Waiter, b| unique_order(&a.job).cmp(&unique_order(&b.job)));
-        let answers = {
-            let mut entering = std::pin::pin!(enter_all(&batch, &door, &lengths));
-            let in_time = tokio::time::timeout(LATE, &mut entering).await;
-            drop(turn);
-            match in_time {
-                Ok(entered) => entered,
-                Err(_late) => entering.await,
+        let late = loop {
+            if turn.recv_many(&mut batch, BATCH).await == 0 {
+                return;
+            }
+            batch.sort_by(|a: &Waiter, b| unique_order(&a.job).cmp(&unique_order(&b.job)));
+            let mut entering = Box::pin(enter_all(&batch, &door, &lengths));
+            match tokio::time::timeout(LATE, &mut entering).await {
+                Ok(answers) => {
+                    drop(entering);
+                    answer(&mut batch, answers, &belt, &lengths, &bell);
+                }
+                Err(_late) => break entering,
             }
         };
-        let mut runnable = Vec::new();
-        let mut rings = false;
-        for (Waiter { job, .. }, (pushed, answer)) in batch.iter().zip(&answers) {
-            match answer {
-                Ok((_, State::Queued)) if *pushed => runnable.push(Runnable { job: job.id, list: list_of(job) }),
-                Ok((_, State::Queued)) => rings = true,
-                Ok((_, State::Scheduled)) if job.run_at.is_none() => rings = true,
-                Ok(_) | Err(_) => {}
-            }
+        drop(turn);
+        let answers = late.await;
+        answer(&mut batch, answers, &belt, &lengths, &bell);
+    }
+}
+
+/// Tells each caller what became of his job, and the belt what is runnable.
+fn answer(batch: &mut Vec<Waiter>, answers: Vec<(bool, Entered)>, belt: &Belt, lengths: &Lengths, bell: &Bell) {
+    let mut runnable = Vec::new();
+    let mut rings = false;
+    for (Waiter { job, .. }, (pushed, answer)) in batch.iter().zip(&answers) {
+        match answer {
+            Ok((_, State::Queued)) if *pushed => runnable.push(Runnable { job: job.id, list: list_of(job) }),
+            Ok((_, State::Queued)) => rings = true,
+            Ok((_, State::Scheduled)) if job.run_at.is_none() => rings = true,
+            Ok(_) | Err(_) => {}
         }
-        for (Waiter { reply, .. }, (_, answer)) in batch.drain(..).zip(answers) {
-            // A caller that went away has its job all the same.
-            let _gone = reply.send(answer.map(|(id, _)| id));
-        }
-        // What only saves time does not hold up the next batch.
-        if !runnable.is_empty() {
-            tokio::spawn(push(belt.clone(), lengths.clone(), runnable));
-        }
-        if rings {
-            bell.ring();
-        }
+    }
+    for (Waiter { reply, .. }, (_, answer)) in batch.drain(..).zip(answers) {
+        // A caller that went away has its job all the same.
+        let _gone = reply.send(answer.map(|(id, _)| id));
+    }
+    // What only saves time does not hold up the next batch.
+    if !runnable.is_empty() {
+        tokio::spawn(push(belt.clone(), lengths.clone(), runnable));
+    }
+    if rings {
+        bell.ring();
     }
 }
 
@@ -157,25 +170,38 @@ async fn push(belt: Belt, lengths: Lengths, runnable: Vec<Runnable>) {
     }
 }
 
-/// Calls the relay, once for all batches that ask within a moment.
+/// Calls the relay, at once and then no more often than it is of use.
 #[derive(Debug, Clone)]
 struct Bell {
     belt: Belt,
-    is_rung: Arc<AtomicBool>,
+    state: Arc<AtomicU8>,
 }
+
+/// Nobody has rung for a while.
+const QUIET: u8 = 0;
+/// It rang a moment ago.
+const RUNG: u8 = 1;
+/// It rang a moment ago, and has to once more.
+const ASKED_AGAIN: u8 = 2;
 
 impl Bell {
     fn ring(&self) {
-        if self.is_rung.swap(true, Ordering::AcqRel) {
+        let after = |state| Some(if state == QUIET { RUNG } else { ASKED_AGAIN });
+        if self.state.fetch_update(AcqRel, Acquire, after) != Ok(QUIET) {
             return;
         }
         let bell = self.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(GATHER_RINGS).await;
-            // Before it is heard: what is committed from here on has to be looked for once more.
-            bell.is_rung.store(false, Ordering::Release);
-            if let Err(error) = bell.belt.ring_relay().await {
-                debug!(error = %chain(&error), "the relay comes by itself");
+            loop {
+                if let Err(error) = bell.belt.ring_relay().await {
+                    debug!(error = %chain(&error), "the relay comes by itself");
+                }
+                tokio::time::sleep(BETWEEN_RINGS).await;
+                if bell.state.compare_exchange(RUNG, QUIET, AcqRel, Acquire).is_ok() {
+                    return;
+                }
+                // Before it is heard: what is committed from here on has to be looked for once more.
+                bell.state.store(RUNG, Release);
             }
         });
     }

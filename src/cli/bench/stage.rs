@@ -9,7 +9,7 @@ use std::{
 };
 
 use secrecy::ExposeSecret;
-use sqlx::PgPool;
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -60,6 +60,7 @@ impl Stage {
             persistence: Persistence::Off,
         };
         let servers = spinner("starting a private Postgres and Redis", Servers::start(options)).await.map_err(local)?;
+        age(&servers).await?;
         Ok(Self { servers, folder })
     }
 
@@ -124,6 +125,21 @@ impl Stage {
             .map_err(|error| Failure::failed(format!("{name} cannot be started: {error}")))?;
         Ok(Program { process, started, log })
     }
+}
+
+/// A server that has been up for a while writes its log over files of before. A new one makes each file first, and every
+/// commit waits for that: some 25 ms, each time.
+async fn age(servers: &Servers) -> Result<(), Failure> {
+    const LOG_FILES: usize = 40;
+    let mut db = PgConnection::connect(servers.postgres.url("postgres").expose_secret()).await?;
+    sqlx::raw_sql("alter system set min_wal_size = '640MB'").execute(&mut db).await?;
+    sqlx::raw_sql("select pg_reload_conf()").execute(&mut db).await?;
+    for _ in 0..LOG_FILES {
+        sqlx::raw_sql("select pg_logical_emit_message(false, 'bench', '')").execute(&mut db).await?;
+        sqlx::raw_sql("select pg_switch_wal()").execute(&mut db).await?;
+    }
+    sqlx::raw_sql("checkpoint").execute(&mut db).await?;
+    Ok(db.close().await?)
 }
 
 /// A running program; dropping it kills it.
