@@ -212,14 +212,13 @@ impl fmt::Display for ConfigError {
     }
 }
 
+const NO_SETTING: &str =
+    ".env has a line that is not NAME=value. Put a value with spaces, quotes or # in it into quotes.";
+
 /// What is wrong with an `.env`. Its own text of a line that cannot be read is that line, with the secret in it.
 fn unreadable(error: &dotenvy::Error) -> String {
     match error {
-        dotenvy::Error::LineParse(..) => {
-            ".env has a line that is not NAME=value. Put a value with spaces, quotes or # \
-                                          in it into quotes."
-                .to_owned()
-        }
+        dotenvy::Error::LineParse(..) => NO_SETTING.to_owned(),
         error => format!(".env could not be read: {error}"),
     }
 }

@@ -97,14 +97,12 @@ pub async fn run(arguments: Arguments, _screen: Screen) -> Result<(), Failure> {
     });
     let stopping = stop.clone();
     let relay = tokio::spawn(async move {
-        match pooler::watch(session, &stopping).await {
+        let sessions = pooler::watch(session, &stopping).await;
+        match &sessions {
             Ok(()) => relay::run(engine, relay_session, relay_db, stopping).await,
-            Err(shared) => {
-                stopping.cancel();
-                return Err(shared);
-            }
+            Err(_shared) => stopping.cancel(),
         }
-        Ok(())
+        sessions
     });
     let served = server::serve(listener, routes, stop.clone()).await;
     // However it ended, a relay must not go on leading without its process's server.

@@ -207,8 +207,8 @@ pub fn main(multivio: Multivio) -> ExitCode {
     }
 }
 
-/// The other half of a machine is its database's: threads that wake each other for each call there cost a quarter more a
-/// call than those which fit.
+/// Half of the cores, as the other half is the database's: with a thread for each, those that wake each other for every
+/// call make it a quarter dearer.
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }

@@ -82,7 +82,8 @@ impl Report {
         let conditions = Conditions {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             load_average: load.and_then(|load| load.split(' ').next()?.parse().ok()),
-            postgres: "fsync on, synchronous_commit on (claims alone commit asynchronously), logged tables, autovacuum on",
+            postgres: "fsync on, synchronous_commit on (claims alone commit asynchronously), logged tables, autovacuum \
+                       on, log files made beforehand as on a server that has been up",
             job: "200 bytes of arguments, a result, every layer of the production worker",
             version: env!("CARGO_PKG_VERSION"),
             build: if cfg!(debug_assertions) { "debug: these figures say nothing" } else { "release" },

@@ -2,9 +2,8 @@
 //!
 //! Each transition is a single guarded statement that commits by itself: it names the state it leaves, locks rows
 //! in id order and skips what another holds, so a process stopped in the middle holds nobody up (E4). The two that
-//! every job passes, claiming and succeeding, look for what is held only once they have met it, or each
-//! other. Time is
-//! Postgres's `now()`, never a worker's clock. Locks are taken, and an answer that never came is survived, by the
+//! every job passes, claiming and succeeding, look for what is held only once they have met it, or each other. Time
+//! is Postgres's `now()`, never a worker's clock. Locks are taken, and an answer that never came is survived, by the
 //! fence: every claim raises `run`, every completion names it (E2).
 
 mod claim;
